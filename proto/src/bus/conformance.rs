@@ -1,0 +1,118 @@
+//! What every bus must do, as one suite for all of them. Each rule names the
+//! sentence of [`Bus`](super::Bus) that it holds the bus to; a broken rule
+//! panics.
+
+use std::future::Future;
+use std::time::Duration;
+
+use bytes::Bytes;
+
+use super::{BusHandle, Error, Subscription};
+use crate::codec::PAYLOAD_BYTES_MAX;
+use crate::subject::{Address, Subject};
+
+/// Longest wait for a message that must come.
+const PATIENCE: Duration = Duration::from_secs(5);
+/// Messages of the order test.
+const MANY: u32 = 10_000;
+
+/// Runs all rules, each on a bus of its own. `connect` gives a bus on which no
+/// earlier rule has left anything.
+pub async fn check<F, B>(connect: F)
+where
+    F: Fn() -> B,
+    B: Future<Output = BusHandle>,
+{
+    a_message_reaches_every_subscriber_of_its_subject_and_no_other(&connect().await).await;
+    the_order_of_one_publisher_is_kept(&connect().await).await;
+    a_message_to_nobody_is_no_error(&connect().await);
+    a_payload_over_the_limit_is_refused(&connect().await).await;
+    a_dropped_subscription_is_forgotten(&connect().await).await;
+    a_slow_subscriber_loses_the_newest_and_is_counted(&connect().await).await;
+}
+
+fn subject(name: &str) -> Subject {
+    Subject {
+        cluster: "conformance".parse().expect("a valid name"),
+        address: Address::Node(name.parse().expect("a valid name")),
+    }
+}
+
+async fn next(subscription: &mut Subscription) -> Bytes {
+    tokio::time::timeout(PATIENCE, subscription.next())
+        .await
+        .expect("the message comes in time")
+        .expect("the bus is open")
+}
+
+async fn a_message_reaches_every_subscriber_of_its_subject_and_no_other(bus: &BusHandle) {
+    let mut first = bus.subscribe(subject("a")).await.expect("subscribed");
+    let mut second = bus.subscribe(subject("a")).await.expect("subscribed");
+    let mut other = bus.subscribe(subject("b")).await.expect("subscribed");
+    bus.publish(&subject("a"), Bytes::from_static(b"for a"))
+        .expect("published");
+    bus.publish(&subject("b"), Bytes::from_static(b"for b"))
+        .expect("published");
+    assert_eq!(next(&mut first).await, "for a");
+    assert_eq!(next(&mut second).await, "for a");
+    assert_eq!(next(&mut other).await, "for b");
+    assert_eq!(first.try_next(), None);
+    assert_eq!(other.try_next(), None);
+}
+
+async fn the_order_of_one_publisher_is_kept(bus: &BusHandle) {
+    let mut subscription = bus.subscribe(subject("a")).await.expect("subscribed");
+    for i in 0..MANY {
+        bus.publish(&subject("a"), Bytes::copy_from_slice(&i.to_le_bytes()))
+            .expect("published");
+    }
+    for i in 0..MANY {
+        assert_eq!(next(&mut subscription).await, i.to_le_bytes()[..]);
+    }
+}
+
+fn a_message_to_nobody_is_no_error(bus: &BusHandle) {
+    assert_eq!(
+        bus.publish(&subject("nobody"), Bytes::from_static(b"x")),
+        Ok(())
+    );
+}
+
+async fn a_payload_over_the_limit_is_refused(bus: &BusHandle) {
+    let mut subscription = bus.subscribe(subject("a")).await.expect("subscribed");
+    let fits = Bytes::from(vec![7; PAYLOAD_BYTES_MAX]);
+    let over = Bytes::from(vec![7; PAYLOAD_BYTES_MAX + 1]);
+    assert_eq!(
+        bus.publish(&subject("a"), over),
+        Err(Error::TooLarge(PAYLOAD_BYTES_MAX + 1))
+    );
+    bus.publish(&subject("a"), fits.clone()).expect("published");
+    assert_eq!(next(&mut subscription).await, fits);
+}
+
+async fn a_dropped_subscription_is_forgotten(bus: &BusHandle) {
+    let subscription = bus.subscribe(subject("a")).await.expect("subscribed");
+    assert_eq!(bus.stats().subscriptions, 1);
+    drop(subscription);
+    bus.publish(&subject("a"), Bytes::from_static(b"x"))
+        .expect("published");
+    assert_eq!(bus.stats().subscriptions, 0);
+}
+
+async fn a_slow_subscriber_loses_the_newest_and_is_counted(bus: &BusHandle) {
+    let mut slow = bus.subscribe(subject("a")).await.expect("subscribed");
+    let mut quick = bus.subscribe(subject("b")).await.expect("subscribed");
+    // More bytes than any subscription may hold.
+    let filler = Bytes::from(vec![0; PAYLOAD_BYTES_MAX]);
+    bus.publish(&subject("a"), Bytes::from_static(b"oldest"))
+        .expect("published");
+    for _ in 0..256 {
+        bus.publish(&subject("a"), filler.clone())
+            .expect("a full queue is no error");
+    }
+    bus.publish(&subject("b"), Bytes::from_static(b"unharmed"))
+        .expect("published");
+    assert_eq!(next(&mut quick).await, "unharmed");
+    assert_eq!(next(&mut slow).await, "oldest");
+    assert!(bus.stats().dropped > 0, "the loss is counted");
+}

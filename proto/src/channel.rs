@@ -1,0 +1,201 @@
+//! Channel names: what is allowed, and what kind of channel a name means.
+
+use std::fmt;
+use std::str::FromStr;
+use std::sync::Arc;
+
+use serde::{Deserialize, Serialize};
+
+use crate::id::AppId;
+
+/// Longest channel name, in bytes.
+pub const CHANNEL_BYTES_MAX: usize = 200;
+
+/// Who may subscribe to a channel, told by the name's prefix as in the
+/// [Pusher protocol](https://pusher.com/docs/channels/using_channels/channels/).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum ChannelKind {
+    /// Anyone who knows the app key.
+    Public,
+    /// `private-`: with a signature of the app's secret.
+    Private,
+    /// `private-encrypted-`: like private; the payload is opaque to the server.
+    Encrypted,
+    /// `presence-`: with a signature, and members are told of each other.
+    Presence,
+}
+
+impl ChannelKind {
+    fn prefix(self) -> &'static str {
+        match self {
+            Self::Public => "",
+            Self::Private => "private-",
+            Self::Encrypted => "private-encrypted-",
+            Self::Presence => "presence-",
+        }
+    }
+}
+
+/// The name of a channel inside an app.
+#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(try_from = "Arc<str>", into = "Arc<str>")]
+pub struct ChannelName(Arc<str>);
+
+/// Why a text is not a channel name.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum InvalidChannelName {
+    /// No name at all.
+    #[error("a channel name cannot be empty")]
+    Empty,
+    /// Longer than [`CHANNEL_BYTES_MAX`].
+    #[error("a channel name has at most {CHANNEL_BYTES_MAX} characters, this one has {0}")]
+    TooLong(usize),
+    /// A character outside the alphabet of the Pusher protocol.
+    #[error("a channel name cannot contain {0:?}: use A-Z a-z 0-9 _ - = @ , . ;")]
+    Character(char),
+}
+
+impl ChannelName {
+    /// The name as text.
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+
+    /// What kind of channel the prefix says it is.
+    pub fn kind(&self) -> ChannelKind {
+        // Longest prefix first: private-encrypted- is also private-.
+        [
+            ChannelKind::Encrypted,
+            ChannelKind::Private,
+            ChannelKind::Presence,
+        ]
+        .into_iter()
+        .find(|kind| self.0.starts_with(kind.prefix()))
+        .unwrap_or(ChannelKind::Public)
+    }
+
+    /// The name without the prefix of its kind; what namespaces match on.
+    pub fn base(&self) -> &str {
+        &self.0[self.kind().prefix().len()..]
+    }
+
+    /// Whether subscribers expect the last event upon subscribing: `cache-`
+    /// stands first after the prefix of the kind.
+    pub fn is_cache(&self) -> bool {
+        self.base().starts_with("cache-")
+    }
+}
+
+impl TryFrom<Arc<str>> for ChannelName {
+    type Error = InvalidChannelName;
+
+    fn try_from(text: Arc<str>) -> Result<Self, InvalidChannelName> {
+        if text.is_empty() {
+            return Err(InvalidChannelName::Empty);
+        }
+        if text.len() > CHANNEL_BYTES_MAX {
+            return Err(InvalidChannelName::TooLong(text.chars().count()));
+        }
+        match text.chars().find(|c| !is_channel_character(*c)) {
+            Some(c) => Err(InvalidChannelName::Character(c)),
+            None => Ok(Self(text)),
+        }
+    }
+}
+
+fn is_channel_character(c: char) -> bool {
+    c.is_ascii_alphanumeric() || matches!(c, '_' | '-' | '=' | '@' | ',' | '.' | ';')
+}
+
+impl FromStr for ChannelName {
+    type Err = InvalidChannelName;
+
+    fn from_str(text: &str) -> Result<Self, InvalidChannelName> {
+        Self::try_from(Arc::from(text))
+    }
+}
+
+impl From<ChannelName> for Arc<str> {
+    fn from(name: ChannelName) -> Self {
+        name.0
+    }
+}
+
+impl fmt::Display for ChannelName {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+impl fmt::Debug for ChannelName {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+/// A channel, in full: names are unique only inside their app.
+#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+pub struct ChannelKey {
+    /// The app it belongs to.
+    pub app: AppId,
+    /// Its name there.
+    pub channel: ChannelName,
+}
+
+impl fmt::Display for ChannelKey {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}/{}", self.app, self.channel)
+    }
+}
+
+impl fmt::Debug for ChannelKey {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{self}")
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn name(text: &str) -> ChannelName {
+        text.parse().unwrap()
+    }
+
+    #[test]
+    fn the_longest_prefix_tells_the_kind() {
+        assert_eq!(name("room").kind(), ChannelKind::Public);
+        assert_eq!(name("privateroom").kind(), ChannelKind::Public);
+        assert_eq!(name("private-room").kind(), ChannelKind::Private);
+        assert_eq!(
+            name("private-encrypted-room").kind(),
+            ChannelKind::Encrypted
+        );
+        assert_eq!(name("presence-room").kind(), ChannelKind::Presence);
+        assert_eq!(name("private-encrypted-room").base(), "room");
+    }
+
+    #[test]
+    fn cache_is_anchored_after_the_kind() {
+        assert!(name("cache-x").is_cache());
+        assert!(name("private-encrypted-cache-x").is_cache());
+        assert!(!name("mycache-x").is_cache());
+    }
+
+    #[test]
+    fn bad_names_say_what_is_wrong() {
+        assert_eq!("".parse::<ChannelName>(), Err(InvalidChannelName::Empty));
+        assert_eq!(
+            "a b".parse::<ChannelName>(),
+            Err(InvalidChannelName::Character(' '))
+        );
+        assert_eq!(
+            "a\0".parse::<ChannelName>(),
+            Err(InvalidChannelName::Character('\0'))
+        );
+        assert_eq!(
+            "x".repeat(201).parse::<ChannelName>(),
+            Err(InvalidChannelName::TooLong(201))
+        );
+    }
+}

@@ -1,0 +1,423 @@
+use std::sync::Arc;
+
+use expect_test::{Expect, expect};
+use proptest::prelude::*;
+
+use super::*;
+use crate::channel::ChannelKey;
+use crate::id::{ClusterUuid, ConnectionId, GatewayRef, Incarnation, NodeRef};
+use crate::message::*;
+use crate::position::{Epoch, Gap, GapReason, Offset, Position};
+use crate::publication::Publication;
+use crate::shard::{Fence, Row, ShardId, ShardMap, Sharding};
+use crate::time::UnixTime;
+
+fn gateway() -> GatewayRef {
+    GatewayRef {
+        id: "gw-1".parse().unwrap(),
+        incarnation: Incarnation(7),
+    }
+}
+
+fn node() -> NodeRef {
+    NodeRef {
+        id: "node-1".parse().unwrap(),
+        incarnation: Incarnation(3),
+    }
+}
+
+fn key() -> ChannelKey {
+    ChannelKey {
+        app: "app-id".parse().unwrap(),
+        channel: "room".parse().unwrap(),
+    }
+}
+
+fn position() -> Position {
+    Position {
+        epoch: Epoch(0x1122_3344_5566_7788),
+        offset: Offset(5),
+    }
+}
+
+fn publication() -> Arc<Publication> {
+    Arc::new(Publication {
+        offset: Offset(5),
+        event: "message".into(),
+        data: "hello".into(),
+        exclude: Some(ConnectionId {
+            gateway: 12,
+            number: 34,
+        }),
+        accepted_at: UnixTime(1_000_000),
+    })
+}
+
+fn requests(request: Request) -> Message {
+    Message::Requests(Requests {
+        from: gateway(),
+        map_version: 2,
+        requests: vec![request],
+    })
+}
+
+fn replies(reply: Reply) -> Message {
+    Message::Replies(Replies {
+        from: node(),
+        to: Incarnation(7),
+        map_version: 2,
+        replies: vec![reply],
+    })
+}
+
+fn place() -> Sequenced {
+    Sequenced {
+        shard: ShardId(9),
+        fence: Fence(4),
+        sequence: 11,
+        low_mark: 10,
+    }
+}
+
+/// The bytes are what processes of this version understand. A change here is a
+/// change of the wire version.
+fn check(message: &Message, golden: Expect) {
+    let bytes = encode(message);
+    golden.assert_eq(&hex::encode(&bytes));
+    assert_eq!(&decode(&bytes).unwrap(), message);
+}
+
+#[test]
+fn golden_publish() {
+    check(
+        &requests(Request::Publish(Publish {
+            place: place(),
+            key: key(),
+            event: "message".into(),
+            data: "hello".into(),
+            exclude: None,
+            accepted_at: UnixTime(1_000_000),
+        })),
+        expect![
+            "0181a872657175657374739392a467772d3107029181a77075626c697368969409040b0a92a66170702d6964a4726f6f6da76d657373616765a568656c6c6fc0ce000f4240"
+        ],
+    );
+}
+
+#[test]
+fn golden_skip() {
+    check(
+        &requests(Request::Skip(place())),
+        expect!["0181a872657175657374739392a467772d3107029181a4736b69709409040b0a"],
+    );
+}
+
+#[test]
+fn golden_join() {
+    check(
+        &requests(Request::Join(Join {
+            shard: ShardId(9),
+            fence: Fence(4),
+            key: key(),
+            count: 3,
+            have: Some(position()),
+            version: 21,
+        })),
+        expect![
+            "0181a872657175657374739392a467772d3107029181a46a6f696e96090492a66170702d6964a4726f6f6d0392cf11223344556677880515"
+        ],
+    );
+}
+
+#[test]
+fn golden_leave() {
+    check(
+        &requests(Request::Leave(Leave {
+            shard: ShardId(9),
+            fence: Fence(4),
+            key: key(),
+            version: 22,
+        })),
+        expect![
+            "0181a872657175657374739392a467772d3107029181a56c6561766594090492a66170702d6964a4726f6f6d16"
+        ],
+    );
+}
+
+#[test]
+fn golden_map_request() {
+    check(
+        &requests(Request::Map),
+        expect!["0181a872657175657374739392a467772d31070291a36d6170"],
+    );
+}
+
+#[test]
+fn golden_published() {
+    let published = |result| {
+        replies(Reply::Published {
+            shard: ShardId(9),
+            sequence: 11,
+            result,
+        })
+    };
+    check(
+        &published(Ok(Published::Accepted {
+            fence: Fence(4),
+            position: position(),
+            copies: 1,
+        })),
+        expect![
+            "0181a77265706c6965739492a66e6f64652d310307029181a97075626c697368656493090b81a24f6b81a86163636570746564930492cf11223344556677880501"
+        ],
+    );
+    check(
+        &published(Ok(Published::Skipped)),
+        expect![
+            "0181a77265706c6965739492a66e6f64652d310307029181a97075626c697368656493090b81a24f6ba7736b6970706564"
+        ],
+    );
+    check(
+        &published(Err(Refusal::NotOwner {
+            owner: node(),
+            fence: Fence(5),
+        })),
+        expect![
+            "0181a77265706c6965739492a66e6f64652d310307029181a97075626c697368656493090b81a345727281a96e6f745f6f776e65729292a66e6f64652d310305"
+        ],
+    );
+    check(
+        &published(Err(Refusal::OutOfSequence { expected: 8 })),
+        expect![
+            "0181a77265706c6965739492a66e6f64652d310307029181a97075626c697368656493090b81a345727281af6f75745f6f665f73657175656e63659108"
+        ],
+    );
+    check(
+        &published(Err(Refusal::Forgotten)),
+        expect![
+            "0181a77265706c6965739492a66e6f64652d310307029181a97075626c697368656493090b81a3457272a9666f72676f7474656e"
+        ],
+    );
+    check(
+        &published(Err(Refusal::Overloaded)),
+        expect![
+            "0181a77265706c6965739492a66e6f64652d310307029181a97075626c697368656493090b81a3457272aa6f7665726c6f61646564"
+        ],
+    );
+}
+
+#[test]
+fn golden_joined() {
+    let joined = |missed| {
+        replies(Reply::Joined {
+            version: 21,
+            result: Ok(Joined {
+                fence: Fence(4),
+                position: position(),
+                missed,
+            }),
+        })
+    };
+    check(
+        &joined(Missed::Publications(vec![publication()])),
+        expect![
+            "0181a77265706c6965739492a66e6f64652d310307029181a66a6f696e6564921581a24f6b930492cf11223344556677880581ac7075626c69636174696f6e73919505a76d657373616765a568656c6c6f920c22ce000f4240"
+        ],
+    );
+    check(
+        &joined(Missed::Gap(Gap {
+            reason: GapReason::Expired,
+            earliest: Offset(3),
+            latest: position(),
+        })),
+        expect![
+            "0181a77265706c6965739492a66e6f64652d310307029181a66a6f696e6564921581a24f6b930492cf11223344556677880581a367617093a7657870697265640392cf112233445566778805"
+        ],
+    );
+}
+
+#[test]
+fn golden_left() {
+    check(
+        &replies(Reply::Left {
+            version: 22,
+            result: Ok(()),
+        }),
+        expect!["0181a77265706c6965739492a66e6f64652d310307029181a46c656674921681a24f6bc0"],
+    );
+}
+
+#[test]
+fn golden_gone() {
+    check(
+        &replies(Reply::Gone {
+            newer: Incarnation(8),
+        }),
+        expect!["0181a77265706c6965739492a66e6f64652d310307029181a4676f6e659108"],
+    );
+}
+
+#[test]
+fn golden_map() {
+    let map = ShardMap {
+        cluster: ClusterUuid(0x0123_4567_89ab_cdef_0123_4567_89ab_cdef),
+        version: 2,
+        sharding: Sharding { seed: 42, count: 2 },
+        nodes: vec![node()],
+        rows: vec![
+            Row {
+                owner: 0,
+                fence: Fence(4)
+            };
+            2
+        ],
+    };
+    check(
+        &replies(Reply::Map(map)),
+        expect![
+            "0181a77265706c6965739492a66e6f64652d310307029181a36d617095c4100123456789abcdef0123456789abcdef02922a029192a66e6f64652d310392920004920004"
+        ],
+    );
+}
+
+#[test]
+fn golden_batch() {
+    let entry = Entry {
+        shard: ShardId(9),
+        fence: Fence(4),
+        key: key(),
+        epoch: Epoch(0x1122_3344_5566_7788),
+        publication: publication(),
+    };
+    let bytes = encode_entry(&entry);
+    expect!["0195090492a66170702d6964a4726f6f6dcf11223344556677889505a76d657373616765a568656c6c6f920c22ce000f4240"].assert_eq(&hex::encode(&bytes));
+    assert_eq!(decode_entry(&bytes).unwrap(), entry);
+    check(
+        &Message::Batch(Batch {
+            from: node(),
+            to: Incarnation(7),
+            first: 100,
+            entries: vec![bytes],
+        }),
+        expect![
+            "0181a562617463689492a66e6f64652d3103076491c4320195090492a66170702d6964a4726f6f6dcf11223344556677889505a76d657373616765a568656c6c6f920c22ce000f4240"
+        ],
+    );
+}
+
+#[test]
+fn golden_node_beat() {
+    check(
+        &Message::NodeBeat(NodeBeat {
+            from: node(),
+            map_version: 2,
+        }),
+        expect!["0181a96e6f64655f626561749292a66e6f64652d310302"],
+    );
+}
+
+#[test]
+fn what_is_not_ours_is_refused_with_a_reason() {
+    assert!(matches!(decode(b""), Err(Error::Empty)));
+    assert!(matches!(decode(b"\x02\x00"), Err(Error::Version(2))));
+    assert!(matches!(decode(b"\x01\xc1"), Err(Error::Malformed(_))));
+    let mut bytes = encode(&requests(Request::Map)).to_vec();
+    bytes.push(0);
+    assert!(matches!(decode(&bytes), Err(Error::Trailing(1))));
+}
+
+#[test]
+fn ids_and_names_are_checked_when_they_arrive() {
+    let bytes = encode(&requests(Request::Leave(Leave {
+        shard: ShardId(9),
+        fence: Fence(4),
+        key: key(),
+        version: 22,
+    })));
+    let forged = replace(&bytes, b"room", b"ro m");
+    assert!(matches!(decode(&forged), Err(Error::Malformed(_))));
+    let forged = replace(&bytes, b"gw-1", b"gw.1");
+    assert!(matches!(decode(&forged), Err(Error::Malformed(_))));
+}
+
+fn replace(bytes: &[u8], from: &[u8], to: &[u8]) -> Vec<u8> {
+    let at = bytes
+        .windows(from.len())
+        .position(|w| w == from)
+        .expect("the text is there");
+    let mut bytes = bytes.to_vec();
+    bytes[at..at + from.len()].copy_from_slice(to);
+    bytes
+}
+
+fn any_publication() -> impl Strategy<Value = Arc<Publication>> {
+    (
+        any::<u64>(),
+        ".{0,40}",
+        ".{0,300}",
+        any::<Option<(u64, u64)>>(),
+        any::<u64>(),
+    )
+        .prop_map(|(offset, event, data, exclude, at)| {
+            Arc::new(Publication {
+                offset: Offset(offset),
+                event: event.into(),
+                data: data.into(),
+                exclude: exclude.map(|(gateway, number)| ConnectionId { gateway, number }),
+                accepted_at: UnixTime(at),
+            })
+        })
+}
+
+proptest! {
+    #[test]
+    fn entries_round_trip(
+        shard: u16, fence: u64, epoch: u64,
+        channel in "[A-Za-z0-9_=@,.;-]{1,200}",
+        app in "[A-Za-z0-9_-]{1,64}",
+        publication in any_publication(),
+    ) {
+        let entry = Entry {
+            shard: ShardId(shard),
+            fence: Fence(fence),
+            key: ChannelKey { app: app.parse().unwrap(), channel: channel.parse().unwrap() },
+            epoch: Epoch(epoch),
+            publication,
+        };
+        prop_assert_eq!(decode_entry(&encode_entry(&entry)).unwrap(), entry);
+    }
+
+    #[test]
+    fn joined_round_trips(version: u64, epoch: u64, offset: u64, missed in prop::collection::vec(any_publication(), 0..20)) {
+        let message = replies(Reply::Joined {
+            version,
+            result: Ok(Joined {
+                fence: Fence(version),
+                position: Position { epoch: Epoch(epoch), offset: Offset(offset) },
+                missed: Missed::Publications(missed),
+            }),
+        });
+        prop_assert_eq!(decode(&encode(&message)).unwrap(), message);
+    }
+
+    #[test]
+    fn arbitrary_bytes_never_panic(bytes in prop::collection::vec(any::<u8>(), 0..600)) {
+        let _ = decode(&bytes);
+        let _ = decode_entry(&bytes);
+    }
+
+    /// Random bytes rarely get past the first field; damaged messages do.
+    #[test]
+    fn damaged_messages_never_panic(at in any::<prop::sample::Index>(), byte: u8, cut in any::<prop::sample::Index>()) {
+        let message = replies(Reply::Joined {
+            version: 1,
+            result: Ok(Joined { fence: Fence(1), position: position(), missed: Missed::Publications(vec![publication()]) }),
+        });
+        let mut bytes = encode(&message).to_vec();
+        let at = at.index(bytes.len());
+        bytes[at] = byte;
+        let _ = decode(&bytes);
+        bytes.truncate(cut.index(bytes.len()));
+        let _ = decode(&bytes);
+    }
+}

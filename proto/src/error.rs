@@ -1,0 +1,100 @@
+//! The failures that may reach a client, one list for every protocol.
+//!
+//! `docs/reference/errors.md` is generated from this file.
+
+use serde::{Deserialize, Serialize};
+
+macro_rules! error_codes {
+    ($($(#[doc = $meaning:literal])+ $variant:ident = $name:literal, $status:literal, $remedy:literal;)+) => {
+        /// What went wrong, in a word that programs can compare.
+        #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+        pub enum ErrorCode {
+            $($(#[doc = $meaning])+ #[serde(rename = $name)] $variant,)+
+        }
+
+        impl ErrorCode {
+            /// Every code, in the order of the reference page.
+            pub const ALL: &[Self] = &[$(Self::$variant,)+];
+
+            /// The code as it stands in answers: `code` in the body.
+            pub fn as_str(self) -> &'static str {
+                match self { $(Self::$variant => $name,)+ }
+            }
+
+            /// The HTTP status that goes with it.
+            pub fn http_status(self) -> u16 {
+                match self { $(Self::$variant => $status,)+ }
+            }
+
+            /// What it means, for the reference page.
+            pub fn meaning(self) -> &'static str {
+                match self { $(Self::$variant => concat!($($meaning),+),)+ }
+            }
+
+            /// What the caller can do.
+            pub fn remedy(self) -> &'static str {
+                match self { $(Self::$variant => $remedy,)+ }
+            }
+        }
+    };
+}
+
+error_codes! {
+    /// The request cannot be understood; the message says which part.
+    BadRequest = "bad_request", 400, "Correct the request; the same one will fail again.";
+    /// The request asks for something that this version does not have.
+    NotSupported = "not_supported", 400, "Leave out what the message names, or upgrade.";
+    /// The signature does not fit the request and the app's secret.
+    BadSignature = "bad_signature", 401, "Check key and secret, and that nothing between client and server rewrites path, query or body.";
+    /// `auth_timestamp` is more than 600 s away from the server's clock.
+    StaleTimestamp = "stale_timestamp", 401, "Set the clock of the calling machine.";
+    /// A part of the signature is missing.
+    MissingSignature = "missing_signature", 401, "Sign the request: auth_key, auth_timestamp, auth_version, body_md5 and auth_signature.";
+    /// The app is disabled in the configuration.
+    AppDisabled = "app_disabled", 403, "Enable the app, or use another one.";
+    /// The page's origin is not among the app's allowed origins.
+    ForbiddenOrigin = "forbidden_origin", 403, "Add the origin to the app's allowed_origins.";
+    /// The channel may not be read this way.
+    ForbiddenChannel = "forbidden_channel", 403, "Subscribe over WebSocket with a signature; SSE serves public channels.";
+    /// No app has this id or key.
+    UnknownApp = "unknown_app", 404, "Check the id or key against the server's configuration.";
+    /// There is nothing at this path.
+    UnknownRoute = "unknown_route", 404, "See docs/protocol for the paths that exist.";
+    /// The path exists, for another method.
+    MethodNotAllowed = "method_not_allowed", 405, "Use the method in the Allow header.";
+    /// The body, the data or the name is larger than the app allows.
+    TooLarge = "too_large", 413, "Send less, or raise the limit.";
+    /// The path is for WebSocket connections.
+    UpgradeRequired = "upgrade_required", 426, "Connect with a WebSocket client.";
+    /// The app has as many connections as it may have.
+    OverQuota = "over_quota", 503, "Close connections, or raise max_connections.";
+    /// A queue on the way is full. Nothing was published.
+    Overloaded = "overloaded", 503, "Try again after the time in Retry-After.";
+    /// The channel's owner cannot be reached. Nothing was published.
+    Unavailable = "unavailable", 503, "Try again after the time in Retry-After.";
+    /// The owner was asked and did not answer in time: the publication may or may not be in the channel.
+    UnknownOutcome = "unknown_outcome", 503, "Try again only if a duplicate does no harm.";
+}
+
+impl std::fmt::Display for ErrorCode {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(self.as_str())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_are_unique() {
+        for (i, code) in ErrorCode::ALL.iter().enumerate() {
+            assert!(
+                !ErrorCode::ALL[..i]
+                    .iter()
+                    .any(|c| c.as_str() == code.as_str()),
+                "{code}"
+            );
+        }
+    }
+}

@@ -1,0 +1,149 @@
+//! Namespaces: patterns of channel names with their settings.
+
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+
+use crate::channel::ChannelKey;
+use crate::id::AppId;
+
+/// How much of a channel's past its owner keeps. All three bounds hold.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct HistoryLimits {
+    /// How many publications. Zero: no history.
+    pub publications: u32,
+    /// For how long.
+    pub age: Duration,
+    /// How many bytes.
+    pub bytes: u32,
+}
+
+impl Default for HistoryLimits {
+    fn default() -> Self {
+        Self {
+            publications: 256,
+            age: Duration::from_secs(300),
+            bytes: 256 * 1_024,
+        }
+    }
+}
+
+/// Settings for the channels whose name matches a pattern.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Namespace {
+    /// Matched against the channel's name after the prefix of its kind; `*`
+    /// stands for any run of characters.
+    pub pattern: String,
+    /// Only this app's channels; `None`: every app's.
+    pub app: Option<AppId>,
+    /// What its channels keep.
+    pub history: HistoryLimits,
+}
+
+/// All namespaces, in order: the first match wins.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Namespaces {
+    rules: Vec<Namespace>,
+    rest: HistoryLimits,
+}
+
+impl Namespaces {
+    /// The rules in order; channels that match none have the default limits.
+    pub fn new(rules: Vec<Namespace>) -> Self {
+        Self {
+            rules,
+            rest: HistoryLimits::default(),
+        }
+    }
+
+    /// The history limits of a channel.
+    pub fn history(&self, key: &ChannelKey) -> &HistoryLimits {
+        let base = key.channel.base();
+        self.rules
+            .iter()
+            .find(|rule| {
+                rule.app.as_ref().is_none_or(|app| *app == key.app) && matches(&rule.pattern, base)
+            })
+            .map_or(&self.rest, |rule| &rule.history)
+    }
+}
+
+/// Whether `text` is `pattern` with every `*` filled in. Greedy with one level
+/// of backtracking, so it is linear but for the last star.
+fn matches(pattern: &str, text: &str) -> bool {
+    let (pattern, text) = (pattern.as_bytes(), text.as_bytes());
+    let (mut p, mut t) = (0, 0);
+    let mut star: Option<(usize, usize)> = None;
+    while t < text.len() {
+        if pattern.get(p) == Some(&b'*') {
+            star = Some((p, t));
+            p += 1;
+        } else if pattern.get(p) == Some(&text[t]) {
+            p += 1;
+            t += 1;
+        } else if let Some((star_p, star_t)) = star {
+            star = Some((star_p, star_t + 1));
+            p = star_p + 1;
+            t = star_t + 1;
+        } else {
+            return false;
+        }
+    }
+    pattern[p..].iter().all(|b| *b == b'*')
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn patterns() {
+        for (pattern, text, expected) in [
+            ("*", "", true),
+            ("*", "anything", true),
+            ("chat-*", "chat-1", true),
+            ("chat-*", "chat", false),
+            ("*-log", "a-b-log", true),
+            ("a*b*c", "a1b2b3c", true),
+            ("a*b*c", "a1b2b3", false),
+            ("exact", "exact", true),
+            ("exact", "exact1", false),
+            ("", "", true),
+            ("", "x", false),
+        ] {
+            assert_eq!(matches(pattern, text), expected, "{pattern:?} on {text:?}");
+        }
+    }
+
+    #[test]
+    fn first_match_wins_after_the_prefix_of_the_kind() {
+        let rule = |pattern: &str, app: Option<&str>, publications| Namespace {
+            pattern: pattern.into(),
+            app: app.map(|app| app.parse().unwrap()),
+            history: HistoryLimits {
+                publications,
+                ..HistoryLimits::default()
+            },
+        };
+        let namespaces = Namespaces::new(vec![
+            rule("chat-*", Some("a"), 1),
+            rule("chat-*", None, 2),
+            rule("*", None, 3),
+        ]);
+        let publications = |app: &str, channel: &str| {
+            let key = ChannelKey {
+                app: app.parse().unwrap(),
+                channel: channel.parse().unwrap(),
+            };
+            namespaces.history(&key).publications
+        };
+        assert_eq!(publications("a", "private-chat-1"), 1);
+        assert_eq!(publications("b", "chat-1"), 2);
+        assert_eq!(publications("b", "news"), 3);
+        let key = ChannelKey {
+            app: "a".parse().unwrap(),
+            channel: "x".parse().unwrap(),
+        };
+        assert_eq!(Namespaces::default().history(&key).publications, 256);
+    }
+}
