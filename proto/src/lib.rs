@@ -13,10 +13,6 @@
 //! Everything here except [`bus`] is pure: no clock, no randomness, no IO.
 #![warn(missing_docs)]
 
-#[expect(
-    clippy::disallowed_methods,
-    reason = "shell: queues and tasks of the in-memory bus"
-)]
 pub mod bus;
 pub mod channel;
 pub mod codec;

@@ -59,6 +59,10 @@ impl Bus for MemoryBus {
         Box::pin(std::future::ready(Ok(subscription)))
     }
 
+    fn name(&self) -> &'static str {
+        "memory"
+    }
+
     fn stats(&self) -> Stats {
         self.prune();
         let feeds = self

@@ -10,6 +10,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 use futures_util::future::BoxFuture;
 
+use crate::codec::PAYLOAD_BYTES_MAX;
 use crate::subject::Subject;
 
 pub mod conformance;
@@ -34,6 +35,9 @@ pub trait Bus: Send + Sync + std::fmt::Debug + 'static {
     /// Receives what is published to a subject from when this returns.
     fn subscribe(&self, subject: Subject) -> BoxFuture<'_, Result<Subscription, Error>>;
 
+    /// Which bus it is, as metrics name it: `memory`, `nats`.
+    fn name(&self) -> &'static str;
+
     /// What has happened so far, for metrics.
     fn stats(&self) -> Stats;
 }
@@ -41,8 +45,8 @@ pub trait Bus: Send + Sync + std::fmt::Debug + 'static {
 /// Why a bus did not take a call.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum Error {
-    /// The payload is over [`crate::codec::PAYLOAD_BYTES_MAX`].
-    #[error("a payload of {0} bytes is over the bus's limit of {max}", max = crate::codec::PAYLOAD_BYTES_MAX)]
+    /// The payload is over [`PAYLOAD_BYTES_MAX`].
+    #[error("a payload of {0} bytes is over the bus's limit of {PAYLOAD_BYTES_MAX}")]
     TooLarge(usize),
     /// The bus has been shut down.
     #[error("the bus is closed")]

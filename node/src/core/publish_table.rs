@@ -1,0 +1,159 @@
+//! What became of a gateway's publishes: the last contiguous sequence, and
+//! every result that the gateway may still ask for again.
+//!
+//! A gateway repeats a publish whenever its answer stays away, so the same
+//! sequence may come many times and must take effect once. The gateway's low
+//! mark says which results it has seen; they are forgotten.
+
+use std::collections::VecDeque;
+
+use proto::message::PublishResult;
+
+/// Results kept at most; a gateway has no more publishes of a shard in flight.
+pub const RESULTS_MAX: usize = 1_024;
+
+/// One gateway incarnation's publishes to one shard.
+#[derive(Debug)]
+pub struct PublishTable {
+    /// The lowest sequence that has not come.
+    next: u64,
+    /// Results of the sequences just below `next`.
+    results: VecDeque<PublishResult>,
+}
+
+/// What to do with a publish.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Admission {
+    /// It is the next one: perform it, then [`PublishTable::record`] the result.
+    Next,
+    /// It has been performed: this was the result.
+    Repeat(PublishResult),
+    /// Others before it have not come.
+    OutOfSequence {
+        /// The first of them.
+        expected: u64,
+    },
+    /// It has been performed and the gateway has seen the result.
+    Forgotten,
+    /// The gateway has more in flight than it may.
+    Full,
+}
+
+impl PublishTable {
+    /// A table for a gateway incarnation that has not been heard of: it starts
+    /// at the gateway's low mark, below which everything has been answered.
+    pub fn starting_at(low_mark: u64) -> Self {
+        Self {
+            next: low_mark,
+            results: VecDeque::new(),
+        }
+    }
+
+    /// Decides on a publish.
+    pub fn admit(&mut self, sequence: u64, low_mark: u64) -> Admission {
+        self.forget_below(low_mark);
+        if sequence > self.next {
+            return Admission::OutOfSequence {
+                expected: self.next,
+            };
+        }
+        if sequence == self.next {
+            let full = self.results.len() >= RESULTS_MAX;
+            return if full {
+                Admission::Full
+            } else {
+                Admission::Next
+            };
+        }
+        let back = (self.next - sequence) as usize;
+        match self.results.len().checked_sub(back) {
+            Some(at) => Admission::Repeat(self.results[at].clone()),
+            None => Admission::Forgotten,
+        }
+    }
+
+    /// Closes the next sequence with its result.
+    pub fn record(&mut self, result: PublishResult) {
+        self.next += 1;
+        self.results.push_back(result);
+    }
+
+    fn forget_below(&mut self, low_mark: u64) {
+        let first = self.next - self.results.len() as u64;
+        let seen = low_mark
+            .saturating_sub(first)
+            .min(self.results.len() as u64);
+        self.results.drain(..seen as usize);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+    use proto::message::{Published, Refusal};
+
+    fn skipped() -> PublishResult {
+        Ok(Published::Skipped)
+    }
+
+    #[test]
+    fn a_repeat_gets_the_first_result() {
+        let mut table = PublishTable::starting_at(5);
+        assert_eq!(table.admit(5, 5), Admission::Next);
+        table.record(Err(Refusal::Overloaded));
+        assert_eq!(
+            table.admit(5, 5),
+            Admission::Repeat(Err(Refusal::Overloaded))
+        );
+        assert_eq!(table.admit(6, 6), Admission::Next);
+        table.record(skipped());
+        assert_eq!(table.admit(5, 6), Admission::Forgotten);
+    }
+
+    #[test]
+    fn a_hole_is_refused_with_where_it_begins() {
+        let mut table = PublishTable::starting_at(1);
+        assert_eq!(table.admit(3, 1), Admission::OutOfSequence { expected: 1 });
+        assert_eq!(table.admit(1, 1), Admission::Next);
+    }
+
+    #[test]
+    fn more_than_the_bound_in_flight_is_refused_until_the_low_mark_rises() {
+        let mut table = PublishTable::starting_at(1);
+        for sequence in 1..=RESULTS_MAX as u64 {
+            assert_eq!(table.admit(sequence, 1), Admission::Next);
+            table.record(skipped());
+        }
+        let next = RESULTS_MAX as u64 + 1;
+        assert_eq!(table.admit(next, 1), Admission::Full);
+        assert_eq!(table.admit(next, 2), Admission::Next);
+    }
+
+    proptest! {
+        /// However a gateway's publishes are repeated and shuffled, each is
+        /// performed once and in order.
+        #[test]
+        fn each_sequence_is_performed_once_in_order(
+            arrivals in prop::collection::vec((1_u64..30, 0_u64..40), 0..300),
+        ) {
+            let mut table = PublishTable::starting_at(1);
+            let mut performed = 0;
+            for (sequence, low_mark) in arrivals {
+                match table.admit(sequence, low_mark) {
+                    Admission::Next => {
+                        performed += 1;
+                        prop_assert_eq!(sequence, performed);
+                        table.record(skipped());
+                    }
+                    Admission::Repeat(_) | Admission::Forgotten => prop_assert!(sequence <= performed),
+                    Admission::OutOfSequence { expected } => {
+                        prop_assert!(sequence > expected);
+                        prop_assert_eq!(expected, performed + 1);
+                    }
+                    Admission::Full => prop_assert!(false, "never full in this range"),
+                }
+            }
+        }
+    }
+}

@@ -1,0 +1,379 @@
+use super::*;
+use proto::message::Missed;
+use proto::namespace::{HistoryLimits, Namespace};
+use proto::position::{GapReason, Offset, Position};
+use proto::time::UnixTime;
+
+const SHARD: ShardId = ShardId(7);
+const FENCE: Fence = Fence(3);
+
+fn shard_with(history: HistoryLimits) -> Shard {
+    let tenure = Tenure {
+        shard: SHARD,
+        fence: FENCE,
+        owner: NodeRef {
+            id: "n".parse().unwrap(),
+            incarnation: Incarnation(1),
+        },
+        cluster: ClusterUuid(9),
+    };
+    let rule = Namespace {
+        pattern: "*".into(),
+        app: None,
+        history,
+    };
+    Shard::new(tenure, Arc::new(Namespaces::new(vec![rule])))
+}
+
+fn shard() -> Shard {
+    shard_with(HistoryLimits::default())
+}
+
+fn gateway(incarnation: u64) -> GatewayRef {
+    GatewayRef {
+        id: "g".parse().unwrap(),
+        incarnation: Incarnation(incarnation),
+    }
+}
+
+fn key(channel: &str) -> ChannelKey {
+    ChannelKey {
+        app: "app".parse().unwrap(),
+        channel: channel.parse().unwrap(),
+    }
+}
+
+fn place(sequence: u64) -> Sequenced {
+    Sequenced {
+        shard: SHARD,
+        fence: FENCE,
+        sequence,
+        low_mark: 1,
+    }
+}
+
+fn publish(channel: &str, sequence: u64) -> Request {
+    Request::Publish(Publish {
+        place: place(sequence),
+        key: key(channel),
+        event: "e".into(),
+        data: format!("{sequence}").into(),
+        exclude: None,
+        accepted_at: UnixTime(0),
+    })
+}
+
+fn join(channel: &str, version: u64, have: Option<Position>) -> Request {
+    Request::Join(Join {
+        shard: SHARD,
+        fence: FENCE,
+        key: key(channel),
+        count: 1,
+        have,
+        version,
+    })
+}
+
+fn leave(channel: &str, version: u64) -> Request {
+    Request::Leave(Leave {
+        shard: SHARD,
+        fence: FENCE,
+        key: key(channel),
+        version,
+    })
+}
+
+fn ask(shard: &mut Shard, at: u64, from: GatewayRef, request: Request) -> Vec<Effect> {
+    let mut effects = Vec::new();
+    shard.handle(
+        Timestamp(at),
+        Input::Request { from, request },
+        &mut effects,
+    );
+    effects
+}
+
+fn only_reply(effects: Vec<Effect>) -> Reply {
+    match <[Effect; 1]>::try_from(effects) {
+        Ok([Effect::Reply { reply, .. }]) => reply,
+        other => panic!("one reply expected, got {other:?}"),
+    }
+}
+
+fn joined(effects: Vec<Effect>) -> Joined {
+    match only_reply(effects) {
+        Reply::Joined {
+            result: Ok(joined), ..
+        } => joined,
+        other => panic!("a join expected, got {other:?}"),
+    }
+}
+
+fn accepted(effects: &[Effect]) -> Position {
+    match effects.last() {
+        Some(Effect::Reply {
+            reply:
+                Reply::Published {
+                    result: Ok(Published::Accepted { position, .. }),
+                    ..
+                },
+            ..
+        }) => *position,
+        other => panic!("an acknowledgement expected, got {other:?}"),
+    }
+}
+
+#[test]
+fn a_publication_is_handed_to_the_links_before_it_is_acknowledged() {
+    let mut shard = shard();
+    ask(&mut shard, 0, gateway(1), join("c", 1, None));
+    let effects = ask(&mut shard, 0, gateway(1), publish("c", 1));
+    let [Effect::Deliver { to, entry }, Effect::Reply { .. }] = &effects[..] else {
+        panic!("deliver, then reply: {effects:?}");
+    };
+    assert_eq!(to[..], [gateway(1)]);
+    assert_eq!(
+        (entry.shard, entry.fence, entry.publication.offset),
+        (SHARD, FENCE, Offset(1))
+    );
+    assert_eq!(accepted(&effects).epoch, entry.epoch);
+}
+
+#[test]
+fn nobody_is_told_of_a_channel_that_nobody_follows() {
+    let mut shard = shard();
+    let effects = ask(&mut shard, 0, gateway(1), publish("c", 1));
+    assert!(matches!(&effects[0], Effect::Deliver { to, .. } if to.is_empty()));
+}
+
+#[test]
+fn offsets_are_contiguous_per_channel() {
+    let mut shard = shard();
+    let channels = ["a", "b", "a", "a", "b"];
+    let offsets: Vec<u64> = (1..)
+        .zip(channels)
+        .map(|(sequence, channel)| {
+            accepted(&ask(&mut shard, 0, gateway(1), publish(channel, sequence)))
+                .offset
+                .0
+        })
+        .collect();
+    assert_eq!(offsets, [1, 1, 2, 3, 2]);
+}
+
+#[test]
+fn a_repeated_publish_is_answered_like_the_first_and_delivered_once() {
+    let mut shard = shard();
+    let first = ask(&mut shard, 0, gateway(1), publish("c", 1));
+    let again = ask(&mut shard, 0, gateway(1), publish("c", 1));
+    assert_eq!(again[..], first[1..]);
+}
+
+#[test]
+fn a_skip_closes_its_place() {
+    let mut shard = shard();
+    let skipped = only_reply(ask(&mut shard, 0, gateway(1), Request::Skip(place(1))));
+    assert_eq!(
+        skipped,
+        Reply::Published {
+            shard: SHARD,
+            sequence: 1,
+            result: Ok(Published::Skipped)
+        }
+    );
+    // The publish that was skipped comes after all: it stays skipped.
+    let late = only_reply(ask(&mut shard, 0, gateway(1), publish("c", 1)));
+    assert_eq!(late, skipped);
+    assert_eq!(
+        accepted(&ask(&mut shard, 0, gateway(1), publish("c", 2))).offset,
+        Offset(1)
+    );
+}
+
+#[test]
+fn a_stale_fence_is_refused_with_the_right_one() {
+    let mut shard = shard();
+    let mut request = publish("c", 1);
+    if let Request::Publish(publish) = &mut request {
+        publish.place.fence = Fence(2);
+    }
+    let Reply::Published {
+        result: Err(Refusal::NotOwner { owner, fence }),
+        ..
+    } = only_reply(ask(&mut shard, 0, gateway(1), request))
+    else {
+        panic!("refused");
+    };
+    assert_eq!((owner.id.as_str(), fence), ("n", FENCE));
+    assert_eq!(shard.channels(), 0, "nothing was published");
+}
+
+#[test]
+fn a_join_gets_what_was_missed_and_then_the_rest_by_the_link() {
+    let mut shard = shard();
+    let start = joined(ask(&mut shard, 0, gateway(1), join("c", 1, None)));
+    assert_eq!(start.position.offset, Offset::ZERO);
+    assert_eq!(start.missed, Missed::Publications(vec![]));
+    for sequence in 1..=3 {
+        ask(&mut shard, 0, gateway(1), publish("c", sequence));
+    }
+    let have = Position {
+        offset: Offset(1),
+        ..start.position
+    };
+    let again = joined(ask(&mut shard, 0, gateway(1), join("c", 2, Some(have))));
+    let Missed::Publications(missed) = again.missed else {
+        panic!("recovered")
+    };
+    assert_eq!(
+        missed.iter().map(|p| p.offset.0).collect::<Vec<_>>(),
+        [2, 3]
+    );
+    assert_eq!(again.position.offset, Offset(3));
+}
+
+#[test]
+fn what_cannot_be_given_is_a_gap_with_its_reason() {
+    let mut shard = shard_with(HistoryLimits {
+        publications: 2,
+        ..HistoryLimits::default()
+    });
+    let start = joined(ask(&mut shard, 0, gateway(1), join("c", 1, None))).position;
+    for sequence in 1..=5 {
+        ask(&mut shard, 0, gateway(1), publish("c", sequence));
+    }
+    let mut reason = |version, have| match joined(ask(
+        &mut shard,
+        0,
+        gateway(1),
+        join("c", version, Some(have)),
+    ))
+    .missed
+    {
+        Missed::Gap(gap) => (gap.reason, gap.earliest.0, gap.latest.offset.0),
+        Missed::Publications(all) => panic!("a gap expected, got {all:?}"),
+    };
+    assert_eq!(reason(2, start), (GapReason::Expired, 4, 5));
+    assert_eq!(
+        reason(
+            3,
+            Position {
+                offset: Offset(6),
+                ..start
+            }
+        ),
+        (GapReason::Ahead, 4, 5)
+    );
+    let other = Position {
+        epoch: Epoch(1),
+        offset: Offset(5),
+    };
+    assert_eq!(reason(4, other), (GapReason::NewEpoch, 4, 5));
+}
+
+#[test]
+fn a_large_answer_comes_in_parts_that_the_gateway_asks_for() {
+    let limits = HistoryLimits {
+        publications: 10,
+        bytes: 10_000_000,
+        ..HistoryLimits::default()
+    };
+    let mut shard = shard_with(limits);
+    let start = joined(ask(&mut shard, 0, gateway(1), join("c", 1, None))).position;
+    for sequence in 1..=3 {
+        let mut request = publish("c", sequence);
+        if let Request::Publish(publish) = &mut request {
+            publish.data = "x".repeat(300_000).into();
+        }
+        ask(&mut shard, 0, gateway(1), request);
+    }
+    let part = joined(ask(&mut shard, 0, gateway(1), join("c", 2, Some(start))));
+    assert_eq!(part.position.offset, Offset(1));
+    let part = joined(ask(
+        &mut shard,
+        0,
+        gateway(1),
+        join("c", 3, Some(part.position)),
+    ));
+    assert_eq!(part.position.offset, Offset(2));
+}
+
+#[test]
+fn a_late_join_after_a_leave_is_not_answered() {
+    let mut shard = shard();
+    ask(&mut shard, 0, gateway(1), join("c", 1, None));
+    let left = only_reply(ask(&mut shard, 0, gateway(1), leave("c", 2)));
+    assert_eq!(
+        left,
+        Reply::Left {
+            version: 2,
+            result: Ok(())
+        }
+    );
+    assert_eq!(ask(&mut shard, 0, gateway(1), join("c", 1, None)), []);
+    assert_eq!(shard.interest(), 0);
+}
+
+#[test]
+fn a_leave_that_overtakes_its_join_wins() {
+    let mut shard = shard();
+    ask(&mut shard, 0, gateway(1), leave("c", 2));
+    assert_eq!(ask(&mut shard, 0, gateway(1), join("c", 1, None)), []);
+    assert_eq!(shard.interest(), 0);
+}
+
+#[test]
+fn a_new_gateway_incarnation_voids_the_old_one_everywhere() {
+    let mut shard = shard();
+    ask(&mut shard, 0, gateway(1), join("a", 1, None));
+    ask(&mut shard, 0, gateway(1), join("b", 2, None));
+    ask(&mut shard, 0, gateway(1), publish("a", 1));
+    ask(&mut shard, 0, gateway(2), join("a", 1, None));
+    assert_eq!(shard.interest(), 1);
+    let gone = only_reply(ask(&mut shard, 0, gateway(1), join("b", 3, None)));
+    assert_eq!(
+        gone,
+        Reply::Gone {
+            newer: Incarnation(2)
+        }
+    );
+    // Its sequences start anew.
+    assert_eq!(
+        accepted(&ask(&mut shard, 0, gateway(2), publish("a", 1))).offset,
+        Offset(2)
+    );
+}
+
+#[test]
+fn an_idle_channel_goes_and_comes_back_under_a_new_epoch() {
+    let mut shard = shard_with(HistoryLimits {
+        age: Duration::from_secs(10),
+        ..HistoryLimits::default()
+    });
+    let before = accepted(&ask(&mut shard, 0, gateway(1), publish("c", 1)));
+    let tick = |shard: &mut Shard, at| shard.handle(Timestamp(at), Input::Tick, &mut Vec::new());
+    tick(&mut shard, 9_999);
+    assert_eq!(shard.channels(), 1);
+    tick(&mut shard, 10_000);
+    assert_eq!(shard.channels(), 0);
+    let after = accepted(&ask(&mut shard, 10_000, gateway(1), publish("c", 2)));
+    assert_ne!(before.epoch, after.epoch);
+    assert_eq!(after.offset, Offset(1));
+}
+
+#[test]
+fn a_followed_channel_stays_however_quiet_it_is() {
+    let mut shard = shard_with(HistoryLimits {
+        age: Duration::from_secs(10),
+        ..HistoryLimits::default()
+    });
+    ask(&mut shard, 0, gateway(1), join("c", 1, None));
+    ask(&mut shard, 0, gateway(1), publish("c", 1));
+    shard.handle(Timestamp(1_000_000), Input::Tick, &mut Vec::new());
+    assert_eq!(shard.channels(), 1);
+    ask(&mut shard, 1_000_000, gateway(1), leave("c", 2));
+    shard.handle(Timestamp(1_029_000), Input::Tick, &mut Vec::new());
+    assert_eq!(shard.channels(), 1, "the tombstone stays its time");
+    shard.handle(Timestamp(1_040_000), Input::Tick, &mut Vec::new());
+    assert_eq!(shard.channels(), 0);
+}
