@@ -197,7 +197,7 @@ pub enum Published {
 pub struct Joined {
     /// The owner's fence.
     pub fence: Fence,
-    /// Up to where this answer goes; everything after comes by the link.
+    /// Where the channel stands; everything after comes by the link.
     pub position: Position,
     /// What the gateway had missed.
     pub missed: Missed,
@@ -208,7 +208,7 @@ pub struct Joined {
 #[serde(rename_all = "snake_case")]
 pub enum Missed {
     /// These. Empty when it missed nothing or asked from now on. If they end
-    /// before the head of the channel, the gateway asks again from there.
+    /// before [`Joined::position`], the gateway asks again from there.
     Publications(Vec<Arc<Publication>>),
     /// They cannot be given.
     Gap(Gap),

@@ -65,8 +65,8 @@ impl Channel {
         publication
     }
 
-    /// What came after `have`, and up to where the answer goes. The answer
-    /// stops early when it would be too large for one message.
+    /// Where the channel stands, and what came after `have`. The publications
+    /// end before that when they would be too many for one message.
     pub fn since(&self, have: Option<Position>) -> (Position, Missed) {
         let head = self.position();
         let Some(have) = have else {
@@ -91,13 +91,7 @@ impl Channel {
         }
         match self.history.since(have.offset, self.head, MISSED_BYTES_MAX) {
             Since::Expired(_) => gap(GapReason::Expired),
-            Since::Publications(publications) => {
-                let offset = publications.last().map_or(have.offset, |last| last.offset);
-                (
-                    Position { offset, ..head },
-                    Missed::Publications(publications),
-                )
-            }
+            Since::Publications(publications) => (head, Missed::Publications(publications)),
         }
     }
 

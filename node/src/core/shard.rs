@@ -233,7 +233,6 @@ impl Shard {
             Admission::Repeat(result) => result,
             Admission::OutOfSequence { expected } => Err(Refusal::OutOfSequence { expected }),
             Admission::Forgotten => Err(Refusal::Forgotten),
-            Admission::Full => Err(Refusal::Overloaded),
         }
     }
 

@@ -1,0 +1,191 @@
+//! Apps: the tenants that a gateway serves.
+
+use std::collections::HashMap;
+use std::fmt;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
+
+use proto::id::AppId;
+
+/// A secret that is never printed.
+#[derive(Clone, PartialEq, Eq)]
+pub struct Secret(Arc<str>);
+
+impl Secret {
+    /// Hides a text.
+    pub fn new(text: &str) -> Self {
+        Self(Arc::from(text))
+    }
+
+    /// The text, to compute with.
+    pub fn expose(&self) -> &str {
+        &self.0
+    }
+}
+
+impl fmt::Debug for Secret {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("***")
+    }
+}
+
+/// One app's identity and limits.
+#[derive(Debug)]
+pub struct App {
+    /// Stands in API paths.
+    pub id: AppId,
+    /// Stands in clients; public.
+    pub key: Arc<str>,
+    /// Signs; known to the app's backend and this server.
+    pub secret: Secret,
+    /// A disabled app is told so.
+    pub enabled: bool,
+    /// Origins whose pages may connect; `*` is any.
+    pub allowed_origins: Vec<String>,
+    /// Connections at this gateway at most; zero: no limit.
+    pub connections_max: u32,
+    /// Bytes of one event's data at most.
+    pub payload_bytes_max: usize,
+    connections: AtomicU32,
+}
+
+/// Bytes of event data unless the app says otherwise.
+pub const PAYLOAD_BYTES_DEFAULT: usize = 100 * 1_024;
+
+/// Bytes of event data that any app may allow: together with its names a
+/// publication must fit into one bus message.
+pub const PAYLOAD_BYTES_LIMIT: usize = 400 * 1_024;
+
+impl App {
+    /// An app with default limits.
+    pub fn new(id: AppId, key: &str, secret: &str) -> Self {
+        Self {
+            id,
+            key: Arc::from(key),
+            secret: Secret::new(secret),
+            enabled: true,
+            allowed_origins: vec!["*".into()],
+            connections_max: 0,
+            payload_bytes_max: PAYLOAD_BYTES_DEFAULT,
+            connections: AtomicU32::new(0),
+        }
+    }
+
+    /// Whether a page of this origin may connect. No origin: not a page.
+    pub fn allows_origin(&self, origin: Option<&str>) -> bool {
+        origin.is_none_or(|origin| {
+            self.allowed_origins
+                .iter()
+                .any(|allowed| allowed == "*" || allowed.eq_ignore_ascii_case(origin))
+        })
+    }
+
+    /// Counts a connection in, unless there are as many as there may be. It is
+    /// counted out when the guard is dropped.
+    pub fn admit(self: &Arc<Self>) -> Option<Admitted> {
+        let before = self.connections.fetch_add(1, Ordering::Relaxed);
+        let admitted = Admitted {
+            app: Arc::clone(self),
+        };
+        (self.connections_max == 0 || before < self.connections_max).then_some(admitted)
+    }
+
+    /// Connections at this gateway now.
+    pub fn connections(&self) -> u32 {
+        self.connections.load(Ordering::Relaxed)
+    }
+}
+
+/// One connection of an app, counted.
+#[derive(Debug)]
+pub struct Admitted {
+    app: Arc<App>,
+}
+
+impl Admitted {
+    /// The app.
+    pub fn app(&self) -> &Arc<App> {
+        &self.app
+    }
+}
+
+impl Drop for Admitted {
+    fn drop(&mut self) {
+        self.app.connections.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+/// All apps of a gateway.
+#[derive(Debug, Default)]
+pub struct Apps {
+    all: Vec<Arc<App>>,
+    by_key: HashMap<Arc<str>, Arc<App>>,
+    by_id: HashMap<AppId, Arc<App>>,
+}
+
+impl Apps {
+    /// The apps in order. Where two share an id or key, the later one counts;
+    /// configuration refuses that before it comes here.
+    pub fn new(apps: impl IntoIterator<Item = App>) -> Self {
+        let all: Vec<_> = apps.into_iter().map(Arc::new).collect();
+        Self {
+            by_key: all
+                .iter()
+                .map(|app| (Arc::clone(&app.key), Arc::clone(app)))
+                .collect(),
+            by_id: all
+                .iter()
+                .map(|app| (app.id.clone(), Arc::clone(app)))
+                .collect(),
+            all,
+        }
+    }
+
+    /// All of them.
+    pub fn iter(&self) -> impl Iterator<Item = &Arc<App>> {
+        self.all.iter()
+    }
+
+    /// The app that a client names.
+    pub fn by_key(&self, key: &str) -> Option<&Arc<App>> {
+        self.by_key.get(key)
+    }
+
+    /// The app that a backend names.
+    pub fn by_id(&self, id: &str) -> Option<&Arc<App>> {
+        self.by_id.get(&id.parse().ok()?)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_quota_counts_connections_in_and_out() {
+        let mut app = App::new("a".parse().unwrap(), "k", "s");
+        app.connections_max = 1;
+        let app = Arc::new(app);
+        let first = app.admit().unwrap();
+        assert!(app.admit().is_none());
+        assert_eq!(app.connections(), 1, "a refused one does not count");
+        drop(first);
+        assert!(app.admit().is_some());
+    }
+
+    #[test]
+    fn secrets_are_not_printed() {
+        let app = App::new("a".parse().unwrap(), "k", "hunter2");
+        assert!(!format!("{app:?}").contains("hunter2"));
+    }
+
+    #[test]
+    fn origins() {
+        let mut app = App::new("a".parse().unwrap(), "k", "s");
+        assert!(app.allows_origin(Some("https://any.example")));
+        app.allowed_origins = vec!["https://one.example".into()];
+        assert!(app.allows_origin(Some("https://One.example")));
+        assert!(app.allows_origin(None));
+        assert!(!app.allows_origin(Some("https://two.example")));
+    }
+}

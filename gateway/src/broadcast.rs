@@ -1,0 +1,148 @@
+//! What happens in a channel, on its way to this gateway's connections: encoded
+//! at most once for each wire format, whichever worker needs it first, and
+//! shared.
+
+use std::sync::{Arc, OnceLock};
+
+use bytes::Bytes;
+use proto::channel::ChannelKey;
+use proto::position::{Epoch, Gap, Position};
+use proto::publication::Publication;
+
+use crate::protocol::{Frame, pusher, sse};
+use crate::websocket;
+
+/// Something in a channel, and its encodings.
+#[derive(Debug)]
+pub struct Broadcast {
+    /// The channel.
+    pub key: ChannelKey,
+    /// What happened.
+    pub content: Content,
+    position: Position,
+    websocket: OnceLock<Bytes>,
+    event_stream: OnceLock<Bytes>,
+    body: OnceLock<Bytes>,
+    envelope: OnceLock<Bytes>,
+}
+
+/// What can happen in a channel.
+#[derive(Debug)]
+pub enum Content {
+    /// A publication.
+    Publication(Arc<Publication>),
+    /// Publications before the next one are gone.
+    Gap(Gap),
+}
+
+impl Broadcast {
+    /// A publication of this epoch.
+    pub fn publication(key: ChannelKey, epoch: Epoch, publication: Arc<Publication>) -> Self {
+        let position = Position {
+            epoch,
+            offset: publication.offset,
+        };
+        Self::new(key, position, Content::Publication(publication))
+    }
+
+    /// A gap.
+    pub fn gap(key: ChannelKey, gap: Gap) -> Self {
+        Self::new(key, gap.latest, Content::Gap(gap))
+    }
+
+    fn new(key: ChannelKey, position: Position, content: Content) -> Self {
+        Self {
+            key,
+            content,
+            position,
+            websocket: OnceLock::new(),
+            event_stream: OnceLock::new(),
+            body: OnceLock::new(),
+            envelope: OnceLock::new(),
+        }
+    }
+
+    /// Where the channel stands after it.
+    pub fn position(&self) -> Position {
+        self.position
+    }
+
+    /// As a WebSocket frame of the Pusher protocol.
+    pub fn websocket(&self) -> &Bytes {
+        self.websocket
+            .get_or_init(|| websocket::text_frame(&self.json()))
+    }
+
+    /// As a whole block of a stream of this channel alone.
+    pub fn event_stream(&self) -> &Bytes {
+        self.event_stream.get_or_init(|| {
+            let mut block = self.block();
+            block.push_str(&sse::tail([&Some(self.position)]));
+            block.into()
+        })
+    }
+
+    /// As a block without its end, for streams of several channels: their `id`
+    /// is their own.
+    pub fn body(&self) -> &Bytes {
+        self.body.get_or_init(|| self.block().into())
+    }
+
+    /// The same with the whole message as data, for streams that asked for it:
+    /// they cannot tell by the event from which of their channels it came.
+    pub fn envelope(&self) -> &Bytes {
+        self.envelope.get_or_init(|| match &self.content {
+            Content::Publication(_) => sse::body("message", &self.json()).into(),
+            Content::Gap(_) => self.block().into(),
+        })
+    }
+
+    fn json(&self) -> String {
+        let channel = &self.key.channel;
+        match &self.content {
+            Content::Publication(publication) => pusher::publication(channel, publication),
+            Content::Gap(gap) => pusher::encode(&Frame::Gap {
+                channel: channel.clone(),
+                gap: *gap,
+            }),
+        }
+    }
+
+    fn block(&self) -> String {
+        match &self.content {
+            Content::Publication(publication) => sse::body(&publication.event, &publication.data),
+            Content::Gap(gap) => sse::gap(self.key.channel.as_str(), gap),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proto::position::Offset;
+    use proto::time::UnixTime;
+
+    #[test]
+    fn one_publication_in_every_format() {
+        let publication = Publication {
+            offset: Offset(3),
+            event: "news".into(),
+            data: "a\nb".into(),
+            exclude: None,
+            accepted_at: UnixTime(0),
+        };
+        let key = ChannelKey {
+            app: "a".parse().unwrap(),
+            channel: "room".parse().unwrap(),
+        };
+        let broadcast = Broadcast::publication(key, Epoch(1), Arc::new(publication));
+        let json = r#"{"event":"news","channel":"room","data":"a\nb"}"#;
+        assert_eq!(broadcast.websocket()[2..], *json.as_bytes());
+        assert_eq!(
+            broadcast.event_stream(),
+            "event: news\ndata: a\ndata: b\nid: 0000000000000001-3\n\n"
+        );
+        assert_eq!(broadcast.body(), "event: news\ndata: a\ndata: b\n");
+        assert_eq!(broadcast.envelope(), &format!("data: {json}\n"));
+    }
+}

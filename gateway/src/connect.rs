@@ -1,0 +1,367 @@
+//! Where clients connect: `GET /app/{key}` for WebSocket, `GET /app/{key}/sse`
+//! for event streams. The handlers decide whether to admit; a worker does the
+//! rest.
+
+use axum::Router;
+use axum::extract::{Path, Request, State};
+use axum::http::header::{
+    ACCESS_CONTROL_ALLOW_HEADERS, ACCESS_CONTROL_ALLOW_METHODS, ACCESS_CONTROL_ALLOW_ORIGIN,
+    ACCESS_CONTROL_MAX_AGE, ORIGIN, UPGRADE, VARY,
+};
+use axum::http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, Uri};
+use axum::response::{IntoResponse, Response};
+use axum::routing::any;
+use bytes::Bytes;
+use proto::channel::{ChannelKind, ChannelName};
+use proto::error::ErrorCode;
+use tokio_tungstenite::tungstenite::handshake::server::{create_response, write_response};
+
+use crate::app::{Admitted, App};
+use crate::problem::Problem;
+use crate::protocol::{Close, CloseCode, pusher, sse};
+use crate::server::{Context, Slot, Takes, unknown_route};
+use crate::worker::Client;
+
+pub(crate) fn routes() -> Router<Context> {
+    Router::new()
+        .route("/app/{key}", any(websocket))
+        .route("/app/{key}/sse", any(event_stream))
+}
+
+// ---- WebSocket ------------------------------------------------------------
+
+async fn websocket(
+    State(context): State<Context>,
+    Path(key): Path<String>,
+    request: Request,
+) -> Response {
+    if !wants_upgrade(request.headers()) {
+        let message = "this path is for WebSocket; event streams are at /app/{key}/sse";
+        return Problem::new(ErrorCode::UpgradeRequired, message).into_response();
+    }
+    let admitted = admit_websocket(&context, &key, &request);
+    upgrade(request, admitted).await
+}
+
+/// Anything that is not at a known path. A WebSocket client learns it by a
+/// close code: an HTTP status would make it try again for ever.
+pub(crate) async fn unknown_path(request: Request) -> Response {
+    if wants_upgrade(request.headers()) {
+        let message = format!(
+            "there is no WebSocket at {}; it is at /app/{{key}}",
+            request.uri().path()
+        );
+        return upgrade(
+            request,
+            Err(Close {
+                code: CloseCode::UnknownPath,
+                message,
+            }),
+        )
+        .await;
+    }
+    unknown_route(request.uri().path()).into_response()
+}
+
+fn wants_upgrade(headers: &HeaderMap) -> bool {
+    headers
+        .get(UPGRADE)
+        .is_some_and(|upgrade| upgrade.as_bytes().eq_ignore_ascii_case(b"websocket"))
+}
+
+/// Whom to let in. A refusal travels as an error frame and a close code, so
+/// that a browser can learn that it need not try again.
+fn admit_websocket(context: &Context, key: &str, request: &Request) -> Result<Admitted, Close> {
+    let refuse = |code, message: &str| Close {
+        code,
+        message: message.to_owned(),
+    };
+    let app = context
+        .config
+        .apps
+        .by_key(key)
+        .ok_or_else(|| refuse(CloseCode::UnknownApp, "no app has this key"))?;
+    pusher::check_version(parameter(request.uri(), "protocol").as_deref())?;
+    if !app.enabled {
+        return Err(refuse(CloseCode::AppDisabled, "the app is disabled"));
+    }
+    if !app.allows_origin(origin(request.headers())) {
+        return Err(refuse(
+            CloseCode::Unauthorized,
+            "this origin may not connect",
+        ));
+    }
+    app.admit().ok_or_else(|| {
+        refuse(
+            CloseCode::OverQuota,
+            "the app has as many connections as it may have",
+        )
+    })
+}
+
+async fn upgrade(request: Request, admitted: Result<Admitted, Close>) -> Response {
+    let (parts, _) = request.into_parts();
+    let Some(slot) = parts.extensions.get::<Slot>().cloned() else {
+        return unknown_route(parts.uri.path()).into_response();
+    };
+    let handshake = axum::http::Request::from_parts(parts, ());
+    let mut head = Vec::with_capacity(160);
+    let accepted =
+        create_response(&handshake).and_then(|response| write_response(&mut head, &response));
+    match accepted {
+        Ok(()) => {
+            slot.take(Takes {
+                head: head.into(),
+                client: Client::WebSocket(admitted),
+            })
+            .await
+        }
+        Err(error) => {
+            let message = format!("the WebSocket handshake is not valid: {error}");
+            Problem::new(ErrorCode::BadRequest, message).into_response()
+        }
+    }
+}
+
+// ---- event streams ----------------------------------------------------------
+
+/// The head of every stream. Its end is the connection's end, so that the same
+/// bytes serve clients and proxies of HTTP/1.0 and 1.1.
+const STREAM_HEAD: &str = "HTTP/1.1 200 OK\r\n\
+    content-type: text/event-stream\r\n\
+    cache-control: no-store\r\n\
+    x-accel-buffering: no\r\n\
+    connection: close\r\n";
+
+async fn event_stream(
+    State(context): State<Context>,
+    Path(key): Path<String>,
+    request: Request,
+) -> Response {
+    let (parts, _) = request.into_parts();
+    let origin = origin(&parts.headers);
+    if parts.method == Method::OPTIONS {
+        return preflight(context.config.apps.by_key(&key).map(AsRef::as_ref), origin);
+    }
+    if parts.method != Method::GET {
+        return Problem::method_not_allowed("GET, OPTIONS").into_response();
+    }
+    let admitted = match admit_stream(&context, &key, &parts.uri, origin) {
+        Ok(admitted) => admitted,
+        Err(problem) => {
+            let (app, problem) = *problem;
+            let mut response = problem.into_response();
+            // Without this a page could not read why it was refused.
+            if let Some(app) = app {
+                allow_origin(response.headers_mut(), &app, origin);
+            }
+            return response;
+        }
+    };
+    let Some(slot) = parts.extensions.get::<Slot>().cloned() else {
+        return unknown_route(parts.uri.path()).into_response();
+    };
+    let mut head = STREAM_HEAD.to_owned();
+    let mut cors = HeaderMap::new();
+    allow_origin(&mut cors, admitted.0.app(), origin);
+    for (name, value) in &cors {
+        if let Ok(value) = value.to_str() {
+            head.push_str(&format!("{name}: {value}\r\n"));
+        }
+    }
+    head.push_str("\r\n");
+    let (admitted, channels, envelope) = admitted;
+    let client = Client::EventStream {
+        admitted,
+        channels,
+        envelope,
+    };
+    slot.take(Takes {
+        head: Bytes::from(head),
+        client,
+    })
+    .await
+}
+
+type StreamRefused = Box<(Option<std::sync::Arc<App>>, Problem)>;
+
+fn admit_stream(
+    context: &Context,
+    key: &str,
+    uri: &Uri,
+    origin: Option<&str>,
+) -> Result<(Admitted, Vec<ChannelName>, bool), StreamRefused> {
+    let unknown = || {
+        Box::new((
+            None,
+            Problem::new(ErrorCode::UnknownApp, "no app has this key"),
+        ))
+    };
+    let app = context.config.apps.by_key(key).ok_or_else(unknown)?;
+    let refuse = |code, message: String| Box::new((Some(app.clone()), Problem::new(code, message)));
+    if !app.enabled {
+        return Err(refuse(ErrorCode::AppDisabled, "the app is disabled".into()));
+    }
+    if !app.allows_origin(origin) {
+        let problem = Problem::new(ErrorCode::ForbiddenOrigin, "this origin may not connect");
+        return Err(Box::new((None, problem)));
+    }
+    let (channels, envelope) =
+        stream_parameters(uri).map_err(|(code, message)| refuse(code, message))?;
+    let admitted = app.admit().ok_or_else(|| {
+        refuse(
+            ErrorCode::OverQuota,
+            "the app has as many connections as it may have".into(),
+        )
+    })?;
+    Ok((admitted, channels, envelope))
+}
+
+/// `channel` (one to 64 times) and `envelope`.
+fn stream_parameters(uri: &Uri) -> Result<(Vec<ChannelName>, bool), (ErrorCode, String)> {
+    let bad = |message: String| (ErrorCode::BadRequest, message);
+    let mut channels: Vec<ChannelName> = Vec::new();
+    let mut envelope = false;
+    for (name, value) in form_urlencoded::parse(uri.query().unwrap_or_default().as_bytes()) {
+        match &*name {
+            "channel" => {
+                let channel: ChannelName = value
+                    .parse()
+                    .map_err(|error| bad(format!("channel {value:?}: {error}")))?;
+                if channel.kind() != ChannelKind::Public {
+                    let message = format!("{channel}: event streams serve public channels");
+                    return Err((ErrorCode::ForbiddenChannel, message));
+                }
+                if channel.is_cache() {
+                    let message =
+                        format!("{channel}: cache channels are not available in this version");
+                    return Err((ErrorCode::NotSupported, message));
+                }
+                channels.push(channel);
+            }
+            "envelope" => {
+                envelope = match &*value {
+                    "true" => true,
+                    "false" => false,
+                    _ => return Err(bad("envelope is true or false".into())),
+                };
+            }
+            // Others may be there for the sake of caches or proxies.
+            _ => {}
+        }
+    }
+    channels.sort_unstable();
+    channels.dedup();
+    if channels.is_empty() || channels.len() > sse::CHANNELS_MAX {
+        return Err(bad(format!(
+            "name 1 to {} channels: ?channel=a&channel=b",
+            sse::CHANNELS_MAX
+        )));
+    }
+    Ok((channels, envelope))
+}
+
+fn preflight(app: Option<&App>, origin: Option<&str>) -> Response {
+    let mut response = StatusCode::NO_CONTENT.into_response();
+    if let Some(app) = app {
+        allow_origin(response.headers_mut(), app, origin);
+        let headers = response.headers_mut();
+        headers.insert(
+            ACCESS_CONTROL_ALLOW_METHODS,
+            HeaderValue::from_static("GET"),
+        );
+        headers.insert(
+            ACCESS_CONTROL_ALLOW_HEADERS,
+            HeaderValue::from_static("last-event-id, cache-control"),
+        );
+        headers.insert(ACCESS_CONTROL_MAX_AGE, HeaderValue::from_static("86400"));
+    }
+    response
+}
+
+/// Lets a page of an allowed origin read the answer.
+fn allow_origin(headers: &mut HeaderMap, app: &App, origin: Option<&str>) {
+    let any = app.allowed_origins.iter().any(|allowed| allowed == "*");
+    if any {
+        headers.insert(ACCESS_CONTROL_ALLOW_ORIGIN, HeaderValue::from_static("*"));
+        return;
+    }
+    headers.insert(VARY, HeaderValue::from_static("origin"));
+    if app.allows_origin(origin)
+        && let Some(Ok(value)) = origin.map(HeaderValue::from_str)
+    {
+        headers.insert(ACCESS_CONTROL_ALLOW_ORIGIN, value);
+    }
+}
+
+fn origin(headers: &HeaderMap) -> Option<&str> {
+    text(headers, ORIGIN)
+}
+
+fn text(headers: &HeaderMap, name: HeaderName) -> Option<&str> {
+    // A value that is not text is an origin that nobody allows.
+    headers
+        .get(name)
+        .map(|value| value.to_str().unwrap_or("invalid"))
+}
+
+fn parameter(uri: &Uri, name: &str) -> Option<String> {
+    form_urlencoded::parse(uri.query().unwrap_or_default().as_bytes())
+        .find(|(key, _)| key == name)
+        .map(|(_, value)| value.into_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn parameters(query: &str) -> Result<(Vec<String>, bool), ErrorCode> {
+        let uri: Uri = format!("/app/k/sse?{query}").parse().unwrap();
+        stream_parameters(&uri)
+            .map(|(channels, envelope)| {
+                (channels.iter().map(ToString::to_string).collect(), envelope)
+            })
+            .map_err(|(code, _)| code)
+    }
+
+    #[test]
+    fn streams_name_public_channels_each_once() {
+        assert_eq!(
+            parameters("channel=b&channel=a&channel=b&x=1"),
+            Ok((vec!["a".into(), "b".into()], false))
+        );
+        assert_eq!(
+            parameters("channel=a&envelope=true"),
+            Ok((vec!["a".into()], true))
+        );
+        assert_eq!(parameters(""), Err(ErrorCode::BadRequest));
+        assert_eq!(parameters("channel="), Err(ErrorCode::BadRequest));
+        assert_eq!(parameters("channel=a%20b"), Err(ErrorCode::BadRequest));
+        assert_eq!(
+            parameters("channel=a&envelope=1"),
+            Err(ErrorCode::BadRequest)
+        );
+        assert_eq!(
+            parameters("channel=private-a"),
+            Err(ErrorCode::ForbiddenChannel)
+        );
+        assert_eq!(parameters("channel=cache-a"), Err(ErrorCode::NotSupported));
+        let many: Vec<String> = (0..65).map(|n| format!("channel=c{n}")).collect();
+        assert_eq!(parameters(&many.join("&")), Err(ErrorCode::BadRequest));
+    }
+
+    #[test]
+    fn only_allowed_origins_are_let_through() {
+        let mut app = App::new("a".parse().unwrap(), "k", "s");
+        let header = |app: &App, origin| {
+            let mut headers = HeaderMap::new();
+            allow_origin(&mut headers, app, origin);
+            text(&headers, ACCESS_CONTROL_ALLOW_ORIGIN).map(str::to_owned)
+        };
+        assert_eq!(header(&app, Some("https://x")), Some("*".into()));
+        app.allowed_origins = vec!["https://x".into()];
+        assert_eq!(header(&app, Some("https://x")), Some("https://x".into()));
+        assert_eq!(header(&app, Some("https://y")), None);
+        assert_eq!(header(&app, None), None);
+    }
+}

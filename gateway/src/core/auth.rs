@@ -1,0 +1,337 @@
+//! Signatures of the Pusher protocol: of subscriptions and of API requests.
+//! Pure: keys and the time are given; every comparison of secrets takes the
+//! same time whatever it finds.
+
+use hmac::{Hmac, KeyInit, Mac};
+use md5::{Digest, Md5};
+use proto::channel::ChannelName;
+use proto::error::ErrorCode;
+use proto::id::ConnectionId;
+use proto::time::UnixTime;
+use sha2::Sha256;
+
+use crate::app::{App, Secret};
+
+/// How far a request's clock may be off.
+pub const TIMESTAMP_TOLERANCE_SECS: u64 = 600;
+
+/// Why a signature was refused.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum Error {
+    /// A parameter is missing or not what it must be.
+    #[error("{0} is missing or malformed")]
+    Missing(&'static str),
+    /// Another app's key.
+    #[error("the key is not the one of this app")]
+    WrongKey,
+    /// Too old, or of the future.
+    #[error(
+        "auth_timestamp is {off_secs} s away from this server's clock; {TIMESTAMP_TOLERANCE_SECS} s are allowed"
+    )]
+    StaleTimestamp {
+        /// How far.
+        off_secs: u64,
+    },
+    /// The body is not the one that was signed.
+    #[error("body_md5 is not the MD5 of the body")]
+    WrongBody,
+    /// The signature is of something else, or made with another secret.
+    #[error("the signature is wrong")]
+    WrongSignature,
+}
+
+impl Error {
+    /// As the API says it.
+    pub fn code(&self) -> ErrorCode {
+        match self {
+            Self::Missing(_) => ErrorCode::MissingSignature,
+            Self::StaleTimestamp { .. } => ErrorCode::StaleTimestamp,
+            Self::WrongKey | Self::WrongBody | Self::WrongSignature => ErrorCode::BadSignature,
+        }
+    }
+
+    /// As metrics count it.
+    pub fn reason(&self) -> &'static str {
+        match self {
+            Self::Missing(_) => "missing",
+            Self::StaleTimestamp { .. } => "expired",
+            Self::WrongKey | Self::WrongBody | Self::WrongSignature => "bad_signature",
+        }
+    }
+}
+
+/// The token with which a client may subscribe to a channel: what an app's
+/// backend computes as `auth`, without the key before the colon.
+pub fn channel_signature(
+    secret: &Secret,
+    connection: ConnectionId,
+    channel: &ChannelName,
+    channel_data: Option<&str>,
+) -> String {
+    hex::encode(
+        channel_mac(secret, connection, channel, channel_data)
+            .finalize()
+            .into_bytes(),
+    )
+}
+
+/// Checks a client's `auth` for a channel: `<app key>:<hex signature>`.
+pub fn verify_channel(
+    app: &App,
+    connection: ConnectionId,
+    channel: &ChannelName,
+    channel_data: Option<&str>,
+    auth: Option<&str>,
+) -> Result<(), Error> {
+    let (key, signature) = auth
+        .and_then(|auth| auth.rsplit_once(':'))
+        .ok_or(Error::Missing("auth"))?;
+    // The key is public: comparing it may take any time.
+    if key != &*app.key {
+        return Err(Error::WrongKey);
+    }
+    let signature = hex::decode(signature).map_err(|_| Error::WrongSignature)?;
+    channel_mac(&app.secret, connection, channel, channel_data)
+        .verify_slice(&signature)
+        .map_err(|_| Error::WrongSignature)
+}
+
+fn channel_mac(
+    secret: &Secret,
+    connection: ConnectionId,
+    channel: &ChannelName,
+    channel_data: Option<&str>,
+) -> Hmac<Sha256> {
+    let mut mac = keyed(secret);
+    mac.update(format!("{connection}:{channel}").as_bytes());
+    if let Some(data) = channel_data {
+        mac.update(b":");
+        mac.update(data.as_bytes());
+    }
+    mac
+}
+
+/// A request to the HTTP API, as far as its signature goes.
+#[derive(Debug, Clone, Copy)]
+pub struct Request<'a> {
+    /// Upper case.
+    pub method: &'a str,
+    /// As the client sees it, without query.
+    pub path: &'a str,
+    /// The raw query string.
+    pub query: &'a str,
+    /// The raw body.
+    pub body: &'a [u8],
+}
+
+/// Checks the signature of an API request.
+pub fn verify_request(app: &App, request: Request<'_>, now: UnixTime) -> Result<(), Error> {
+    let parameters = parameters(request.query);
+    let get = |name: &'static str| {
+        parameters
+            .iter()
+            .find(|(key, _)| key == name)
+            .map(|(_, value)| value.as_str())
+            .ok_or(Error::Missing(name))
+    };
+    if get("auth_key")? != &*app.key {
+        return Err(Error::WrongKey);
+    }
+    if get("auth_version")? != "1.0" {
+        return Err(Error::Missing("auth_version"));
+    }
+    let signature = get("auth_signature")?;
+    let timestamp: u64 = get("auth_timestamp")?
+        .parse()
+        .map_err(|_| Error::Missing("auth_timestamp"))?;
+    if !request.body.is_empty() {
+        let md5 = hex::encode(Md5::digest(request.body));
+        if !get("body_md5")?.eq_ignore_ascii_case(&md5) {
+            return Err(Error::WrongBody);
+        }
+    }
+    let signature = hex::decode(signature).map_err(|_| Error::WrongSignature)?;
+    request_mac(&app.secret, request, &parameters)
+        .verify_slice(&signature)
+        .map_err(|_| Error::WrongSignature)?;
+    // Last, so that only who knows the secret learns of this server's clock.
+    let off_secs = timestamp.abs_diff(now.secs());
+    if off_secs > TIMESTAMP_TOLERANCE_SECS {
+        return Err(Error::StaleTimestamp { off_secs });
+    }
+    Ok(())
+}
+
+/// The query with which a backend calls the API: parameters and signature.
+pub fn sign_request(key: &str, secret: &Secret, request: Request<'_>, now: UnixTime) -> String {
+    let mut query = form_urlencoded::Serializer::new(request.query.to_owned());
+    query
+        .append_pair("auth_key", key)
+        .append_pair("auth_timestamp", &now.secs().to_string())
+        .append_pair("auth_version", "1.0");
+    if !request.body.is_empty() {
+        query.append_pair("body_md5", &hex::encode(Md5::digest(request.body)));
+    }
+    let query = query.finish();
+    let mac = request_mac(
+        secret,
+        Request {
+            query: &query,
+            ..request
+        },
+        &parameters(&query),
+    );
+    format!(
+        "{query}&auth_signature={}",
+        hex::encode(mac.finalize().into_bytes())
+    )
+}
+
+/// Decoded, keys in lower case, sorted.
+fn parameters(query: &str) -> Vec<(String, String)> {
+    let mut parameters: Vec<(String, String)> = form_urlencoded::parse(query.as_bytes())
+        .map(|(key, value)| (key.to_ascii_lowercase(), value.into_owned()))
+        .collect();
+    parameters.sort();
+    parameters
+}
+
+fn request_mac(
+    secret: &Secret,
+    request: Request<'_>,
+    parameters: &[(String, String)],
+) -> Hmac<Sha256> {
+    let mut mac = keyed(secret);
+    mac.update(format!("{}\n{}\n", request.method, request.path).as_bytes());
+    let signed = parameters.iter().filter(|(key, _)| key != "auth_signature");
+    for (i, (key, value)) in signed.enumerate() {
+        let separator = if i == 0 { "" } else { "&" };
+        mac.update(format!("{separator}{key}={value}").as_bytes());
+    }
+    mac
+}
+
+fn keyed(secret: &Secret) -> Hmac<Sha256> {
+    Hmac::new_from_slice(secret.expose().as_bytes()).expect("HMAC takes keys of any length")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn app() -> App {
+        App::new(
+            "3".parse().unwrap(),
+            "278d425bdf160c739803",
+            "7ad3773142a6692b25b8",
+        )
+    }
+
+    /// The worked example of the Pusher documentation, "Authenticating users".
+    #[test]
+    fn the_documented_channel_signature() {
+        let connection = "1234.1234".parse().unwrap();
+        let channel: ChannelName = "private-foobar".parse().unwrap();
+        let signature = "58df8b0c36d6982b82c3ecf6b4662e34fe8c25bba48f5369f135bf843651c3a4";
+        assert_eq!(
+            channel_signature(&app().secret, connection, &channel, None),
+            signature
+        );
+        let auth = format!("278d425bdf160c739803:{signature}");
+        let verify = |auth: Option<&str>| verify_channel(&app(), connection, &channel, None, auth);
+        assert_eq!(verify(Some(&auth)), Ok(()));
+        assert_eq!(verify(None), Err(Error::Missing("auth")));
+        assert_eq!(verify(Some("")), Err(Error::Missing("auth")));
+        assert_eq!(
+            verify(Some(&auth.replace("278d", "0000"))),
+            Err(Error::WrongKey)
+        );
+        assert_eq!(
+            verify(Some(&auth.replace("58df", "58de"))),
+            Err(Error::WrongSignature)
+        );
+        assert_eq!(
+            verify(Some("278d425bdf160c739803:zz")),
+            Err(Error::WrongSignature)
+        );
+    }
+
+    /// The worked example of the Pusher documentation, "HTTP API".
+    #[test]
+    fn the_documented_request_signature() {
+        let body = br#"{"name":"foo","channels":["project-3"],"data":"{\"some\":\"data\"}"}"#;
+        let query = "auth_key=278d425bdf160c739803&auth_timestamp=1353088179&auth_version=1.0\
+            &body_md5=ec365a775a4cd0599faeb73354201b6f\
+            &auth_signature=da454824c97ba181a32ccc17a72625ba02771f50b50e1e7430e47a1f3f457e6c";
+        let request = Request {
+            method: "POST",
+            path: "/apps/3/events",
+            query,
+            body,
+        };
+        let now = UnixTime(1_353_088_179 * 1_000_000);
+        assert_eq!(verify_request(&app(), request, now), Ok(()));
+        let late = UnixTime(now.0 + 601 * 1_000_000);
+        assert_eq!(
+            verify_request(&app(), request, late),
+            Err(Error::StaleTimestamp { off_secs: 601 })
+        );
+        let other_body = Request {
+            body: b"{}",
+            ..request
+        };
+        assert_eq!(
+            verify_request(&app(), other_body, now),
+            Err(Error::WrongBody)
+        );
+        let other_path = Request {
+            path: "/apps/3/event",
+            ..request
+        };
+        assert_eq!(
+            verify_request(&app(), other_path, now),
+            Err(Error::WrongSignature)
+        );
+        let unsigned = Request {
+            query: "auth_key=278d425bdf160c739803&auth_version=1.0",
+            ..request
+        };
+        assert_eq!(
+            verify_request(&app(), unsigned, now),
+            Err(Error::Missing("auth_signature"))
+        );
+    }
+
+    #[test]
+    fn what_we_sign_we_accept() {
+        let now = UnixTime(5_000_000_000);
+        let request = Request {
+            method: "GET",
+            path: "/apps/3/channels",
+            query: "info=a%20b&filter_by_prefix=x",
+            body: b"",
+        };
+        let query = sign_request("278d425bdf160c739803", &app().secret, request, now);
+        let signed = Request {
+            query: &query,
+            ..request
+        };
+        assert_eq!(verify_request(&app(), signed, now), Ok(()));
+    }
+
+    proptest! {
+        #[test]
+        fn arbitrary_requests_never_panic(query in ".{0,200}", path in ".{0,50}", body in prop::collection::vec(any::<u8>(), 0..100)) {
+            let request = Request { method: "POST", path: &path, query: &query, body: &body };
+            prop_assert!(verify_request(&app(), request, UnixTime(0)).is_err());
+        }
+
+        #[test]
+        fn arbitrary_auth_never_passes(auth in ".{0,120}") {
+            let channel: ChannelName = "private-x".parse().unwrap();
+            let connection = "1.1".parse().unwrap();
+            prop_assert!(verify_channel(&app(), connection, &channel, None, Some(&auth)).is_err());
+        }
+    }
+}

@@ -1,0 +1,308 @@
+//! One client connection: what its commands mean, and when it is given up.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use proto::channel::{ChannelKind, ChannelName};
+use proto::id::ConnectionId;
+use proto::time::Timestamp;
+
+use super::auth;
+use crate::app::App;
+use crate::protocol::pusher::Malformed;
+use crate::protocol::{Close, CloseCode, Command, Frame};
+
+/// How long a client has to answer a ping.
+pub const PONG_TIMEOUT: Duration = Duration::from_secs(30);
+/// Channels of one connection at most.
+pub const SUBSCRIPTIONS_MAX: usize = 1_000;
+
+/// Pusher's code for a client event that was not taken.
+const CLIENT_EVENT_REJECTED: u16 = 4301;
+
+/// What is to be done for a connection, in this order.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Effect {
+    /// Send a frame.
+    Send(Frame),
+    /// Add it to the channel; it is told when the channel is attached.
+    Subscribe(ChannelName),
+    /// Take it out of the channel.
+    Unsubscribe(ChannelName),
+    /// Count a refused signature.
+    AuthFailed(&'static str),
+    /// End it.
+    Close(Close),
+}
+
+/// The state of a connection.
+#[derive(Debug)]
+pub struct Connection {
+    id: ConnectionId,
+    app: Arc<App>,
+    heard_at: Timestamp,
+    pinged_at: Option<Timestamp>,
+}
+
+impl Connection {
+    /// A connection that has just been opened.
+    pub fn new(id: ConnectionId, app: Arc<App>, now: Timestamp) -> Self {
+        Self {
+            id,
+            app,
+            heard_at: now,
+            pinged_at: None,
+        }
+    }
+
+    /// Its id.
+    pub fn id(&self) -> ConnectionId {
+        self.id
+    }
+
+    /// The app that it is a client of.
+    pub fn app(&self) -> &Arc<App> {
+        &self.app
+    }
+
+    /// Anything has come from the client, if only a part of a frame.
+    pub fn heard(&mut self, now: Timestamp) {
+        self.heard_at = now;
+        self.pinged_at = None;
+    }
+
+    /// A whole frame has come. `subscriptions` is how many it has now.
+    pub fn handle(
+        &mut self,
+        frame: Result<Command, Malformed>,
+        subscriptions: usize,
+        effects: &mut Vec<Effect>,
+    ) {
+        match frame {
+            Ok(Command::Subscribe {
+                channel,
+                auth,
+                channel_data,
+            }) => {
+                effects.extend(self.subscribe(
+                    channel,
+                    auth.as_deref(),
+                    channel_data.as_deref(),
+                    subscriptions,
+                ));
+            }
+            // A name that is not valid was never subscribed.
+            Ok(Command::Unsubscribe { channel }) => {
+                effects.extend(channel.parse().ok().map(Effect::Unsubscribe));
+            }
+            Ok(Command::Ping) => effects.push(Effect::Send(Frame::Pong)),
+            Ok(Command::Pong) => {}
+            Ok(Command::Unsupported { event }) => effects.push(unsupported(&event)),
+            Err(malformed) => effects.push(error(None, malformed.to_string())),
+        }
+    }
+
+    /// Time has passed: pings a client that has been silent for `activity_timeout`
+    /// and gives it up if that stays unanswered.
+    pub fn tick(&mut self, now: Timestamp, activity_timeout: Duration) -> Option<Effect> {
+        if let Some(pinged_at) = self.pinged_at {
+            return (now.since(pinged_at) >= PONG_TIMEOUT).then(|| {
+                Effect::Close(Close {
+                    code: CloseCode::PongMissing,
+                    message: format!("no answer to a ping within {} s", PONG_TIMEOUT.as_secs()),
+                })
+            });
+        }
+        if now.since(self.heard_at) < activity_timeout {
+            return None;
+        }
+        self.pinged_at = Some(now);
+        Some(Effect::Send(Frame::Ping))
+    }
+
+    fn subscribe(
+        &self,
+        name: String,
+        auth: Option<&str>,
+        channel_data: Option<&str>,
+        subscriptions: usize,
+    ) -> Vec<Effect> {
+        let refused = |kind, message: String, status| {
+            Effect::Send(Frame::SubscriptionRefused {
+                channel: name.clone(),
+                kind,
+                message,
+                status,
+            })
+        };
+        let channel: ChannelName = match name.parse() {
+            Ok(channel) => channel,
+            Err(invalid) => return vec![refused("InvalidChannel", format!("{invalid}"), 400)],
+        };
+        if channel.kind() == ChannelKind::Presence || channel.is_cache() {
+            let message = "presence and cache channels are not available in this version".into();
+            return vec![refused("NotSupported", message, 400)];
+        }
+        if subscriptions >= SUBSCRIPTIONS_MAX {
+            let message = format!(
+                "a connection may have {SUBSCRIPTIONS_MAX} subscriptions; unsubscribe from some"
+            );
+            return vec![refused("LimitReached", message, 400)];
+        }
+        if channel.kind() != ChannelKind::Public
+            && let Err(error) =
+                auth::verify_channel(&self.app, self.id, &channel, channel_data, auth)
+        {
+            let failed = Effect::AuthFailed(error.reason());
+            return vec![
+                failed,
+                refused(
+                    "AuthError",
+                    format!("subscribing to {channel}: {error}"),
+                    401,
+                ),
+            ];
+        }
+        vec![Effect::Subscribe(channel)]
+    }
+}
+
+fn unsupported(event: &str) -> Effect {
+    if event.starts_with("client-") {
+        let message = "client events are not available in this version".into();
+        return error(Some(CLIENT_EVENT_REJECTED), message);
+    }
+    let event: String = event.chars().take(50).collect();
+    error(None, format!("{event:?} is not an event that clients send"))
+}
+
+fn error(code: Option<u16>, message: String) -> Effect {
+    Effect::Send(Frame::Error { code, message })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const TIMEOUT: Duration = Duration::from_secs(120);
+
+    fn connection() -> Connection {
+        let app = App::new("a".parse().unwrap(), "key", "secret");
+        Connection::new("1.2".parse().unwrap(), Arc::new(app), Timestamp(0))
+    }
+
+    fn subscribe(channel: &str, auth: Option<String>) -> Vec<Effect> {
+        let command = Command::Subscribe {
+            channel: channel.into(),
+            auth,
+            channel_data: None,
+        };
+        let mut effects = Vec::new();
+        connection().handle(Ok(command), 0, &mut effects);
+        effects
+    }
+
+    fn refusal(effects: &[Effect]) -> (&str, u16) {
+        match effects.last() {
+            Some(Effect::Send(Frame::SubscriptionRefused { kind, status, .. })) => (kind, *status),
+            other => panic!("a refusal expected, got {other:?}"),
+        }
+    }
+
+    #[test]
+    fn public_channels_need_no_signature_and_private_ones_do() {
+        let room: ChannelName = "private-room".parse().unwrap();
+        assert_eq!(
+            subscribe("room", None),
+            [Effect::Subscribe("room".parse().unwrap())]
+        );
+        let connection = connection();
+        let signature = auth::channel_signature(&connection.app.secret, connection.id, &room, None);
+        assert_eq!(
+            subscribe("private-room", Some(format!("key:{signature}"))),
+            [Effect::Subscribe(room)]
+        );
+        let effects = subscribe("private-room", Some("key:00".into()));
+        assert_eq!(effects[0], Effect::AuthFailed("bad_signature"));
+        assert_eq!(refusal(&effects), ("AuthError", 401));
+        let effects = subscribe("private-room", None);
+        assert_eq!(effects[0], Effect::AuthFailed("missing"));
+    }
+
+    #[test]
+    fn what_is_not_available_is_refused_by_name() {
+        assert_eq!(
+            refusal(&subscribe("presence-x", None)),
+            ("NotSupported", 400)
+        );
+        assert_eq!(
+            refusal(&subscribe("private-cache-x", None)),
+            ("NotSupported", 400)
+        );
+        assert_eq!(refusal(&subscribe("a b", None)), ("InvalidChannel", 400));
+    }
+
+    #[test]
+    fn subscriptions_are_limited() {
+        let command = Command::Subscribe {
+            channel: "x".into(),
+            auth: None,
+            channel_data: None,
+        };
+        let mut effects = Vec::new();
+        connection().handle(Ok(command), SUBSCRIPTIONS_MAX, &mut effects);
+        assert_eq!(refusal(&effects), ("LimitReached", 400));
+    }
+
+    #[test]
+    fn a_silent_client_is_pinged_and_then_given_up() {
+        let mut connection = connection();
+        assert_eq!(connection.tick(Timestamp(119_999), TIMEOUT), None);
+        assert_eq!(
+            connection.tick(Timestamp(120_000), TIMEOUT),
+            Some(Effect::Send(Frame::Ping))
+        );
+        assert_eq!(connection.tick(Timestamp(149_999), TIMEOUT), None);
+        let Some(Effect::Close(close)) = connection.tick(Timestamp(150_000), TIMEOUT) else {
+            panic!("closed");
+        };
+        assert_eq!(close.code.number(), 4201);
+    }
+
+    #[test]
+    fn any_sign_of_life_starts_the_silence_anew() {
+        let mut connection = connection();
+        connection.tick(Timestamp(120_000), TIMEOUT);
+        connection.heard(Timestamp(140_000));
+        assert_eq!(connection.tick(Timestamp(200_000), TIMEOUT), None);
+        assert_eq!(
+            connection.tick(Timestamp(260_000), TIMEOUT),
+            Some(Effect::Send(Frame::Ping))
+        );
+    }
+
+    #[test]
+    fn errors_of_clients_keep_the_connection() {
+        let told = |frame| {
+            let mut effects = Vec::new();
+            connection().handle(frame, 0, &mut effects);
+            match &effects[..] {
+                [Effect::Send(Frame::Error { code, .. })] => *code,
+                other => panic!("one error expected, got {other:?}"),
+            }
+        };
+        assert_eq!(
+            told(Ok(Command::Unsupported {
+                event: "client-x".into()
+            })),
+            Some(4301)
+        );
+        assert_eq!(
+            told(Ok(Command::Unsupported {
+                event: "foo".into()
+            })),
+            None
+        );
+        assert_eq!(told(crate::protocol::pusher::decode("{")), None);
+    }
+}

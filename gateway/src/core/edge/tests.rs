@@ -1,0 +1,499 @@
+use std::sync::Arc;
+
+use bytes::Bytes;
+use proto::error::ErrorCode;
+use proto::id::ClusterUuid;
+use proto::message::{Joined, Missed};
+use proto::position::{Epoch, Offset, Position};
+use proto::publication::Publication;
+use proto::time::UnixTime;
+
+use super::*;
+
+const FENCE: Fence = Fence(1);
+const W: WorkerId = WorkerId(0);
+
+fn node(id: &str) -> NodeRef {
+    NodeRef {
+        id: id.parse().unwrap(),
+        incarnation: Incarnation(1),
+    }
+}
+
+fn map(version: u64, owner: &str, fence: u64) -> ShardMap {
+    let mut map = ShardMap::standalone(ClusterUuid(1), 0, node(owner));
+    map.version = version;
+    for row in &mut map.rows {
+        row.fence = Fence(fence);
+    }
+    map
+}
+
+fn me() -> GatewayRef {
+    GatewayRef {
+        id: "g".parse().unwrap(),
+        incarnation: Incarnation(5),
+    }
+}
+
+/// An edge and what it did last.
+struct Bench {
+    edge: Edge,
+    effects: Vec<Effect>,
+}
+
+impl Bench {
+    fn new() -> Self {
+        Self {
+            edge: Edge::new(me(), &map(1, "a", FENCE.0)),
+            effects: Vec::new(),
+        }
+    }
+
+    fn tell(&mut self, at: u64, input: Input) -> &[Effect] {
+        self.effects.clear();
+        self.edge.handle(Timestamp(at), input, &mut self.effects);
+        &self.effects
+    }
+
+    fn reply(&mut self, at: u64, from: &str, reply: Reply) -> &[Effect] {
+        let replies = Replies {
+            from: node(from),
+            to: me().incarnation,
+            map_version: 1,
+            replies: vec![reply],
+        };
+        self.tell(at, Input::Message(Message::Replies(replies)))
+    }
+
+    fn follow(&mut self, at: u64, channel: &str) -> Join {
+        let effects = self.tell(
+            at,
+            Input::Follow {
+                worker: W,
+                follow: FollowId(1),
+                key: key(channel),
+            },
+        );
+        join(effects)
+    }
+
+    /// Follows and is attached at `offset`.
+    fn attach(&mut self, channel: &str, offset: u64) {
+        let version = self.follow(0, channel).version;
+        self.reply(0, "a", joined(version, FENCE, offset));
+    }
+
+    fn batch(&mut self, from: &str, first: u64, entries: &[Entry]) -> &[Effect] {
+        let batch = Batch {
+            from: node(from),
+            to: me().incarnation,
+            first,
+            entries: entries.iter().map(codec::encode_entry).collect(),
+        };
+        self.tell(0, Input::Message(Message::Batch(batch)))
+    }
+
+    fn entry(&self, channel: &str, fence: Fence, offset: u64) -> Entry {
+        Entry {
+            shard: self.edge.sharding.shard_of(&key(channel)),
+            fence,
+            key: key(channel),
+            epoch: EPOCH,
+            publication: Arc::new(Publication {
+                offset: Offset(offset),
+                event: "e".into(),
+                data: "d".into(),
+                exclude: None,
+                accepted_at: UnixTime(0),
+            }),
+        }
+    }
+}
+
+const EPOCH: Epoch = Epoch(9);
+
+fn key(channel: &str) -> ChannelKey {
+    ChannelKey {
+        app: "app".parse().unwrap(),
+        channel: channel.parse().unwrap(),
+    }
+}
+
+fn at(offset: u64) -> Position {
+    Position {
+        epoch: EPOCH,
+        offset: Offset(offset),
+    }
+}
+
+fn joined(version: u64, fence: Fence, offset: u64) -> Reply {
+    let joined = Joined {
+        fence,
+        position: at(offset),
+        missed: Missed::Publications(vec![]),
+    };
+    Reply::Joined {
+        version,
+        result: Ok(joined),
+    }
+}
+
+fn join(effects: &[Effect]) -> Join {
+    match effects {
+        [
+            Effect::Request {
+                request: Request::Join(join),
+                ..
+            },
+        ] => join.clone(),
+        other => panic!("one join expected, got {other:?}"),
+    }
+}
+
+fn requests(effects: &[Effect]) -> Vec<(&str, &Request)> {
+    effects
+        .iter()
+        .filter_map(|effect| match effect {
+            Effect::Request { node, request } => Some((node.as_str(), request)),
+            _ => None,
+        })
+        .collect()
+}
+
+fn delivered(effects: &[Effect]) -> Vec<u64> {
+    effects
+        .iter()
+        .filter_map(|effect| match effect {
+            Effect::Step {
+                step: Step::Deliver { publication, .. },
+                ..
+            } => Some(publication.offset.0),
+            _ => None,
+        })
+        .collect()
+}
+
+fn publish(ticket: u64) -> Input {
+    Input::Publish {
+        ticket: Ticket(ticket),
+        order: Order {
+            key: key("c"),
+            event: "e".into(),
+            data: "d".into(),
+            exclude: None,
+            accepted_at: UnixTime(0),
+        },
+    }
+}
+
+fn accepted(sequence: u64, fence: Fence) -> Reply {
+    Reply::Published {
+        shard: map(1, "a", 1).sharding.shard_of(&key("c")),
+        sequence,
+        result: Ok(Published::Accepted {
+            fence,
+            position: at(1),
+            copies: 1,
+        }),
+    }
+}
+
+#[test]
+fn a_follow_joins_and_the_answer_attaches() {
+    let mut bench = Bench::new();
+    let join = bench.follow(0, "c");
+    assert_eq!((join.version, join.have, join.count), (1, None, 1));
+    let effects = bench.reply(0, "a", joined(1, FENCE, 4));
+    assert!(matches!(
+        effects,
+        [Effect::Step { step: Step::Attached { position, .. }, .. }] if *position == at(4)
+    ));
+    let entry = bench.entry("c", FENCE, 5);
+    assert_eq!(delivered(bench.batch("a", 1, &[entry])), [5]);
+}
+
+#[test]
+fn a_join_without_an_answer_is_sent_again_with_the_same_version() {
+    let mut bench = Bench::new();
+    bench.follow(0, "c");
+    assert_eq!(bench.tell(999, Input::Tick), []);
+    assert_eq!(join(bench.tell(1_000, Input::Tick)).version, 1);
+    bench.reply(1_000, "a", joined(1, FENCE, 0));
+    assert_eq!(bench.tell(5_000, Input::Tick), []);
+}
+
+#[test]
+fn an_answer_to_another_join_changes_nothing() {
+    let mut bench = Bench::new();
+    bench.follow(0, "c");
+    assert_eq!(bench.reply(0, "a", joined(7, FENCE, 0)), []);
+}
+
+#[test]
+fn a_channel_without_followers_is_left_after_a_while_until_answered() {
+    let mut bench = Bench::new();
+    bench.attach("c", 0);
+    bench.tell(
+        0,
+        Input::Unfollow {
+            worker: W,
+            key: key("c"),
+        },
+    );
+    assert_eq!(bench.tell(4_999, Input::Tick), []);
+    let leave = |effects: &[Effect]| match requests(effects)[..] {
+        [(_, Request::Leave(leave))] => leave.version,
+        ref other => panic!("one leave expected, got {other:?}"),
+    };
+    assert_eq!(leave(bench.tell(5_000, Input::Tick)), 2);
+    assert_eq!(leave(bench.tell(6_000, Input::Tick)), 2);
+    bench.reply(
+        6_000,
+        "a",
+        Reply::Left {
+            version: 2,
+            result: Ok(()),
+        },
+    );
+    assert_eq!(bench.tell(9_000, Input::Tick), []);
+    assert_eq!(bench.edge.channels(), 0);
+}
+
+#[test]
+fn who_comes_back_while_it_lingers_is_attached_at_once() {
+    let mut bench = Bench::new();
+    bench.attach("c", 4);
+    bench.tell(
+        0,
+        Input::Unfollow {
+            worker: W,
+            key: key("c"),
+        },
+    );
+    let entry = bench.entry("c", FENCE, 5);
+    assert_eq!(delivered(bench.batch("a", 1, &[entry])), [0; 0]);
+    let effects = bench.tell(
+        4_000,
+        Input::Follow {
+            worker: W,
+            follow: FollowId(2),
+            key: key("c"),
+        },
+    );
+    assert!(
+        matches!(effects, [Effect::Step { step: Step::Attached { position, .. }, .. }] if *position == at(5))
+    );
+    assert_eq!(bench.tell(5_000, Input::Tick), []);
+    assert_eq!(bench.edge.channels(), 1);
+}
+
+#[test]
+fn a_gap_of_the_link_makes_every_channel_of_that_node_ask_with_its_position() {
+    let mut bench = Bench::new();
+    bench.attach("c", 4);
+    bench.attach("d", 2);
+    let effects = bench.batch("a", 3, &[]);
+    assert_eq!(
+        effects,
+        [Effect::LinkGap {
+            node: "a".parse().unwrap(),
+            missed: 2
+        }]
+    );
+    let effects = bench.tell(20, Input::Tick);
+    let mut have: Vec<_> = requests(effects)
+        .into_iter()
+        .map(|(_, request)| match request {
+            Request::Join(join) => (join.key.channel.to_string(), join.have),
+            other => panic!("not a join: {other:?}"),
+        })
+        .collect();
+    have.sort_by_key(|(channel, _)| channel.clone());
+    assert_eq!(have, [("c".into(), Some(at(4))), ("d".into(), Some(at(2)))]);
+}
+
+#[test]
+fn a_gap_of_the_link_does_not_hold_back_what_is_contiguous() {
+    let mut bench = Bench::new();
+    bench.attach("c", 4);
+    let entry = bench.entry("c", FENCE, 5);
+    assert_eq!(delivered(bench.batch("a", 3, &[entry])), [5]);
+}
+
+#[test]
+fn a_new_owner_gets_what_is_unanswered_with_the_same_sequences() {
+    let mut bench = Bench::new();
+    bench.tell(0, publish(10));
+    bench.tell(0, publish(11));
+    let refusal = Refusal::NotOwner {
+        owner: node("b"),
+        fence: Fence(2),
+    };
+    let shard = bench.edge.sharding.shard_of(&key("c"));
+    let effects = bench.reply(
+        1,
+        "a",
+        Reply::Published {
+            shard,
+            sequence: 1,
+            result: Err(refusal.clone()),
+        },
+    );
+    let places: Vec<_> = requests(effects)
+        .into_iter()
+        .map(|(node, request)| match request {
+            Request::Publish(publish) => {
+                (node.to_owned(), publish.place.sequence, publish.place.fence)
+            }
+            other => panic!("not a publish: {other:?}"),
+        })
+        .collect();
+    assert_eq!(
+        places,
+        [("b".into(), 1, Fence(2)), ("b".into(), 2, Fence(2))]
+    );
+    // The second refusal says nothing new.
+    assert_eq!(
+        bench.reply(
+            1,
+            "a",
+            Reply::Published {
+                shard,
+                sequence: 2,
+                result: Err(refusal)
+            }
+        ),
+        []
+    );
+    let effects = bench.reply(2, "b", accepted(1, Fence(2)));
+    assert!(matches!(effects, [Effect::Answer((Ticket(10), Ok(_)))]));
+}
+
+#[test]
+fn below_the_floor_nothing_counts() {
+    let mut bench = Bench::new();
+    bench.attach("c", 4);
+    bench.tell(0, publish(10));
+    let newer = bench.entry("c", Fence(2), 5);
+    let effects = bench.batch("b", 1, &[newer]);
+    assert_eq!(
+        delivered(effects),
+        [0; 0],
+        "unattached until the new owner has answered"
+    );
+    let version = join(effects).version;
+    let older = bench.entry("c", FENCE, 5);
+    assert_eq!(bench.batch("a", 1, &[older]), []);
+    assert_eq!(bench.reply(0, "a", joined(version, FENCE, 9)), []);
+    assert_eq!(bench.reply(0, "a", accepted(1, FENCE)), []);
+    let effects = bench.reply(0, "b", joined(version, Fence(2), 4));
+    assert_eq!(delivered(effects), [5]);
+}
+
+#[test]
+fn a_newer_map_is_fetched_and_changes_routes() {
+    let mut bench = Bench::new();
+    bench.attach("c", 4);
+    let beat = NodeBeat {
+        from: node("b"),
+        map_version: 2,
+    };
+    let effects = bench.tell(0, Input::Message(Message::NodeBeat(beat.clone())));
+    assert_eq!(requests(effects), [("b", &Request::Map)]);
+    assert_eq!(
+        bench.tell(10, Input::Message(Message::NodeBeat(beat))),
+        [],
+        "asked already"
+    );
+    let effects = bench.reply(20, "b", Reply::Map(map(2, "b", 2)));
+    assert!(matches!(
+        requests(effects)[..],
+        [(
+            "b",
+            Request::Join(Join {
+                fence: Fence(2),
+                have: Some(_),
+                ..
+            })
+        )]
+    ));
+    let effects = bench.tell(20, publish(1));
+    assert!(matches!(
+        requests(effects)[..],
+        [("b", Request::Publish(_))]
+    ));
+}
+
+#[test]
+fn a_map_of_another_sharding_is_refused() {
+    let mut bench = Bench::new();
+    let mut other = map(2, "b", 2);
+    other.sharding.seed = 99;
+    assert_eq!(bench.reply(0, "b", Reply::Map(other)), [Effect::Malformed]);
+}
+
+#[test]
+fn another_process_with_this_id_ends_this_one() {
+    let mut bench = Bench::new();
+    let newer = Incarnation(6);
+    assert_eq!(
+        bench.reply(0, "a", Reply::Gone { newer }),
+        [Effect::Superseded { newer }]
+    );
+}
+
+#[test]
+fn what_is_for_an_earlier_life_is_dropped() {
+    let mut bench = Bench::new();
+    let replies = Replies {
+        from: node("a"),
+        to: Incarnation(4),
+        map_version: 1,
+        replies: vec![Reply::Gone {
+            newer: Incarnation(9),
+        }],
+    };
+    assert_eq!(bench.tell(0, Input::Message(Message::Replies(replies))), []);
+    let batch = Batch {
+        from: node("a"),
+        to: Incarnation(4),
+        first: 50,
+        entries: vec![],
+    };
+    assert_eq!(bench.tell(0, Input::Message(Message::Batch(batch))), []);
+}
+
+#[test]
+fn a_damaged_entry_is_counted_and_the_rest_delivered() {
+    let mut bench = Bench::new();
+    bench.attach("c", 4);
+    let good = codec::encode_entry(&bench.entry("c", FENCE, 5));
+    let batch = Batch {
+        from: node("a"),
+        to: me().incarnation,
+        first: 1,
+        entries: vec![Bytes::from_static(b"\x01junk"), good],
+    };
+    let effects = bench.tell(0, Input::Message(Message::Batch(batch)));
+    assert_eq!(effects[0], Effect::Malformed);
+    assert_eq!(delivered(effects), [5]);
+}
+
+#[test]
+fn a_publish_nobody_answers_ends_as_unknown() {
+    let mut bench = Bench::new();
+    bench.tell(0, publish(10));
+    let mut answer = None;
+    for time in (0..=6_000).step_by(20) {
+        for effect in bench.tell(time, Input::Tick) {
+            if let Effect::Answer((ticket, result)) = effect {
+                assert_eq!(answer.replace((time, *ticket, *result)), None, "told once");
+            }
+        }
+    }
+    assert_eq!(
+        answer,
+        Some((5_000, Ticket(10), Err(ErrorCode::UnknownOutcome)))
+    );
+}

@@ -1,0 +1,322 @@
+//! In which order a worker spreads publications over its connections.
+//!
+//! A fan-out is a job done in slices. Jobs of few recipients go first, so that
+//! a popular channel does not hold up everybody else's; large ones take turns,
+//! a slice each. What is published into a channel while its job is waiting or
+//! under way is taken along in its next sweep, all of it in one: the busier a
+//! worker is, the fewer writes it makes.
+
+use std::collections::{HashMap, VecDeque};
+use std::mem;
+use std::ops::Range;
+use std::sync::Arc;
+
+use super::hub::{ChannelIndex, Hub, Unfollowed};
+use crate::broadcast::Broadcast;
+
+/// Connections that one slice visits at most.
+pub const SLICE: usize = 256;
+/// Publications that one sweep takes along at most.
+const TOGETHER: usize = 64;
+/// Publications that wait here at most; then the worker takes no more from the
+/// edge, and whoever is before it in the chain waits or, at the bus, drops.
+const WAITING_MAX: usize = 4_096;
+
+/// Jobs of one worker.
+#[derive(Debug, Default)]
+pub struct Fanout {
+    jobs: HashMap<ChannelIndex, Job>,
+    small: VecDeque<ChannelIndex>,
+    large: VecDeque<ChannelIndex>,
+    waiting: usize,
+}
+
+#[derive(Debug, Default)]
+struct Job {
+    waiting: VecDeque<Arc<Broadcast>>,
+    sweep: Option<Sweep>,
+}
+
+#[derive(Debug)]
+struct Sweep {
+    broadcasts: Arc<[Arc<Broadcast>]>,
+    slots: Range<usize>,
+}
+
+/// A piece of work: these publications to the subscribers in these slots.
+#[derive(Debug, Clone)]
+pub struct Slice {
+    /// Whose subscribers.
+    pub channel: ChannelIndex,
+    /// What to send, in order.
+    pub broadcasts: Arc<[Arc<Broadcast>]>,
+    /// To whom: see [`Hub::subscriber`].
+    pub slots: Range<usize>,
+    /// Whether the sweep ends with this slice.
+    pub last: bool,
+}
+
+impl Fanout {
+    /// Adds a publication of a live channel.
+    pub fn push(&mut self, channel: ChannelIndex, broadcast: Arc<Broadcast>, audience: usize) {
+        self.waiting += 1;
+        if let Some(job) = self.jobs.get_mut(&channel) {
+            job.waiting.push_back(broadcast);
+            return;
+        }
+        let waiting = VecDeque::from([broadcast]);
+        self.jobs.insert(
+            channel,
+            Job {
+                waiting,
+                sweep: None,
+            },
+        );
+        let queue = if audience <= SLICE {
+            &mut self.small
+        } else {
+            &mut self.large
+        };
+        queue.push_back(channel);
+    }
+
+    /// Whether nothing is to be done.
+    pub fn is_idle(&self) -> bool {
+        self.jobs.is_empty()
+    }
+
+    /// Whether so much waits that nothing more should be taken in.
+    pub fn is_full(&self) -> bool {
+        self.waiting >= WAITING_MAX
+    }
+
+    /// Whether only one publication, in one slice, is to be done: then it is
+    /// written at once, for there is nothing to gather.
+    pub fn is_single(&self) -> bool {
+        self.waiting == 1 && self.jobs.len() == 1
+    }
+
+    /// The next piece of work, to be done and then reported with
+    /// [`Fanout::done`].
+    pub fn next(&mut self, hub: &mut Hub) -> Option<Slice> {
+        let channel = self.small.pop_front().or_else(|| self.large.pop_front())?;
+        let job = self.jobs.get_mut(&channel)?;
+        if job.sweep.is_none() {
+            let count = job.waiting.len().min(TOGETHER);
+            let broadcasts: Arc<[_]> = job.waiting.drain(..count).collect();
+            self.waiting -= count;
+            if let Some(last) = broadcasts.last() {
+                hub.set_position(channel, last.position());
+            }
+            job.sweep = Some(Sweep {
+                broadcasts,
+                slots: 0..hub.begin_sweep(channel),
+            });
+        }
+        let sweep = job.sweep.as_mut()?;
+        let end = sweep.slots.end.min(sweep.slots.start + SLICE);
+        let slots = mem::replace(&mut sweep.slots.start, end)..end;
+        Some(Slice {
+            channel,
+            broadcasts: Arc::clone(&sweep.broadcasts),
+            slots,
+            last: sweep.slots.is_empty(),
+        })
+    }
+
+    /// A slice has been done. `Some`: the channel's last subscriber went
+    /// meanwhile.
+    pub fn done(&mut self, slice: &Slice, hub: &mut Hub) -> Option<Unfollowed> {
+        let channel = slice.channel;
+        if !slice.last {
+            self.large.push_back(channel);
+            return None;
+        }
+        let unfollowed = hub.end_sweep(channel);
+        let job = self.jobs.get_mut(&channel)?;
+        job.sweep = None;
+        if unfollowed.is_some() || job.waiting.is_empty() {
+            self.waiting -= job.waiting.len();
+            self.jobs.remove(&channel);
+        } else if hub.audience(channel) <= SLICE {
+            self.small.push_back(channel);
+        } else {
+            self.large.push_back(channel);
+        }
+        unfollowed
+    }
+
+    /// A channel's last subscriber has gone outside of a sweep: what waits for
+    /// it has nobody to go to, and its index may be reused.
+    pub fn forget(&mut self, channel: ChannelIndex) {
+        if let Some(job) = self.jobs.remove(&channel) {
+            self.waiting -= job.waiting.len();
+            self.small.retain(|waiting| *waiting != channel);
+            self.large.retain(|waiting| *waiting != channel);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::core::hub::{ConnectionIndex, Subscribed};
+    use proto::channel::ChannelKey;
+    use proto::position::{Epoch, Offset, Position};
+    use proto::publication::Publication;
+    use proto::time::UnixTime;
+
+    fn key(channel: &str) -> ChannelKey {
+        ChannelKey {
+            app: "a".parse().unwrap(),
+            channel: channel.parse().unwrap(),
+        }
+    }
+
+    fn broadcast(channel: &str, offset: u64) -> Arc<Broadcast> {
+        let publication = Publication {
+            offset: Offset(offset),
+            event: "e".into(),
+            data: "d".into(),
+            exclude: None,
+            accepted_at: UnixTime(0),
+        };
+        Arc::new(Broadcast::publication(
+            key(channel),
+            Epoch(1),
+            Arc::new(publication),
+        ))
+    }
+
+    /// A hub with channels of so many subscribers, all live at offset 0.
+    fn hub(channels: &[(&str, u32)]) -> Hub {
+        let mut hub = Hub::default();
+        for (channel, subscribers) in channels {
+            for connection in 0..*subscribers {
+                if let Subscribed::First(follow) =
+                    hub.subscribe(ConnectionIndex(connection), &key(channel))
+                {
+                    let position = Position {
+                        epoch: Epoch(1),
+                        offset: Offset(0),
+                    };
+                    hub.attached(&key(channel), follow, position);
+                }
+            }
+        }
+        hub
+    }
+
+    fn push(fanout: &mut Fanout, hub: &Hub, channel: &str, offset: u64) {
+        let index = hub.live(&key(channel)).unwrap();
+        fanout.push(index, broadcast(channel, offset), hub.audience(index));
+    }
+
+    /// One slice: channel, offsets, slots.
+    fn step(fanout: &mut Fanout, hub: &mut Hub) -> Option<(String, Vec<u64>, Range<usize>)> {
+        let slice = fanout.next(hub)?;
+        let channel = hub.key(slice.channel).unwrap().channel.to_string();
+        let offsets = slice
+            .broadcasts
+            .iter()
+            .map(|b| b.position().offset.0)
+            .collect();
+        fanout.done(&slice, hub);
+        Some((channel, offsets, slice.slots))
+    }
+
+    #[test]
+    fn small_jobs_overtake_a_large_one_between_its_slices() {
+        let mut hub = hub(&[("large", 600), ("small", 2)]);
+        let mut fanout = Fanout::default();
+        push(&mut fanout, &hub, "large", 1);
+        assert_eq!(
+            step(&mut fanout, &mut hub),
+            Some(("large".into(), vec![1], 0..256))
+        );
+        push(&mut fanout, &hub, "small", 1);
+        assert_eq!(
+            step(&mut fanout, &mut hub),
+            Some(("small".into(), vec![1], 0..2))
+        );
+        assert_eq!(
+            step(&mut fanout, &mut hub),
+            Some(("large".into(), vec![1], 256..512))
+        );
+        assert_eq!(
+            step(&mut fanout, &mut hub),
+            Some(("large".into(), vec![1], 512..600))
+        );
+        assert!(fanout.is_idle());
+    }
+
+    #[test]
+    fn large_jobs_take_turns() {
+        let mut hub = hub(&[("a", 300), ("b", 300)]);
+        let mut fanout = Fanout::default();
+        push(&mut fanout, &hub, "a", 1);
+        push(&mut fanout, &hub, "b", 1);
+        let turns: Vec<String> = std::iter::from_fn(|| step(&mut fanout, &mut hub))
+            .map(|s| s.0)
+            .collect();
+        assert_eq!(turns, ["a", "b", "a", "b"]);
+    }
+
+    #[test]
+    fn what_comes_meanwhile_is_taken_along_in_the_next_sweep() {
+        let mut hub = hub(&[("a", 300)]);
+        let mut fanout = Fanout::default();
+        push(&mut fanout, &hub, "a", 1);
+        step(&mut fanout, &mut hub);
+        push(&mut fanout, &hub, "a", 2);
+        push(&mut fanout, &hub, "a", 3);
+        assert_eq!(
+            step(&mut fanout, &mut hub),
+            Some(("a".into(), vec![1], 256..300))
+        );
+        assert_eq!(
+            step(&mut fanout, &mut hub),
+            Some(("a".into(), vec![2, 3], 0..256))
+        );
+    }
+
+    #[test]
+    fn who_subscribes_during_a_sweep_gets_what_comes_after_it() {
+        let mut hub = hub(&[("a", 300)]);
+        let mut fanout = Fanout::default();
+        push(&mut fanout, &hub, "a", 1);
+        step(&mut fanout, &mut hub);
+        push(&mut fanout, &hub, "a", 2);
+        let position = Position {
+            epoch: Epoch(1),
+            offset: Offset(1),
+        };
+        assert_eq!(
+            hub.subscribe(ConnectionIndex(300), &key("a")),
+            Subscribed::Live(position)
+        );
+        assert_eq!(step(&mut fanout, &mut hub).unwrap().2, 256..300);
+        step(&mut fanout, &mut hub);
+        assert_eq!(
+            step(&mut fanout, &mut hub),
+            Some(("a".into(), vec![2], 256..301))
+        );
+    }
+
+    #[test]
+    fn a_channel_whose_subscribers_all_went_is_forgotten() {
+        let mut hub = hub(&[("a", 300)]);
+        let mut fanout = Fanout::default();
+        push(&mut fanout, &hub, "a", 1);
+        let slice = fanout.next(&mut hub).unwrap();
+        fanout.done(&slice, &mut hub);
+        push(&mut fanout, &hub, "a", 2);
+        for connection in 0..300 {
+            assert_eq!(hub.remove(ConnectionIndex(connection)), []);
+        }
+        let slice = fanout.next(&mut hub).unwrap();
+        assert_eq!(fanout.done(&slice, &mut hub).unwrap().key, key("a"));
+        assert!(fanout.is_idle() && !fanout.is_full());
+        assert_eq!(fanout.waiting, 0);
+    }
+}

@@ -1,0 +1,411 @@
+//! The publishes of one gateway to one shard: numbered, in order, sent again
+//! until answered.
+//!
+//! A publish that was sent may be in the channel, whatever we have heard. So
+//! when its time runs out its publisher is told that the outcome is unknown,
+//! and its place in the sequence is sent as a skip: the owner either has it or
+//! closes the place, and no later publish waits for it.
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+use std::time::Duration;
+
+use proto::channel::ChannelKey;
+use proto::error::ErrorCode;
+use proto::id::ConnectionId;
+use proto::message::{Publish, PublishResult, Published, Refusal, Request, Sequenced};
+use proto::position::Position;
+use proto::shard::{Fence, ShardId};
+use proto::time::{Timestamp, UnixTime};
+
+/// How long a publisher waits for an answer.
+pub const DEADLINE: Duration = Duration::from_secs(5);
+/// After how long without an answer everything unanswered is sent again.
+const RESEND_AFTER: Duration = Duration::from_millis(500);
+/// What was sent within this time is not sent again for a hole that it would
+/// fill: one lost batch makes the owner complain of every one after it.
+const RESEND_MIN: Duration = Duration::from_millis(50);
+/// Unanswered publishes at most: the owner keeps as many results.
+const WINDOW: u64 = 1_024;
+/// Publishes that wait for room in the window at most; more are refused.
+const WAITING_MAX: usize = 8_192;
+
+/// Names a publisher's question, so that the answer finds it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Ticket(pub u64);
+
+/// Something to publish.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Order {
+    /// Where to.
+    pub key: ChannelKey,
+    /// The event's name.
+    pub event: Arc<str>,
+    /// Its data.
+    pub data: Arc<str>,
+    /// Who does not get it.
+    pub exclude: Option<ConnectionId>,
+    /// When it was accepted.
+    pub accepted_at: UnixTime,
+}
+
+/// A publication that the owner has taken.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Accepted {
+    /// Where it stands.
+    pub position: Position,
+    /// In how many processes it is held.
+    pub copies: u8,
+}
+
+/// What a publisher is told.
+pub type Answer = (Ticket, Result<Accepted, ErrorCode>);
+
+/// The state for one shard.
+#[derive(Debug)]
+pub struct Uplink {
+    shard: ShardId,
+    /// The next sequence.
+    next: u64,
+    /// Sent and not answered, by sequence; answered ones are missing.
+    sent: VecDeque<Sent>,
+    /// Not sent yet, so without a sequence.
+    waiting: VecDeque<Waiting>,
+}
+
+#[derive(Debug)]
+struct Sent {
+    sequence: u64,
+    sent_at: Timestamp,
+    /// `None`: its time ran out, and it is a skip now.
+    open: Option<Waiting>,
+}
+
+#[derive(Debug)]
+struct Waiting {
+    ticket: Ticket,
+    deadline: Timestamp,
+    order: Order,
+}
+
+impl Uplink {
+    /// Nothing published yet.
+    pub fn new(shard: ShardId) -> Self {
+        Self {
+            shard,
+            next: 1,
+            sent: VecDeque::new(),
+            waiting: VecDeque::new(),
+        }
+    }
+
+    /// Whether nothing waits for anything.
+    pub fn is_idle(&self) -> bool {
+        self.sent.is_empty() && self.waiting.is_empty()
+    }
+
+    /// Takes a publish; it is sent in its turn. `Err`: too many wait.
+    pub fn push(&mut self, now: Timestamp, ticket: Ticket, order: Order) -> Result<(), ErrorCode> {
+        if self.waiting.len() >= WAITING_MAX {
+            return Err(ErrorCode::Overloaded);
+        }
+        self.waiting.push_back(Waiting {
+            ticket,
+            deadline: now + DEADLINE,
+            order,
+        });
+        Ok(())
+    }
+
+    /// Sends what has room in the window.
+    pub fn send(&mut self, now: Timestamp, fence: Fence, mut request: impl FnMut(Request)) {
+        while self.next - self.low_mark() < WINDOW
+            && let Some(open) = self.waiting.pop_front()
+        {
+            let sent = Sent {
+                sequence: self.next,
+                sent_at: now,
+                open: Some(open),
+            };
+            self.next += 1;
+            self.sent.push_back(sent);
+            let low_mark = self.low_mark();
+            let last = self.sent.back().expect("it was just put there");
+            request(last.request(self.shard, fence, low_mark));
+        }
+    }
+
+    /// Sends everything unanswered again, in order: there is a new owner.
+    pub fn resend(&mut self, now: Timestamp, fence: Fence, request: impl FnMut(Request)) {
+        self.resend_from(now, fence, 0, request);
+    }
+
+    /// The owner says that everything from `expected` on must come again.
+    pub fn fill_hole(
+        &mut self,
+        now: Timestamp,
+        fence: Fence,
+        expected: u64,
+        request: impl FnMut(Request),
+    ) {
+        let at = self.sent.partition_point(|sent| sent.sequence < expected);
+        if self
+            .sent
+            .get(at)
+            .is_some_and(|sent| now.since(sent.sent_at) >= RESEND_MIN)
+        {
+            self.resend_from(now, fence, expected, request);
+        }
+    }
+
+    /// Time has passed: sends again what got no answer, and gives up what has
+    /// waited too long.
+    pub fn tick(
+        &mut self,
+        now: Timestamp,
+        fence: Fence,
+        answers: &mut Vec<Answer>,
+        request: impl FnMut(Request),
+    ) {
+        while let Some(late) = self.waiting.pop_front_if(|waiting| waiting.deadline <= now) {
+            answers.push((late.ticket, Err(ErrorCode::Unavailable)));
+        }
+        let mut gave_up = false;
+        for sent in &mut self.sent {
+            if let Some(late) = sent.open.take_if(|open| open.deadline <= now) {
+                answers.push((late.ticket, Err(ErrorCode::UnknownOutcome)));
+                gave_up = true;
+            }
+        }
+        let unheard = self
+            .sent
+            .front()
+            .is_some_and(|sent| now.since(sent.sent_at) >= RESEND_AFTER);
+        if gave_up || unheard {
+            self.resend(now, fence, request);
+        }
+    }
+
+    /// An answer has come. What its publisher is told, if it still waits.
+    /// Refusals that concern the owner and not the publish leave it unanswered.
+    pub fn answered(&mut self, sequence: u64, result: PublishResult) -> Option<Answer> {
+        let result = match result {
+            Ok(Published::Accepted {
+                position, copies, ..
+            }) => Ok(Accepted { position, copies }),
+            // The place was closed, or its result is gone: we gave up on it
+            // and cannot know.
+            Ok(Published::Skipped) | Err(Refusal::Forgotten) => Err(ErrorCode::UnknownOutcome),
+            Err(Refusal::Overloaded) => Err(ErrorCode::Overloaded),
+            Err(Refusal::NotOwner { .. } | Refusal::OutOfSequence { .. }) => return None,
+        };
+        let at = self
+            .sent
+            .binary_search_by_key(&sequence, |sent| sent.sequence)
+            .ok()?;
+        let open = self.sent.remove(at)?.open?;
+        Some((open.ticket, result))
+    }
+
+    /// The lowest sequence that is still unanswered.
+    fn low_mark(&self) -> u64 {
+        self.sent.front().map_or(self.next, |sent| sent.sequence)
+    }
+
+    fn resend_from(
+        &mut self,
+        now: Timestamp,
+        fence: Fence,
+        from: u64,
+        mut request: impl FnMut(Request),
+    ) {
+        let low_mark = self.low_mark();
+        for sent in self.sent.iter_mut().filter(|sent| sent.sequence >= from) {
+            sent.sent_at = now;
+            request(sent.request(self.shard, fence, low_mark));
+        }
+    }
+}
+
+impl Sent {
+    fn request(&self, shard: ShardId, fence: Fence, low_mark: u64) -> Request {
+        let place = Sequenced {
+            shard,
+            fence,
+            sequence: self.sequence,
+            low_mark,
+        };
+        match &self.open {
+            None => Request::Skip(place),
+            Some(Waiting { order, .. }) => Request::Publish(Publish {
+                place,
+                key: order.key.clone(),
+                event: Arc::clone(&order.event),
+                data: Arc::clone(&order.data),
+                exclude: order.exclude,
+                accepted_at: order.accepted_at,
+            }),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proto::position::{Epoch, Offset};
+
+    const FENCE: Fence = Fence(1);
+
+    fn order(data: &str) -> Order {
+        Order {
+            key: ChannelKey {
+                app: "a".parse().unwrap(),
+                channel: "c".parse().unwrap(),
+            },
+            event: "e".into(),
+            data: data.into(),
+            exclude: None,
+            accepted_at: UnixTime(0),
+        }
+    }
+
+    fn uplink(publishes: u64) -> (Uplink, Vec<String>) {
+        let mut uplink = Uplink::new(ShardId(0));
+        for ticket in 0..publishes {
+            uplink
+                .push(Timestamp(0), Ticket(ticket), order("d"))
+                .unwrap();
+        }
+        let mut requests = Vec::new();
+        uplink.send(Timestamp(0), FENCE, |request| {
+            requests.push(short(&request))
+        });
+        (uplink, requests)
+    }
+
+    /// `p3/1` is publish 3 with low mark 1, `s3/1` a skip.
+    fn short(request: &Request) -> String {
+        match request {
+            Request::Publish(publish) => {
+                format!("p{}/{}", publish.place.sequence, publish.place.low_mark)
+            }
+            Request::Skip(place) => format!("s{}/{}", place.sequence, place.low_mark),
+            other => panic!("not a publish: {other:?}"),
+        }
+    }
+
+    fn accepted() -> PublishResult {
+        let position = Position {
+            epoch: Epoch(1),
+            offset: Offset(1),
+        };
+        Ok(Published::Accepted {
+            fence: FENCE,
+            position,
+            copies: 1,
+        })
+    }
+
+    fn tick(uplink: &mut Uplink, at: u64) -> (Vec<Answer>, Vec<String>) {
+        let (mut answers, mut requests) = (Vec::new(), Vec::new());
+        uplink.tick(Timestamp(at), FENCE, &mut answers, |request| {
+            requests.push(short(&request))
+        });
+        (answers, requests)
+    }
+
+    #[test]
+    fn sequences_count_from_one_and_the_low_mark_follows_the_answers() {
+        let (mut uplink, requests) = uplink(3);
+        assert_eq!(requests, ["p1/1", "p2/1", "p3/1"]);
+        assert!(matches!(
+            uplink.answered(2, accepted()),
+            Some((Ticket(1), Ok(_)))
+        ));
+        assert_eq!(uplink.answered(2, accepted()), None, "answered once");
+        uplink.push(Timestamp(0), Ticket(3), order("d")).unwrap();
+        let mut requests = Vec::new();
+        uplink.send(Timestamp(0), FENCE, |request| {
+            requests.push(short(&request))
+        });
+        assert_eq!(requests, ["p4/1"]);
+        uplink.answered(1, accepted());
+        let mut requests = Vec::new();
+        uplink.resend(Timestamp(0), FENCE, |request| {
+            requests.push(short(&request))
+        });
+        assert_eq!(requests, ["p3/3", "p4/3"]);
+    }
+
+    #[test]
+    fn what_gets_no_answer_is_sent_again_in_order() {
+        let (mut uplink, _) = uplink(2);
+        assert_eq!(tick(&mut uplink, 499).1, [""; 0]);
+        assert_eq!(tick(&mut uplink, 500).1, ["p1/1", "p2/1"]);
+        assert_eq!(tick(&mut uplink, 999).1, [""; 0]);
+    }
+
+    #[test]
+    fn a_publish_whose_time_ran_out_is_unknown_and_becomes_a_skip() {
+        let (mut uplink, _) = uplink(2);
+        uplink.answered(2, accepted());
+        let (answers, requests) = tick(&mut uplink, 5_000);
+        assert_eq!(answers, [(Ticket(0), Err(ErrorCode::UnknownOutcome))]);
+        assert_eq!(requests, ["s1/1"]);
+        assert_eq!(
+            uplink.answered(1, Ok(Published::Skipped)),
+            None,
+            "told already"
+        );
+        assert!(uplink.is_idle());
+    }
+
+    #[test]
+    fn a_publish_that_never_left_is_certainly_not_published() {
+        let (mut uplink, requests) = uplink(WINDOW + 2);
+        assert_eq!(requests.len() as u64, WINDOW);
+        let (answers, _) = tick(&mut uplink, 5_000);
+        let unavailable = answers
+            .iter()
+            .filter(|(_, result)| *result == Err(ErrorCode::Unavailable));
+        assert_eq!(unavailable.count(), 2);
+    }
+
+    #[test]
+    fn the_window_opens_with_the_low_mark() {
+        let (mut uplink, _) = uplink(WINDOW + 1);
+        let mut sent = 0;
+        uplink.answered(2, accepted());
+        uplink.send(Timestamp(0), FENCE, |_| sent += 1);
+        assert_eq!(sent, 0, "1 is unanswered");
+        uplink.answered(1, accepted());
+        uplink.send(Timestamp(0), FENCE, |_| sent += 1);
+        assert_eq!(sent, 1);
+    }
+
+    #[test]
+    fn a_lost_batch_is_sent_again_once_however_often_the_owner_complains() {
+        let (mut uplink, _) = uplink(4);
+        let mut requests = Vec::new();
+        for _ in 0..3 {
+            uplink.fill_hole(Timestamp(60), FENCE, 2, |request| {
+                requests.push(short(&request))
+            });
+        }
+        assert_eq!(requests, ["p2/1", "p3/1", "p4/1"]);
+    }
+
+    #[test]
+    fn too_many_that_wait_are_refused() {
+        let (mut uplink, _) = uplink(WINDOW);
+        for ticket in 0..WAITING_MAX as u64 {
+            uplink
+                .push(Timestamp(0), Ticket(ticket), order("d"))
+                .unwrap();
+        }
+        assert_eq!(
+            uplink.push(Timestamp(0), Ticket(0), order("d")),
+            Err(ErrorCode::Overloaded)
+        );
+    }
+}

@@ -1,0 +1,267 @@
+//! What a gateway counts. Closed label sets are primed with zero, so that the
+//! first increment is seen by `rate()`; handles are resolved once, so that
+//! counting costs no look-up.
+
+use prometheus::core::Collector;
+use prometheus::{
+    Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts,
+    Registry,
+};
+use proto::id::AppId;
+
+use crate::app::Apps;
+use crate::protocol::CloseCode;
+
+/// The two kinds of client connection, as labels.
+pub(crate) const TYPES: [&str; 2] = ["websocket", "eventsource"];
+/// Why a connection ended by itself; servers' reasons are in [`CloseCode`].
+const CLIENT_ENDS: [&str; 3] = ["client_closed", "client_gone", "shutdown"];
+/// Error kinds of WebSocket input.
+const WEBSOCKET_ERRORS: [&str; 4] = [
+    "malformed",
+    "unsupported_frame",
+    "frame_too_large",
+    "protocol_error",
+];
+
+/// All metrics of a gateway.
+#[derive(Debug)]
+pub struct Metrics {
+    pub(crate) connects: IntCounterVec,
+    pub(crate) disconnects: IntCounterVec,
+    pub(crate) connection_duration: Histogram,
+    pub(crate) subscriptions: IntGauge,
+    pub(crate) active_channels: IntGauge,
+    pub(crate) subscribes_ok: IntCounter,
+    pub(crate) subscribes_refused: IntCounter,
+    pub(crate) unsubscribes_client: IntCounter,
+    pub(crate) unsubscribes_disconnect: IntCounter,
+    pub(crate) auth_failures: IntCounterVec,
+    pub(crate) messages_received: IntCounterVec,
+    pub(crate) websocket_errors: IntCounterVec,
+    pub(crate) deliveries_ok: IntCounter,
+    pub(crate) deliveries_client_gone: IntCounter,
+    pub(crate) deliveries_slow: IntCounter,
+    pub(crate) slow_consumers: IntCounter,
+    pub(crate) writes_skipped_closing: IntCounter,
+    pub(crate) fanout_recipients: Histogram,
+    pub(crate) fanout_share: Histogram,
+    pub(crate) fanout_batches: IntCounter,
+    pub(crate) fanout_yields: IntCounter,
+    pub(crate) e2e_latency: Histogram,
+    pub(crate) http_requests: IntCounterVec,
+    pub(crate) http_duration: HistogramVec,
+    pub(crate) publishes: IntCounterVec,
+    pub(crate) gaps_announced: IntCounterVec,
+    pub(crate) link_gaps: IntCounter,
+    pub(crate) bus_requests: IntCounter,
+    pub(crate) bus_replies: IntCounter,
+    pub(crate) bus_batches: IntCounter,
+    pub(crate) bus_beats: IntCounter,
+    pub(crate) bus_malformed: IntCounter,
+    pub(crate) bus_refused: IntCounter,
+    clients: IntGaugeVec,
+    sent: IntCounterVec,
+    sent_bytes: IntCounterVec,
+}
+
+/// One app's handles for one kind of connection.
+#[derive(Debug, Clone)]
+pub(crate) struct Traffic {
+    pub(crate) clients: IntGauge,
+    pub(crate) sent: IntCounter,
+    pub(crate) sent_bytes: IntCounter,
+}
+
+impl Metrics {
+    /// Registers everything.
+    ///
+    /// # Errors
+    /// When a name is taken: a gateway has been registered here before.
+    pub fn register(
+        registry: &Registry,
+        bus: &str,
+        apps: &Apps,
+    ) -> Result<Self, prometheus::Error> {
+        let r = Registrar { registry };
+        let received = r.counters(
+            "dunlin_bus_messages_received_total",
+            "Messages received from the bus.",
+            &["bus", "kind"],
+        )?;
+        let published = r.counters(
+            "dunlin_bus_messages_published_total",
+            "Messages published to the bus.",
+            &["bus", "kind"],
+        )?;
+        let errors = r.counters(
+            "dunlin_bus_errors_total",
+            "Messages that could not be understood (malformed) or that the bus did not take (refused).",
+            &["bus", "kind"],
+        )?;
+        let deliveries = r.counters(
+            "dunlin_deliveries_total",
+            "Publications times clients: written or queued (ok), the client was gone, or too slow.",
+            &["result"],
+        )?;
+        let subscribes = r.counters(
+            "dunlin_channel_subscribes_total",
+            "Subscriptions asked for, by result.",
+            &["result"],
+        )?;
+        let unsubscribes = r.counters(
+            "dunlin_channel_unsubscribes_total",
+            "Subscriptions ended, by reason.",
+            &["reason"],
+        )?;
+        let metrics = Self {
+            connects: r.counters("dunlin_connects_total", "Client connections, by type and result.", &["type", "result"])?,
+            disconnects: r.counters("dunlin_disconnects_total", "Client connections ended, by type and reason.", &["type", "reason"])?,
+            connection_duration: r.histogram(
+                "dunlin_connection_duration_seconds",
+                "How long client connections lasted.",
+                &[1.0, 10.0, 60.0, 300.0, 1_800.0, 7_200.0, 43_200.0, 172_800.0],
+            )?,
+            subscriptions: r.gauge("dunlin_subscriptions", "Pairs of connection and channel now.")?,
+            active_channels: r.gauge("dunlin_active_channels", "Channels with at least one subscriber, summed over workers.")?,
+            subscribes_ok: subscribes.with_label_values(&["ok"]),
+            subscribes_refused: subscribes.with_label_values(&["refused"]),
+            unsubscribes_client: unsubscribes.with_label_values(&["client"]),
+            unsubscribes_disconnect: unsubscribes.with_label_values(&["disconnect"]),
+            auth_failures: r.counters("dunlin_auth_failures_total", "Signatures that were refused, by reason.", &["reason"])?,
+            messages_received: r.counters("dunlin_messages_received_total", "Messages from clients, by type and operation.", &["type", "op"])?,
+            websocket_errors: r.counters("dunlin_websocket_errors_total", "Input of WebSocket clients that was not acceptable, by kind.", &["kind"])?,
+            deliveries_ok: deliveries.with_label_values(&["ok"]),
+            deliveries_client_gone: deliveries.with_label_values(&["client_gone"]),
+            deliveries_slow: deliveries.with_label_values(&["slow_dropped"]),
+            slow_consumers: r
+                .counters("dunlin_slow_consumers_total", "Clients that were too slow, by what was done.", &["action"])?
+                .with_label_values(&["disconnected"]),
+            writes_skipped_closing: r
+                .counters("dunlin_writes_skipped_total", "Deliveries not attempted, by reason.", &["reason"])?
+                .with_label_values(&["closing"]),
+            fanout_recipients: r.histogram(
+                "dunlin_fanout_recipients",
+                "Connections that one worker sent one publication to.",
+                &[1.0, 10.0, 100.0, 1_000.0, 10_000.0, 100_000.0],
+            )?,
+            fanout_share: r.histogram(
+                "dunlin_fanout_share_ratio",
+                "Fraction of a worker's connections that one publication went to.",
+                &[0.001, 0.005, 0.01, 0.05, 0.1, 0.25, 0.5, 0.75, 1.0],
+            )?,
+            fanout_batches: r.counter("dunlin_fanout_batches_total", "Slices of fan-outs.")?,
+            fanout_yields: r.counter("dunlin_fanout_yields_total", "Times a fan-out let others go first.")?,
+            e2e_latency: r.histogram(
+                "dunlin_e2e_latency_seconds",
+                "From accepting a publication to having written it to the last of a worker's clients.",
+                &[0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5],
+            )?,
+            http_requests: r.counters("dunlin_http_requests_total", "HTTP requests, by route, method and status code.", &["route", "method", "code"])?,
+            http_duration: r.add(HistogramVec::new(
+                HistogramOpts::new("dunlin_http_request_duration_seconds", "How long HTTP requests took, by route.")
+                    .buckets(vec![0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.5, 1.0, 5.0]),
+                &["route"],
+            )?)?,
+            publishes: r.counters("dunlin_publishes_total", "Publications asked for, by source and result.", &["source", "result"])?,
+            gaps_announced: r.counters("dunlin_gaps_announced_total", "Gaps that a channel's followers were told of, by reason.", &["reason"])?,
+            link_gaps: r.counter("dunlin_link_gaps_total", "Holes found in the links from nodes.")?,
+            bus_requests: published.with_label_values(&[bus, "request"]),
+            bus_replies: received.with_label_values(&[bus, "reply"]),
+            bus_batches: received.with_label_values(&[bus, "batch"]),
+            bus_beats: received.with_label_values(&[bus, "beat"]),
+            bus_malformed: errors.with_label_values(&[bus, "malformed"]),
+            bus_refused: errors.with_label_values(&[bus, "refused"]),
+            clients: r.add(IntGaugeVec::new(Opts::new("dunlin_connected_clients", "Client connections now, by type and app."), &["type", "app"])?)?,
+            sent: r.counters("dunlin_messages_sent_total", "Publications sent to clients, by type and app.", &["type", "app"])?,
+            sent_bytes: r.counters("dunlin_messages_sent_bytes_total", "Bytes of publications sent to clients, by type and app.", &["type", "app"])?,
+        };
+        metrics.prime(apps);
+        Ok(metrics)
+    }
+
+    /// An app's handles for one kind of connection.
+    pub(crate) fn traffic(&self, kind: &str, app: &AppId) -> Traffic {
+        let labels = [kind, app.as_str()];
+        Traffic {
+            clients: self.clients.with_label_values(&labels),
+            sent: self.sent.with_label_values(&labels),
+            sent_bytes: self.sent_bytes.with_label_values(&labels),
+        }
+    }
+
+    fn prime(&self, apps: &Apps) {
+        for kind in TYPES {
+            for app in apps.iter() {
+                self.traffic(kind, &app.id);
+            }
+            for result in ["ok", "refused"] {
+                self.connects.with_label_values(&[kind, result]);
+            }
+            for reason in CLIENT_ENDS
+                .into_iter()
+                .chain(CloseCode::ALL.map(CloseCode::reason))
+            {
+                self.disconnects.with_label_values(&[kind, reason]);
+            }
+        }
+        for op in ["subscribe", "unsubscribe", "ping", "pong", "unsupported"] {
+            self.messages_received.with_label_values(&["websocket", op]);
+        }
+        for reason in ["expired", "bad_signature", "missing"] {
+            self.auth_failures.with_label_values(&[reason]);
+        }
+        for kind in WEBSOCKET_ERRORS {
+            self.websocket_errors.with_label_values(&[kind]);
+        }
+        for source in ["http", "playground"] {
+            self.publishes.with_label_values(&[source, "ok"]);
+            self.publishes.with_label_values(&[source, "failed"]);
+        }
+        for reason in ["expired", "epoch", "ahead"] {
+            self.gaps_announced.with_label_values(&[reason]);
+        }
+        self.http_requests
+            .with_label_values(&["/apps/{id}/events", "POST", "200"]);
+        self.http_duration.with_label_values(&["/apps/{id}/events"]);
+    }
+}
+
+struct Registrar<'a> {
+    registry: &'a Registry,
+}
+
+impl Registrar<'_> {
+    fn add<C: Collector + Clone + 'static>(&self, collector: C) -> Result<C, prometheus::Error> {
+        self.registry.register(Box::new(collector.clone()))?;
+        Ok(collector)
+    }
+
+    fn counter(&self, name: &str, help: &str) -> Result<IntCounter, prometheus::Error> {
+        self.add(IntCounter::new(name, help)?)
+    }
+
+    fn counters(
+        &self,
+        name: &str,
+        help: &str,
+        labels: &[&str],
+    ) -> Result<IntCounterVec, prometheus::Error> {
+        self.add(IntCounterVec::new(Opts::new(name, help), labels)?)
+    }
+
+    fn gauge(&self, name: &str, help: &str) -> Result<IntGauge, prometheus::Error> {
+        self.add(IntGauge::new(name, help)?)
+    }
+
+    fn histogram(
+        &self,
+        name: &str,
+        help: &str,
+        buckets: &[f64],
+    ) -> Result<Histogram, prometheus::Error> {
+        self.add(Histogram::with_opts(
+            HistogramOpts::new(name, help).buckets(buckets.to_vec()),
+        )?)
+    }
+}

@@ -1,0 +1,66 @@
+//! Errors of the HTTP interface, in one shape: a status, and a JSON body with
+//! what went wrong for people and for programs.
+
+use axum::Json;
+use axum::http::header::{ALLOW, RETRY_AFTER};
+use axum::http::{HeaderValue, StatusCode};
+use axum::response::{IntoResponse, Response};
+use proto::error::ErrorCode;
+use serde_json::{Map, Value};
+
+/// A request that was not served.
+#[derive(Debug, Clone, PartialEq)]
+pub(crate) struct Problem {
+    code: ErrorCode,
+    message: String,
+    /// Further members of the body.
+    details: Map<String, Value>,
+    allow: Option<&'static str>,
+}
+
+impl Problem {
+    pub(crate) fn new(code: ErrorCode, message: impl Into<String>) -> Self {
+        Self {
+            code,
+            message: message.into(),
+            details: Map::new(),
+            allow: None,
+        }
+    }
+
+    pub(crate) fn with(mut self, name: &str, value: impl Into<Value>) -> Self {
+        self.details.insert(name.to_owned(), value.into());
+        self
+    }
+
+    pub(crate) fn method_not_allowed(allow: &'static str) -> Self {
+        let message = format!("this path takes {allow}");
+        Self {
+            allow: Some(allow),
+            ..Self::new(ErrorCode::MethodNotAllowed, message)
+        }
+    }
+}
+
+impl IntoResponse for Problem {
+    fn into_response(self) -> Response {
+        let status = self.code.http_status();
+        let mut body = self.details;
+        body.insert("error".into(), self.message.into());
+        body.insert("code".into(), self.code.as_str().into());
+        body.insert("status".into(), status.into());
+        let status = StatusCode::from_u16(status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
+        let mut response = (status, Json(Value::Object(body))).into_response();
+        if status == StatusCode::SERVICE_UNAVAILABLE {
+            response
+                .headers_mut()
+                .insert(RETRY_AFTER, HeaderValue::from_static("1"));
+        }
+        if let Some(allow) = self.allow {
+            response
+                .headers_mut()
+                .insert(ALLOW, HeaderValue::from_static(allow));
+        }
+        response
+    }
+}

@@ -1,0 +1,155 @@
+//! Text frames of clients.
+
+use serde::Deserialize;
+use serde::de::DeserializeOwned;
+use serde_json::value::RawValue;
+
+use crate::protocol::Command;
+
+/// A frame that is not of the protocol; the message is for the client.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{0}")]
+pub struct Malformed(String);
+
+#[derive(Deserialize)]
+struct Envelope<'a> {
+    #[serde(default)]
+    event: Option<String>,
+    #[serde(default, borrow)]
+    data: Option<&'a RawValue>,
+}
+
+#[derive(Deserialize)]
+struct Subscribe {
+    channel: String,
+    #[serde(default)]
+    auth: Option<String>,
+    #[serde(default)]
+    channel_data: Option<String>,
+}
+
+#[derive(Deserialize)]
+struct Unsubscribe {
+    channel: String,
+}
+
+/// Decodes a text frame. Any text may come.
+pub fn decode(text: &str) -> Result<Command, Malformed> {
+    // serde would also take an array for an object.
+    if !text.trim_ascii_start().starts_with('{') {
+        return Err(Malformed("the frame is not a JSON object".into()));
+    }
+    let envelope: Envelope<'_> = serde_json::from_str(text).map_err(|error| {
+        Malformed(format!(
+            "the frame is not a JSON object with an event: {error}"
+        ))
+    })?;
+    let event = envelope
+        .event
+        .ok_or_else(|| Malformed("the frame has no event".into()))?;
+    match event.as_str() {
+        "pusher:subscribe" => {
+            let Subscribe {
+                channel,
+                auth,
+                channel_data,
+            } = data(&event, envelope.data)?;
+            let auth = auth.filter(|auth| !auth.is_empty());
+            Ok(Command::Subscribe {
+                channel,
+                auth,
+                channel_data,
+            })
+        }
+        "pusher:unsubscribe" => {
+            let Unsubscribe { channel } = data(&event, envelope.data)?;
+            Ok(Command::Unsubscribe { channel })
+        }
+        "pusher:ping" => Ok(Command::Ping),
+        "pusher:pong" => Ok(Command::Pong),
+        _ => Ok(Command::Unsupported { event }),
+    }
+}
+
+/// The data of an event: an object, or, from old clients, an object inside a
+/// string.
+fn data<T: DeserializeOwned>(event: &str, raw: Option<&RawValue>) -> Result<T, Malformed> {
+    let malformed = |error: serde_json::Error| {
+        Malformed(format!("the data of {event} is not understood: {error}"))
+    };
+    let raw = raw
+        .ok_or_else(|| Malformed(format!("{event} has no data")))?
+        .get();
+    if raw.starts_with('"') {
+        let inner: String = serde_json::from_str(raw).map_err(malformed)?;
+        return serde_json::from_str(&inner).map_err(malformed);
+    }
+    serde_json::from_str(raw).map_err(malformed)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn subscribe(channel: &str, auth: Option<&str>) -> Command {
+        Command::Subscribe {
+            channel: channel.into(),
+            auth: auth.map(Into::into),
+            channel_data: None,
+        }
+    }
+
+    #[test]
+    fn data_may_be_an_object_or_a_string_of_one() {
+        let object = r#"{"event":"pusher:subscribe","data":{"auth":"","channel":"a"}}"#;
+        let string =
+            r#"{"event":"pusher:subscribe","data":"{\"auth\":\"k:s\",\"channel\":\"a\"}"}"#;
+        assert_eq!(decode(object), Ok(subscribe("a", None)));
+        assert_eq!(decode(string), Ok(subscribe("a", Some("k:s"))));
+    }
+
+    #[test]
+    fn pings_need_no_data() {
+        assert_eq!(decode(r#"{"event":"pusher:ping"}"#), Ok(Command::Ping));
+        assert_eq!(
+            decode(r#"{"event":"pusher:pong","data":{}}"#),
+            Ok(Command::Pong)
+        );
+    }
+
+    #[test]
+    fn what_is_not_of_the_protocol_is_refused_with_a_reason() {
+        let refused = |text: &str| decode(text).unwrap_err().to_string();
+        assert!(refused("").contains("not a JSON object"));
+        assert!(refused("[]").contains("not a JSON object"));
+        assert!(refused("{}").contains("no event"));
+        assert!(refused(r#"{"event":"pusher:subscribe"}"#).contains("no data"));
+        assert!(refused(r#"{"event":"pusher:subscribe","data":7}"#).contains("not understood"));
+        assert!(refused(r#"{"event":"pusher:subscribe","data":{}}"#).contains("channel"));
+    }
+
+    #[test]
+    fn unknown_events_keep_their_name() {
+        let event = "client-typing".to_owned();
+        assert_eq!(
+            decode(r#"{"event":"client-typing","channel":"a","data":{}}"#),
+            Ok(Command::Unsupported { event })
+        );
+    }
+
+    proptest! {
+        #[test]
+        fn arbitrary_text_never_panics(text in ".{0,300}") {
+            let _ = decode(&text);
+        }
+
+        #[test]
+        fn damaged_frames_never_panic(at in any::<prop::sample::Index>(), c: char) {
+            let mut text: Vec<char> = r#"{"event":"pusher:subscribe","data":{"channel":"a","auth":"k:s"}}"#.chars().collect();
+            let at = at.index(text.len());
+            text[at] = c;
+            let _ = decode(&text.into_iter().collect::<String>());
+        }
+    }
+}

@@ -1,0 +1,235 @@
+//! The body of `POST /apps/{id}/events`.
+
+use std::sync::Arc;
+
+use proto::channel::{ChannelKind, ChannelName};
+use proto::error::ErrorCode;
+use proto::id::ConnectionId;
+use proto::publication::EVENT_BYTES_MAX;
+use serde::Deserialize;
+use serde_json::value::RawValue;
+
+/// Channels of one request at most.
+pub const CHANNELS_MAX: usize = 100;
+
+/// An event to publish into some channels.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Event {
+    /// Its name.
+    pub name: Arc<str>,
+    /// Its data, byte for byte.
+    pub data: Arc<str>,
+    /// Where to; at least one, none twice.
+    pub channels: Vec<ChannelName>,
+    /// Who does not get it.
+    pub exclude: Option<ConnectionId>,
+}
+
+/// A body that cannot be published.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{message}")]
+pub struct Invalid {
+    /// What kind of fault.
+    pub code: ErrorCode,
+    /// Which one, for the caller.
+    pub message: String,
+}
+
+#[derive(Deserialize)]
+struct Body<'a> {
+    name: Option<String>,
+    #[serde(borrow)]
+    data: Option<&'a RawValue>,
+    channel: Option<String>,
+    channels: Option<Vec<String>>,
+    socket_id: Option<String>,
+    info: Option<String>,
+}
+
+fn bad(message: impl Into<String>) -> Invalid {
+    Invalid {
+        code: ErrorCode::BadRequest,
+        message: message.into(),
+    }
+}
+
+/// Parses and checks a body. `payload_bytes_max` bounds the data.
+pub fn parse(body: &[u8], payload_bytes_max: usize) -> Result<Event, Invalid> {
+    let body: Body<'_> = serde_json::from_slice(body)
+        .map_err(|error| bad(format!("the body is not the JSON of an event: {error}")))?;
+    if body.info.is_some() {
+        return Err(Invalid {
+            code: ErrorCode::NotSupported,
+            message: "info: this version does not report channel attributes".into(),
+        });
+    }
+    let name = event_name(body.name.as_deref())?;
+    let data = data(body.data)?;
+    if data.len() > payload_bytes_max {
+        return Err(Invalid {
+            code: ErrorCode::TooLarge,
+            message: format!(
+                "data has {} bytes; this app allows {payload_bytes_max}",
+                data.len()
+            ),
+        });
+    }
+    let exclude = body
+        .socket_id
+        .map(|id| {
+            id.parse()
+                .map_err(|error| bad(format!("socket_id: {error}")))
+        })
+        .transpose()?;
+    let channels = channels(body.channel, body.channels)?;
+    Ok(Event {
+        name,
+        data,
+        channels,
+        exclude,
+    })
+}
+
+/// Checks the name of an event that comes from outside.
+pub fn event_name(name: Option<&str>) -> Result<Arc<str>, Invalid> {
+    let name = name
+        .filter(|name| !name.is_empty())
+        .ok_or_else(|| bad("name: an event needs one"))?;
+    if name.len() > EVENT_BYTES_MAX {
+        return Err(bad(format!("name: at most {EVENT_BYTES_MAX} bytes")));
+    }
+    if name.chars().any(char::is_control) {
+        return Err(bad("name: control characters are not allowed"));
+    }
+    let reserved = ["pusher:", "pusher_internal:", "dunlin:"];
+    if let Some(prefix) = reserved.iter().find(|prefix| name.starts_with(**prefix)) {
+        return Err(bad(format!(
+            "name: {prefix} is reserved for the server's own events"
+        )));
+    }
+    Ok(Arc::from(name))
+}
+
+/// SDKs send a string, and that is published as it is; any other JSON is
+/// published as its text.
+fn data(raw: Option<&RawValue>) -> Result<Arc<str>, Invalid> {
+    let raw = raw
+        .ok_or_else(|| bad("data: an event needs some, if only an empty string"))?
+        .get();
+    if raw.starts_with('"') {
+        let text: String =
+            serde_json::from_str(raw).map_err(|error| bad(format!("data: {error}")))?;
+        return Ok(text.into());
+    }
+    Ok(raw.into())
+}
+
+fn channels(one: Option<String>, many: Option<Vec<String>>) -> Result<Vec<ChannelName>, Invalid> {
+    let names = match (one, many) {
+        (Some(channel), None) => vec![channel],
+        (None, Some(channels)) => channels,
+        (None, None) => return Err(bad("channels: name at least one")),
+        (Some(_), Some(_)) => return Err(bad("give channel or channels, not both")),
+    };
+    if names.is_empty() || names.len() > CHANNELS_MAX {
+        return Err(bad(format!(
+            "channels: 1 to {CHANNELS_MAX}, not {}",
+            names.len()
+        )));
+    }
+    let mut channels = Vec::with_capacity(names.len());
+    for name in names {
+        let channel: ChannelName = name
+            .parse()
+            .map_err(|error| bad(format!("channel {name:?}: {error}")))?;
+        if !channels.contains(&channel) {
+            channels.push(channel);
+        }
+    }
+    if channels.len() > 1 && channels.iter().any(|c| c.kind() == ChannelKind::Encrypted) {
+        return Err(bad(
+            "an encrypted channel has a key of its own: publish to it alone",
+        ));
+    }
+    Ok(channels)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn refused(body: &str) -> (ErrorCode, String) {
+        let invalid = parse(body.as_bytes(), 10).unwrap_err();
+        (invalid.code, invalid.message)
+    }
+
+    #[test]
+    fn a_full_event() {
+        let body = br#"{"name":"e","data":"{\"a\":1}","channels":["x","y","x"],"socket_id":"1.2"}"#;
+        let event = parse(body, 100).unwrap();
+        assert_eq!((&*event.name, &*event.data), ("e", r#"{"a":1}"#));
+        assert_eq!(
+            event.channels,
+            ["x", "y"].map(|c| c.parse::<ChannelName>().unwrap())
+        );
+        assert_eq!(event.exclude, "1.2".parse().ok());
+    }
+
+    #[test]
+    fn data_that_is_no_string_is_published_as_its_text() {
+        let event = parse(br#"{"name":"e","data":{"a": [1, 2]},"channel":"x"}"#, 100).unwrap();
+        assert_eq!(&*event.data, r#"{"a": [1, 2]}"#);
+    }
+
+    #[test]
+    fn faults_are_named() {
+        for (body, word) in [
+            ("", "JSON"),
+            ("[]", "JSON"),
+            (r#"{"data":"","channel":"x"}"#, "name"),
+            (r#"{"name":"","data":"","channel":"x"}"#, "name"),
+            (r#"{"name":"a\nb","data":"","channel":"x"}"#, "control"),
+            (r#"{"name":"pusher:x","data":"","channel":"x"}"#, "reserved"),
+            (
+                r#"{"name":"dunlin:gap","data":"","channel":"x"}"#,
+                "reserved",
+            ),
+            (r#"{"name":"e","channel":"x"}"#, "data"),
+            (r#"{"name":"e","data":""}"#, "channels"),
+            (r#"{"name":"e","data":"","channels":[]}"#, "channels"),
+            (
+                r#"{"name":"e","data":"","channel":"x","channels":["x"]}"#,
+                "not both",
+            ),
+            (r#"{"name":"e","data":"","channel":"x y"}"#, "x y"),
+            (
+                r#"{"name":"e","data":"","channel":"x","socket_id":"1"}"#,
+                "socket_id",
+            ),
+            (
+                r#"{"name":"e","data":"","channels":["x","private-encrypted-y"]}"#,
+                "encrypted",
+            ),
+        ] {
+            let (code, message) = refused(body);
+            assert_eq!(code, ErrorCode::BadRequest, "{body}");
+            assert!(message.contains(word), "{body}: {message}");
+        }
+        assert_eq!(
+            refused(r#"{"name":"e","data":"12345678901","channel":"x"}"#).0,
+            ErrorCode::TooLarge
+        );
+        assert_eq!(
+            refused(r#"{"name":"e","data":"","channel":"x","info":"user_count"}"#).0,
+            ErrorCode::NotSupported
+        );
+    }
+
+    proptest! {
+        #[test]
+        fn arbitrary_bodies_never_panic(body in prop::collection::vec(any::<u8>(), 0..300)) {
+            let _ = parse(&body, 100);
+        }
+    }
+}

@@ -1,0 +1,239 @@
+//! Shell: accepts connections, answers HTTP, and hands WebSocket and SSE
+//! connections over to workers.
+//!
+//! Such a connection begins as an HTTP request like any other. Its handler
+//! decides, sends a [`Takeover`] instead of answering and never returns; the
+//! connection's task then takes the socket back from hyper, with whatever bytes
+//! came behind the request, and gives it away. So the router sees every request
+//! and a worker owns every long-lived socket.
+
+use std::convert::Infallible;
+use std::future::poll_fn;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use axum::Router;
+use axum::extract::{MatchedPath, Request, State};
+use axum::middleware::{Next, from_fn_with_state};
+use axum::response::{IntoResponse, Response};
+use bytes::Bytes;
+use hyper::server::conn::http1;
+use hyper::service::service_fn;
+use hyper_util::rt::{TokioIo, TokioTimer};
+use proto::error::ErrorCode;
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::{mpsc, watch};
+use tokio::task::JoinSet;
+use tower_service::Service;
+
+use crate::metrics::Metrics;
+use crate::problem::Problem;
+use crate::worker::{self, Client, Takeover};
+use crate::{Config, Error, api, connect, mesh, playground};
+
+/// How long a client may take to send the head of a request.
+const HEAD_TIMEOUT: Duration = Duration::from_secs(15);
+/// Bytes of a request's head at most.
+const HEAD_BYTES_MAX: usize = 16 * 1_024;
+/// How long to wait when there are no file descriptors left.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
+/// How long requests under way may take at shutdown.
+const SHUTDOWN_PATIENCE: Duration = Duration::from_secs(1);
+/// The kernel's queue of connections that wait to be accepted.
+const BACKLOG: u32 = 4_096;
+
+/// Takes the address. Does not accept yet.
+pub(crate) fn bind(address: SocketAddr) -> Result<TcpListener, Error> {
+    let listen = || -> Result<TcpListener, std::io::Error> {
+        let socket = match address {
+            SocketAddr::V4(_) => tokio::net::TcpSocket::new_v4()?,
+            SocketAddr::V6(_) => tokio::net::TcpSocket::new_v6()?,
+        };
+        // A restarted server takes its address back at once.
+        socket.set_reuseaddr(true)?;
+        socket.bind(address)?;
+        socket.listen(BACKLOG)
+    };
+    listen().map_err(|error| Error::Listen { address, error })
+}
+
+/// What a handler that wants the connection for a worker sends.
+pub(crate) struct Takes {
+    pub(crate) head: Bytes,
+    pub(crate) client: Client,
+}
+
+/// How a handler takes its connection; an extension of each request.
+#[derive(Clone)]
+pub(crate) struct Slot(mpsc::Sender<Takes>);
+
+impl Slot {
+    /// Gives the connection to a worker. Never returns: the connection's task
+    /// drops the request.
+    pub(crate) async fn take(&self, takes: Takes) -> Response {
+        let _ = self.0.send(takes).await;
+        std::future::pending().await
+    }
+}
+
+/// What handlers share.
+#[derive(Clone)]
+pub(crate) struct Context {
+    pub(crate) config: Arc<Config>,
+    pub(crate) mesh: mesh::Handle,
+    pub(crate) metrics: Arc<Metrics>,
+}
+
+/// All paths of the client address.
+pub(crate) fn routes(config: Arc<Config>, mesh: mesh::Handle, metrics: Arc<Metrics>) -> Router {
+    let playground = config.playground;
+    let context = Context {
+        config,
+        mesh,
+        metrics,
+    };
+    let mut router = Router::new().merge(connect::routes()).merge(api::routes());
+    if playground {
+        router = router.merge(playground::routes());
+    }
+    router
+        .fallback(connect::unknown_path)
+        .layer(from_fn_with_state(context.clone(), count))
+        .with_state(context)
+}
+
+/// Counts requests by route template, never by the raw path.
+async fn count(State(context): State<Context>, request: Request, next: Next) -> Response {
+    let route = request
+        .extensions()
+        .get::<MatchedPath>()
+        .map_or_else(|| "unknown".to_owned(), |path| path.as_str().to_owned());
+    let method = known_method(request.method());
+    let began = Instant::now();
+    let response = next.run(request).await;
+    let code = response.status();
+    context
+        .metrics
+        .http_requests
+        .with_label_values(&[&route, method, code.as_str()])
+        .inc();
+    context
+        .metrics
+        .http_duration
+        .with_label_values(&[&route])
+        .observe(began.elapsed().as_secs_f64());
+    response
+}
+
+/// Clients may invent methods; labels must not grow with them.
+fn known_method(method: &axum::http::Method) -> &'static str {
+    match method.as_str() {
+        "GET" => "GET",
+        "POST" => "POST",
+        "OPTIONS" => "OPTIONS",
+        "HEAD" => "HEAD",
+        "PUT" => "PUT",
+        "DELETE" => "DELETE",
+        _ => "other",
+    }
+}
+
+/// Accepts until shutdown.
+pub(crate) async fn run(
+    listener: TcpListener,
+    routes: Router,
+    workers: Vec<worker::Handle>,
+    metrics: Arc<Metrics>,
+    mut shutdown: watch::Receiver<bool>,
+) -> Result<(), Error> {
+    let mut connections = JoinSet::new();
+    let mut next_worker = workers.iter().cycle();
+    loop {
+        let accepted = tokio::select! {
+            accepted = listener.accept() => accepted,
+            Some(_) = connections.join_next(), if !connections.is_empty() => continue,
+            _ = shutdown.wait_for(|stop| *stop) => break,
+        };
+        match accepted {
+            Ok((stream, _)) => {
+                let Some(worker) = next_worker.next().cloned() else {
+                    break;
+                };
+                connections.spawn(serve(stream, routes.clone(), worker, shutdown.clone()));
+            }
+            Err(error) => {
+                metrics
+                    .connects
+                    .with_label_values(&["websocket", "refused"])
+                    .inc();
+                tracing::warn!(%error, "could not accept a connection; raise the limit of open files?");
+                tokio::time::sleep(ACCEPT_PAUSE).await;
+            }
+        }
+    }
+    drop(listener);
+    let all = async { while connections.join_next().await.is_some() {} };
+    let _ = tokio::time::timeout(SHUTDOWN_PATIENCE, all).await;
+    Ok(())
+}
+
+/// Serves one connection until it ends or a worker takes it.
+async fn serve(
+    stream: TcpStream,
+    routes: Router,
+    worker: worker::Handle,
+    mut shutdown: watch::Receiver<bool>,
+) {
+    // API answers are small and awaited.
+    let _ = stream.set_nodelay(true);
+    let (slot, mut taken) = mpsc::channel(1);
+    let service = service_fn(move |mut request: hyper::Request<hyper::body::Incoming>| {
+        let mut routes = routes.clone();
+        request.extensions_mut().insert(Slot(slot.clone()));
+        Box::pin(async move { Ok::<_, Infallible>(routes.call(request).await.into_response()) })
+    });
+    let mut connection = http1::Builder::new()
+        .timer(TokioTimer::new())
+        .header_read_timeout(HEAD_TIMEOUT)
+        .max_buf_size(HEAD_BYTES_MAX)
+        .serve_connection(TokioIo::new(stream), service);
+    let mut stopping = false;
+    let takes = loop {
+        tokio::select! {
+            biased;
+            takes = taken.recv() => break takes,
+            // An error here is a client that went or spoke no HTTP.
+            _ = poll_fn(|cx| connection.poll_without_shutdown(cx)) => return,
+            _ = shutdown.wait_for(|stop| *stop), if !stopping => {
+                stopping = true;
+                std::pin::Pin::new(&mut connection).graceful_shutdown();
+            }
+        }
+    };
+    let Some(Takes { head, client }) = takes else {
+        return;
+    };
+    let parts = connection.into_parts();
+    match parts.io.into_inner().into_std() {
+        Ok(stream) => {
+            let takeover = Takeover {
+                stream,
+                head,
+                leftover: parts.read_buf,
+                client,
+            };
+            worker.accept(takeover).await;
+        }
+        Err(error) => tracing::warn!(%error, "could not take a connection from the HTTP server"),
+    }
+}
+
+/// The answer to a path that does not exist.
+pub(crate) fn unknown_route(path: &str) -> Problem {
+    let path: String = path.chars().take(100).collect();
+    Problem::new(
+        ErrorCode::UnknownRoute,
+        format!("there is nothing at {path}"),
+    )
+}

@@ -1,0 +1,167 @@
+//! Shell: one thread per core, which owns its connections outright. No lock is
+//! taken and no task is woken for a delivery: a publication is encoded once,
+//! and the bytes are written straight to the sockets in slices. When a socket
+//! would block, or when several publications are at hand, pointers are queued
+//! and go out together in one write.
+//!
+//! Each connection has a small local task that waits for input; all of them
+//! share one read buffer. A connection whose socket is full has a second one,
+//! that waits for room, for as long as it is full.
+
+mod socket;
+mod state;
+
+use std::net::TcpStream;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use proto::channel::{ChannelKey, ChannelName};
+use proto::position::Position;
+use tokio::sync::{mpsc, oneshot, watch};
+use tokio::task::LocalSet;
+use tokio::time::MissedTickBehavior;
+
+use crate::Config;
+use crate::app::Admitted;
+use crate::broadcast::Broadcast;
+use crate::core::attachment::FollowId;
+use crate::core::workers::WorkerId;
+use crate::mesh;
+use crate::metrics::Metrics;
+use crate::protocol::Close;
+use state::Worker;
+
+/// What the mesh may have waiting for a worker; then it waits itself.
+const MAILBOX: usize = 4_096;
+/// Connections that may wait to be taken over.
+const ACCEPTS: usize = 1_024;
+/// Mail taken in one round at most.
+const ROUND: usize = 64;
+/// How often connections are looked after.
+const TICK: Duration = Duration::from_secs(1);
+/// How soon a follow that found the mesh's mailbox full is tried again.
+const RETRY: Duration = Duration::from_millis(5);
+/// How long clients have to take their close frames at shutdown.
+const FAREWELL: Duration = Duration::from_millis(500);
+
+/// What the mesh tells a worker about channels, in this order.
+#[derive(Debug, Clone)]
+pub(crate) enum Mail {
+    /// A channel that it follows stands here.
+    Attached {
+        key: ChannelKey,
+        follow: FollowId,
+        position: Position,
+    },
+    /// Something happened in a channel.
+    Broadcast(Arc<Broadcast>),
+}
+
+/// A connection on its way from the HTTP server to a worker.
+#[derive(Debug)]
+pub(crate) struct Takeover {
+    pub(crate) stream: TcpStream,
+    /// The head of the response, to be written first.
+    pub(crate) head: Bytes,
+    /// Bytes that came behind the request.
+    pub(crate) leftover: Bytes,
+    pub(crate) client: Client,
+}
+
+/// What kind of connection it becomes.
+#[derive(Debug)]
+pub(crate) enum Client {
+    /// A WebSocket; a refused one is told so and closed.
+    WebSocket(Result<Admitted, Close>),
+    /// An event stream of these channels, ordered by name.
+    EventStream {
+        admitted: Admitted,
+        channels: Vec<ChannelName>,
+        envelope: bool,
+    },
+}
+
+/// How others reach a worker.
+#[derive(Debug, Clone)]
+pub(crate) struct Handle {
+    mailbox: mpsc::Sender<Mail>,
+    accepts: mpsc::Sender<Takeover>,
+}
+
+impl Handle {
+    pub(crate) fn mailbox(&self) -> mpsc::Sender<Mail> {
+        self.mailbox.clone()
+    }
+
+    /// Hands a connection over; it is closed if the worker has ended.
+    pub(crate) async fn accept(&self, takeover: Takeover) {
+        let _ = self.accepts.send(takeover).await;
+    }
+}
+
+/// Starts a worker. The receiver is told when it has ended after a shutdown;
+/// it fails if the worker panicked.
+pub(crate) fn spawn(
+    id: WorkerId,
+    config: Arc<Config>,
+    mesh: mesh::Handle,
+    metrics: Arc<Metrics>,
+    shutdown: watch::Receiver<bool>,
+) -> Result<(Handle, oneshot::Receiver<()>), std::io::Error> {
+    let (mailbox, mail) = mpsc::channel(MAILBOX);
+    let (accepts, takeovers) = mpsc::channel(ACCEPTS);
+    let (ended, has_ended) = oneshot::channel();
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()?;
+    std::thread::Builder::new()
+        .name(format!("worker-{}", id.0))
+        .spawn(move || {
+            let local = LocalSet::new();
+            let worker = Rc::new(Worker::new(id, config, mesh, metrics));
+            local.block_on(&runtime, run(worker, mail, takeovers, shutdown));
+            let _ = ended.send(());
+        })?;
+    Ok((Handle { mailbox, accepts }, has_ended))
+}
+
+async fn run(
+    worker: Rc<Worker>,
+    mut mailbox: mpsc::Receiver<Mail>,
+    mut takeovers: mpsc::Receiver<Takeover>,
+    mut shutdown: watch::Receiver<bool>,
+) {
+    let mut tick = tokio::time::interval(TICK);
+    tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    let mut mail = Vec::with_capacity(ROUND);
+    loop {
+        let wants_mail = !worker.is_full();
+        let busy = worker.has_work();
+        tokio::select! {
+            biased;
+            _ = shutdown.wait_for(|stop| *stop) => break,
+            Some(takeover) = takeovers.recv() => worker.accept(takeover),
+            _ = tick.tick() => worker.tick().await,
+            count = mailbox.recv_many(&mut mail, ROUND), if wants_mail => {
+                if count == 0 {
+                    break;
+                }
+                for mail in mail.drain(..) {
+                    worker.take(mail);
+                }
+            }
+            () = tokio::time::sleep(RETRY), if worker.owes_follows() && !busy => {}
+            () = std::future::ready(()), if busy => {}
+        }
+        worker.tell_mesh();
+        if worker.fan_out() {
+            // Lets connections be read and written between slices.
+            tokio::task::yield_now().await;
+        }
+    }
+    worker.say_goodbye();
+    // Bounded: whoever has not read its close frame by then will not.
+    let _ = tokio::time::timeout(FAREWELL, worker.all_gone()).await;
+}

@@ -1,0 +1,119 @@
+//! One connection: its socket, its protocol state and what waits to be written.
+
+use std::io::{self, IoSlice};
+use std::rc::Rc;
+
+use bytes::Bytes;
+use proto::channel::ChannelName;
+use proto::position::Position;
+use proto::time::Timestamp;
+use tokio::net::TcpStream;
+use tokio::task::AbortHandle;
+
+use crate::app::Admitted;
+use crate::core::connection::Connection;
+use crate::core::outbox::{GATHER, Outbox};
+use crate::metrics::Traffic;
+use crate::websocket::WebSocket;
+
+pub(super) struct Socket {
+    pub(super) stream: Rc<TcpStream>,
+    pub(super) outbox: Outbox,
+    pub(super) wire: Wire,
+    /// `None`: it was refused and is only being told so.
+    pub(super) client: Option<Client>,
+    /// Whether it stands in the list of those to be written to.
+    pub(super) dirty: bool,
+    pub(super) reader: Option<AbortHandle>,
+    /// Waits for room in the socket.
+    pub(super) writer: Option<AbortHandle>,
+    /// The server has ended it, then: it is kept until the client has taken
+    /// what waits, for a while.
+    pub(super) closing_since: Option<Timestamp>,
+    pub(super) opened_at: Timestamp,
+    pub(super) written_at: Timestamp,
+}
+
+/// A connection that was admitted.
+pub(super) struct Client {
+    pub(super) connection: Connection,
+    pub(super) traffic: Traffic,
+    /// Counts it, until it is dropped.
+    pub(super) _admitted: Admitted,
+}
+
+/// What the bytes are.
+pub(super) enum Wire {
+    WebSocket(Box<WebSocket>),
+    EventStream(EventStream),
+}
+
+/// A stream of some channels, ordered by name, with where it stands in each.
+pub(super) struct EventStream {
+    pub(super) channels: Box<[ChannelName]>,
+    pub(super) cursor: Box<[Option<Position>]>,
+    pub(super) envelope: bool,
+}
+
+/// How a write went.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Write {
+    /// Nothing waits any more.
+    Done,
+    /// The socket is full.
+    Blocked,
+    /// The client is gone.
+    Gone,
+}
+
+impl Socket {
+    /// Writes a frame at once if nothing waits before it; queues what the
+    /// socket does not take.
+    pub(super) fn write_now(&mut self, frame: &Bytes) -> Write {
+        if !self.outbox.is_empty() {
+            self.outbox.push(frame.clone());
+            return Write::Blocked;
+        }
+        match self.stream.try_write(frame) {
+            Ok(written) if written == frame.len() => Write::Done,
+            Ok(written) => {
+                self.outbox.push_rest(frame, written);
+                Write::Blocked
+            }
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                self.outbox.push(frame.clone());
+                Write::Blocked
+            }
+            Err(_) => Write::Gone,
+        }
+    }
+
+    /// Writes what waits, many frames at a time.
+    pub(super) fn flush(&mut self) -> Write {
+        while !self.outbox.is_empty() {
+            let mut slices = [IoSlice::new(&[]); GATHER];
+            let count = self.outbox.gather(&mut slices);
+            match self.stream.try_write_vectored(&slices[..count]) {
+                Ok(written) => self.outbox.advance(written),
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Write::Blocked,
+                Err(_) => return Write::Gone,
+            }
+        }
+        Write::Done
+    }
+
+    pub(super) fn kind(&self) -> &'static str {
+        match self.wire {
+            Wire::WebSocket(_) => crate::metrics::TYPES[0],
+            Wire::EventStream(_) => crate::metrics::TYPES[1],
+        }
+    }
+}
+
+impl Drop for Socket {
+    fn drop(&mut self) {
+        for task in self.reader.iter().chain(&self.writer) {
+            task.abort();
+        }
+    }
+}
