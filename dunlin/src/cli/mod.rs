@@ -1,0 +1,177 @@
+//! The command line: one file per tool.
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::str::FromStr;
+
+use clap::{Args, Parser, Subcommand, ValueEnum};
+use gateway::app::Secret;
+use serde::{Deserialize, Serialize};
+
+pub(crate) mod completions;
+pub(crate) mod config;
+pub(crate) mod publish;
+pub(crate) mod reference;
+pub(crate) mod subscribe;
+pub(crate) mod token;
+
+use crate::client::Server;
+use crate::exit::{Exit, Failure};
+
+/// Version, commit and wire version.
+const VERSION: &str = concat!(
+    env!("CARGO_PKG_VERSION"),
+    " (commit ",
+    env!("DUNLIN_COMMIT"),
+    ", wire version 1)"
+);
+
+/// Dunlin: publish and subscribe for many clients, in order and without silent gaps.
+#[derive(Debug, Parser)]
+#[command(name = "dunlin", version = VERSION, max_term_width = 100)]
+pub(crate) struct Cli {
+    #[command(subcommand)]
+    pub(crate) command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum Command {
+    /// Run everything in this one process: a gateway and a node on a bus in memory.
+    Dev(ServerOptions),
+    /// Publish stdin into a channel, line by line, in order.
+    Pub(publish::Options),
+    /// Print what arrives in channels.
+    Sub(subscribe::Options),
+    /// Measure.
+    Bench(crate::bench::Options),
+    /// Make a token for the admin address.
+    Token(token::Options),
+    /// Print the configuration that results from file, environment and flags.
+    Config(ServerOptions),
+    /// Print a completion script for a shell.
+    Completions(completions::Options),
+    /// Print a reference page; docs/reference is made of them.
+    #[command(hide = true)]
+    Reference(reference::Options),
+}
+
+/// What a server can be told on the command line or by the environment. Both
+/// overrule the file.
+#[derive(Debug, Clone, Default, Args)]
+pub(crate) struct ServerOptions {
+    /// Configuration file (TOML); see docs/reference/config.md.
+    #[arg(long, env = "DUNLIN_CONFIG", value_name = "FILE")]
+    pub(crate) config: Option<PathBuf>,
+    /// Where clients and backends connect [default: 127.0.0.1:6001].
+    #[arg(long, env = "DUNLIN_LISTEN", value_name = "ADDRESS")]
+    pub(crate) listen: Option<SocketAddr>,
+    /// Where health, metrics and administration are [default: 127.0.0.1:9601].
+    #[arg(long, env = "DUNLIN_ADMIN", value_name = "ADDRESS")]
+    pub(crate) admin: Option<SocketAddr>,
+    /// Tokens for the admin address, one a line, made by `dunlin token`. Without them it must be a
+    /// loopback address.
+    #[arg(long, env = "DUNLIN_ADMIN_TOKEN_FILE", value_name = "FILE")]
+    pub(crate) admin_token_file: Option<PathBuf>,
+    /// An app; may be given several times. Replaces the apps of the file and the default one.
+    #[arg(
+        long = "app",
+        env = "DUNLIN_APPS",
+        value_name = "ID:KEY:SECRET",
+        value_delimiter = ',',
+        hide_env_values = true
+    )]
+    pub(crate) apps: Vec<AppArgument>,
+    /// How to write logs [default: text].
+    #[arg(long, env = "DUNLIN_LOG", value_name = "FORMAT")]
+    pub(crate) log: Option<LogFormat>,
+    /// Threads that own connections [default: one per core].
+    #[arg(long, env = "DUNLIN_WORKERS", value_name = "N", value_parser = clap::value_parser!(u8).range(1..=64))]
+    pub(crate) workers: Option<u8>,
+}
+
+/// How logs are written.
+#[derive(
+    Debug,
+    Clone,
+    Copy,
+    PartialEq,
+    Eq,
+    Default,
+    ValueEnum,
+    Serialize,
+    Deserialize,
+    schemars::JsonSchema,
+)]
+#[serde(rename_all = "snake_case")]
+pub(crate) enum LogFormat {
+    /// Lines for people.
+    #[default]
+    Text,
+    /// JSON objects, one a line.
+    Json,
+}
+
+/// An app on the command line.
+#[derive(Debug, Clone)]
+pub(crate) struct AppArgument {
+    pub(crate) id: String,
+    pub(crate) key: String,
+    pub(crate) secret: Secret,
+}
+
+impl FromStr for AppArgument {
+    type Err = String;
+
+    // The message must not repeat the text: it may hold a secret.
+    fn from_str(text: &str) -> Result<Self, String> {
+        let mut parts = text.splitn(3, ':');
+        match (parts.next(), parts.next(), parts.next()) {
+            (Some(id), Some(key), Some(secret))
+                if !id.is_empty() && !key.is_empty() && !secret.is_empty() =>
+            {
+                Ok(Self {
+                    id: id.into(),
+                    key: key.into(),
+                    secret: Secret::new(secret),
+                })
+            }
+            _ => Err("an app is ID:KEY:SECRET, none of them empty".into()),
+        }
+    }
+}
+
+/// The runtime of a tool.
+pub(crate) fn runtime() -> Result<tokio::runtime::Runtime, Failure> {
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build();
+    runtime.map_err(|error| Exit::Software.with(error))
+}
+
+/// Waits before trying again.
+#[expect(clippy::disallowed_methods, reason = "shell: tools wait for servers")]
+pub(crate) async fn wait(duration: std::time::Duration) {
+    tokio::time::sleep(duration).await;
+}
+
+/// Where a tool finds its server, and as which app.
+#[derive(Debug, Clone, Args)]
+pub(crate) struct ServerArguments {
+    /// The server.
+    #[arg(
+        long,
+        env = "DUNLIN_URL",
+        value_name = "URL",
+        default_value = "http://127.0.0.1:6001"
+    )]
+    pub(crate) url: Server,
+    /// The app to act as.
+    #[arg(
+        long,
+        env = "DUNLIN_APP",
+        value_name = "ID:KEY:SECRET",
+        default_value = "app-id:app-key:app-secret",
+        hide_env_values = true
+    )]
+    pub(crate) app: AppArgument,
+}

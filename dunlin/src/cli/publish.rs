@@ -1,0 +1,113 @@
+//! `dunlin pub`: publishes stdin, line by line, in order: the next line is sent
+//! when the one before it has been acknowledged.
+
+use std::time::Duration;
+
+use clap::Args;
+use hyper::StatusCode;
+use proto::channel::ChannelName;
+use tokio::io::{AsyncBufReadExt, BufReader};
+
+use super::ServerArguments;
+use crate::client::{Connection, problem};
+use crate::exit::{Exit, Failure};
+
+/// How often and how long to try to reach a server that is not there (yet).
+const CONNECT_EVERY: Duration = Duration::from_millis(500);
+const CONNECT_TRIES: u32 = 20;
+
+#[derive(Debug, Args)]
+pub(crate) struct Options {
+    /// The channel to publish into.
+    channel: ChannelName,
+    /// The name of the events.
+    #[arg(long, default_value = "message")]
+    event: String,
+    #[command(flatten)]
+    server: ServerArguments,
+}
+
+pub(crate) fn run(options: &Options) -> Result<(), Failure> {
+    let runtime = super::runtime()?;
+    let result = runtime.block_on(publish(options));
+    // A read of stdin that nobody waits for must not keep the process.
+    runtime.shutdown_background();
+    result
+}
+
+async fn publish(options: &Options) -> Result<(), Failure> {
+    let mut input = BufReader::with_capacity(64 * 1_024, tokio::io::stdin());
+    let mut connection = None;
+    let mut line = Vec::new();
+    let (mut number, mut refused) = (0_u64, 0_u64);
+    loop {
+        line.clear();
+        let read = input.read_until(b'\n', &mut line).await;
+        if read.map_err(|error| Exit::Io.because(format!("could not read stdin: {error}")))? == 0 {
+            break;
+        }
+        number += 1;
+        let text = line.strip_suffix(b"\n").unwrap_or(&line);
+        let Ok(text) = std::str::from_utf8(text) else {
+            eprintln!("dunlin: line {number} is not UTF-8 and was not published");
+            refused += 1;
+            continue;
+        };
+        if let Verdict::Refused(why) = one(options, &mut connection, number, text).await? {
+            eprintln!("dunlin: line {number} was refused: {why}");
+            refused += 1;
+        }
+    }
+    if refused > 0 {
+        return Err(Exit::Data.because(format!("{refused} of {number} lines were not published")));
+    }
+    Ok(())
+}
+
+enum Verdict {
+    Acknowledged,
+    /// This line cannot be published; others may.
+    Refused(String),
+}
+
+/// Publishes one line. A failure that leaves open whether the line was
+/// published ends the command: sending it again could publish it twice.
+async fn one(
+    options: &Options,
+    connection: &mut Option<Connection>,
+    number: u64,
+    text: &str,
+) -> Result<Verdict, Failure> {
+    let ServerArguments { url, app } = &options.server;
+    let gave_up = |why: String| {
+        Exit::Unavailable.because(format!("line {number} was not acknowledged: {why}"))
+    };
+    let mut tries = 0;
+    loop {
+        let open = match connection {
+            Some(open) => open,
+            None => match url.connect().await {
+                Ok(new) => connection.insert(new),
+                // Nothing was sent: trying again is safe.
+                Err(_) if tries < CONNECT_TRIES => {
+                    tries += 1;
+                    super::wait(CONNECT_EVERY).await;
+                    continue;
+                }
+                Err(error) => return Err(gave_up(format!("{error:#}"))),
+            },
+        };
+        let answer = open
+            .publish(app, options.channel.as_str(), &options.event, text)
+            .await;
+        let (status, body) = answer
+            .map_err(|error| gave_up(format!("{error:#}; it may or may not be published")))?;
+        return match status {
+            StatusCode::OK => Ok(Verdict::Acknowledged),
+            StatusCode::BAD_REQUEST | StatusCode::PAYLOAD_TOO_LARGE => {
+                Ok(Verdict::Refused(problem(status, &body)))
+            }
+            _ => Err(gave_up(problem(status, &body))),
+        };
+    }
+}

@@ -1,0 +1,153 @@
+//! `dunlin reference PAGE`: the pages of docs/reference, made from the code. A
+//! test keeps the files equal to this.
+
+use std::collections::BTreeSet;
+use std::fmt::Write;
+use std::sync::Arc;
+
+use clap::{Args, CommandFactory, ValueEnum};
+use gateway::app::{App, Apps};
+use gateway::protocol::CloseCode;
+use prometheus::proto::{MetricFamily, MetricType};
+use proto::bus::{BusHandle, MemoryBus};
+use proto::error::ErrorCode;
+use proto::shard::ShardId;
+
+use crate::config::Config;
+use crate::exit::{Exit, Failure};
+use crate::telemetry::{self, Exporter};
+
+#[derive(Debug, Args)]
+pub(crate) struct Options {
+    page: Page,
+}
+
+#[derive(Debug, Clone, Copy, ValueEnum)]
+enum Page {
+    Cli,
+    Config,
+    Metrics,
+    Errors,
+}
+
+pub(crate) fn run(options: &Options) -> Result<(), Failure> {
+    let page = match options.page {
+        Page::Cli => cli(),
+        Page::Config => Config::reference(),
+        Page::Metrics => metrics().map_err(|error| Exit::Software.with(error))?,
+        Page::Errors => errors(),
+    };
+    print!("{page}");
+    Ok(())
+}
+
+fn cli() -> String {
+    let mut page = String::from("# Command line\n");
+    let mut command = super::Cli::command().term_width(100);
+    command.build();
+    help(&mut page, &mut command, "dunlin");
+    page.push_str("\n## Exit codes\n\nThose of sysexits(3).\n\n| code | meaning |\n|---|---|\n| 0 | Success. |\n");
+    for exit in Exit::ALL {
+        let _ = writeln!(page, "| {} | {} |", exit as u8, exit.meaning());
+    }
+    page
+}
+
+fn help(page: &mut String, command: &mut clap::Command, path: &str) {
+    let text = command.render_long_help().to_string();
+    let lines: Vec<&str> = text.lines().map(str::trim_end).collect();
+    let _ = write!(
+        page,
+        "\n## {path}\n\n```text\n{}\n```\n",
+        lines.join("\n").trim_end()
+    );
+    for sub in command.get_subcommands_mut() {
+        if !sub.is_hide_set() && sub.get_name() != "help" {
+            let path = format!("{path} {}", sub.get_name());
+            help(page, sub, &path);
+        }
+    }
+}
+
+fn metrics() -> Result<String, prometheus::Error> {
+    let bus: BusHandle = Arc::new(MemoryBus::default());
+    let id = "app-id"
+        .parse()
+        .map_err(|_| prometheus::Error::Msg("the example id is valid".into()))?;
+    let apps = Apps::new([App::new(id, "app-key", "app-secret")]);
+    let registries = [
+        telemetry::registry_of("gateway")?,
+        telemetry::registry_of("node")?,
+    ];
+    gateway::Metrics::register(&registries[0], bus.name(), &apps)?;
+    let node = node::Metrics::register(&registries[1], bus.name())?;
+    node.shard(ShardId(0));
+    let exporter = Exporter::new(registries.into(), bus)?;
+    let mut page = String::from(
+        "# Metrics\n\nOn the admin address at `/metrics`, in the Prometheus text format. A fresh process exposes every family \
+         below, closed label sets at zero. `app` is bounded by the configuration; nothing is labelled by channel, user or address. \
+         `role` is there where one process is both gateway and node (`dunlin dev`).\n\n\
+         | name | type | labels | meaning |\n|---|---|---|---|\n",
+    );
+    for family in exporter.families() {
+        let _ = writeln!(
+            page,
+            "| `{}` | {} | {} | {} |",
+            family.name(),
+            kind(&family),
+            labels(&family),
+            family.help().replace('|', "\\|")
+        );
+    }
+    Ok(page)
+}
+
+fn kind(family: &MetricFamily) -> &'static str {
+    match family.get_field_type() {
+        MetricType::COUNTER => "counter",
+        MetricType::GAUGE => "gauge",
+        MetricType::HISTOGRAM => "histogram",
+        MetricType::SUMMARY => "summary",
+        MetricType::UNTYPED => "untyped",
+    }
+}
+
+fn labels(family: &MetricFamily) -> String {
+    let metrics = family.get_metric().iter();
+    let names: BTreeSet<String> = metrics
+        .flat_map(|metric| {
+            metric
+                .get_label()
+                .iter()
+                .map(|label| format!("`{}`", label.name()))
+        })
+        .collect();
+    names.into_iter().collect::<Vec<_>>().join(", ")
+}
+
+fn errors() -> String {
+    let mut page = String::from(
+        "# Errors\n\n## HTTP\n\nBodies are JSON: `error` (for people), `code` (for programs), `status`. A publish into several channels \
+         that was not taken by all of them also has `accepted` and `failed`, lists of channels. 503 comes with `Retry-After`.\n\n\
+         | code | status | meaning | what to do |\n|---|---|---|---|\n",
+    );
+    for code in ErrorCode::ALL {
+        let _ = writeln!(
+            page,
+            "| `{code}` | {} | {} | {} |",
+            code.http_status(),
+            code.meaning().trim(),
+            code.remedy()
+        );
+    }
+    page.push_str(
+        "\n## WebSocket\n\nA connection that the server ends gets a `pusher:error` event with the code, then a close frame with the same \
+         code. A `pusher:error` whose code is `null` or 4301 (a client event was not taken) leaves the connection as it is. A subscription \
+         that is refused is answered by `pusher:subscription_error` with `type`, `error` and `status`: `AuthError` 401, `InvalidChannel`, \
+         `NotSupported` and `LimitReached` 400.\n\n| code | meaning |\n|---|---|\n",
+    );
+    for code in CloseCode::ALL {
+        let _ = writeln!(page, "| {} | {} |", code.number(), code.meaning());
+    }
+    page
+}

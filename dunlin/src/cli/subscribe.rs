@@ -1,0 +1,375 @@
+//! `dunlin sub`: prints what arrives. Public channels come by SSE, private ones
+//! over WebSocket, signed with the app's secret. Connects again by itself.
+
+use std::io::{BufWriter, ErrorKind, Write};
+use std::time::Duration;
+
+use anyhow::{Context, anyhow};
+use clap::Args;
+use futures_util::{SinkExt, StreamExt};
+use gateway::core::auth::channel_signature;
+use http_body_util::BodyExt;
+use hyper::StatusCode;
+use proto::channel::{ChannelKind, ChannelName};
+use serde_json::{Value, json};
+use tokio::sync::mpsc;
+use tokio_tungstenite::tungstenite::{Message, Utf8Bytes};
+
+use super::ServerArguments;
+use crate::client::{ANSWER_TIMEOUT, problem, read};
+use crate::exit::{Exit, Failure};
+use event_stream::Parser;
+
+mod event_stream;
+
+/// Channels of one event stream at most.
+const STREAM_CHANNELS: usize = gateway::protocol::sse::CHANNELS_MAX;
+/// Between attempts to connect: doubled each time, up to the last.
+const BACKOFF: [Duration; 2] = [Duration::from_millis(250), Duration::from_secs(5)];
+/// A server says something at least this often; more silence is a dead
+/// connection.
+const SILENCE: Duration = Duration::from_secs(90);
+/// Messages that wait to be printed; then reading waits.
+const PRINT_QUEUE: usize = 4_096;
+/// A client that hears nothing pings this often.
+const PING: Duration = Duration::from_secs(30);
+
+#[derive(Debug, Args)]
+pub(crate) struct Options {
+    /// The channels.
+    #[arg(required = true)]
+    channels: Vec<ChannelName>,
+    /// Print whole messages as JSON: channel, event, data.
+    #[arg(long)]
+    json: bool,
+    #[command(flatten)]
+    server: ServerArguments,
+}
+
+pub(crate) fn run(options: &Options) -> Result<(), Failure> {
+    let runtime = super::runtime()?;
+    runtime.block_on(subscribe(options))
+}
+
+/// What a connection reports.
+enum Report {
+    /// A message, as JSON.
+    Message(Value),
+    /// Publications were lost: channel and reason, as JSON.
+    Gap(Value),
+    /// For the person at the terminal.
+    Note(String),
+}
+
+async fn subscribe(options: &Options) -> Result<(), Failure> {
+    let (reports, mut printing) = mpsc::channel(PRINT_QUEUE);
+    let (private, public): (Vec<_>, Vec<_>) = options
+        .channels
+        .iter()
+        .cloned()
+        .partition(|channel| channel.kind() != ChannelKind::Public);
+    let mut connections = tokio::task::JoinSet::new();
+    for channels in public.chunks(STREAM_CHANNELS) {
+        let path = stream_path(&options.server.app.key, channels);
+        connections.spawn(keep(
+            Source::Stream(path),
+            options.server.clone(),
+            reports.clone(),
+        ));
+    }
+    if !private.is_empty() {
+        connections.spawn(keep(
+            Source::Socket(private),
+            options.server.clone(),
+            reports.clone(),
+        ));
+    }
+    drop(reports);
+    let mut output = Output {
+        out: BufWriter::new(std::io::stdout()),
+        json: options.json,
+    };
+    loop {
+        tokio::select! {
+            Some(report) = printing.recv() => {
+                let printed = output.print(&report).and_then(|()| if printing.is_empty() { output.out.flush() } else { Ok(()) });
+                match printed {
+                    Ok(()) => {}
+                    // Whoever reads has seen enough, as `head` does.
+                    Err(error) if error.kind() == ErrorKind::BrokenPipe => return Ok(()),
+                    Err(error) => return Err(Exit::Io.because(format!("could not write to stdout: {error}"))),
+                }
+            }
+            Some(ended) = connections.join_next() => {
+                let refused = ended.map_err(|error| Exit::Software.with(error))?;
+                return Err(Exit::Unavailable.with(refused));
+            }
+        }
+    }
+}
+
+struct Output {
+    out: BufWriter<std::io::Stdout>,
+    json: bool,
+}
+
+impl Output {
+    fn print(&mut self, report: &Report) -> std::io::Result<()> {
+        match report {
+            Report::Message(message) | Report::Gap(message) if self.json => {
+                writeln!(self.out, "{message}")
+            }
+            Report::Message(message) => {
+                let data = &message["data"];
+                match data.as_str() {
+                    Some(text) => writeln!(self.out, "{text}"),
+                    None => writeln!(self.out, "{data}"),
+                }
+            }
+            Report::Gap(gap) => {
+                eprintln!("dunlin: messages were lost: {gap}");
+                Ok(())
+            }
+            Report::Note(note) => {
+                eprintln!("dunlin: {note}");
+                Ok(())
+            }
+        }
+    }
+}
+
+/// How channels come.
+enum Source {
+    /// The path of an event stream.
+    Stream(String),
+    /// Private channels, over WebSocket.
+    Socket(Vec<ChannelName>),
+}
+
+/// Why a connection ended.
+enum End {
+    /// Trying again may help.
+    Lost(anyhow::Error),
+    /// The server said no.
+    Refused(anyhow::Error),
+}
+
+impl<E: Into<anyhow::Error>> From<E> for End {
+    fn from(error: E) -> Self {
+        Self::Lost(error.into())
+    }
+}
+
+/// Stays connected until the server refuses; why it did.
+async fn keep(
+    source: Source,
+    server: ServerArguments,
+    reports: mpsc::Sender<Report>,
+) -> anyhow::Error {
+    let mut wait = BACKOFF[0];
+    loop {
+        let mut was_live = false;
+        let ended = match &source {
+            Source::Stream(path) => stream(path, &server, &reports, &mut was_live).await,
+            Source::Socket(channels) => socket(channels, &server, &reports, &mut was_live).await,
+        };
+        match ended {
+            Ok(never) => match never {},
+            Err(End::Refused(error)) => return error,
+            Err(End::Lost(error)) => {
+                if was_live {
+                    wait = BACKOFF[0];
+                }
+                let note = format!(
+                    "{error:#}; trying again in {} ms (what is published meanwhile is missed)",
+                    wait.as_millis()
+                );
+                if reports.send(Report::Note(note)).await.is_err() {
+                    return error;
+                }
+                super::wait(wait).await;
+                wait = (wait * 2).min(BACKOFF[1]);
+            }
+        }
+    }
+}
+
+/// Nothing ends well: a subscription goes on for ever.
+enum Never {}
+
+fn stream_path(key: &str, channels: &[ChannelName]) -> String {
+    let mut query = form_urlencoded::Serializer::new(String::from("envelope=true"));
+    for channel in channels {
+        query.append_pair("channel", channel.as_str());
+    }
+    format!("/app/{key}/sse?{}", query.finish())
+}
+
+async fn stream(
+    path: &str,
+    server: &ServerArguments,
+    reports: &mpsc::Sender<Report>,
+    was_live: &mut bool,
+) -> Result<Never, End> {
+    let mut connection = server.url.connect().await?;
+    let mut response = connection.get(path).await?;
+    let status = response.status();
+    if status != StatusCode::OK {
+        let text = read(response).await?;
+        let error = anyhow!(
+            "{} refused the subscription: {}",
+            server.url,
+            problem(status, &text)
+        );
+        let final_answer = status.is_client_error();
+        return Err(if final_answer {
+            End::Refused(error)
+        } else {
+            End::Lost(error)
+        });
+    }
+    let mut parser = Parser::default();
+    loop {
+        let frame = tokio::time::timeout(SILENCE, response.frame())
+            .await
+            .context("the server has gone silent")?;
+        let frame = frame
+            .context("the server closed the connection")?
+            .context("the connection broke")?;
+        let Some(bytes) = frame.data_ref() else {
+            continue;
+        };
+        for block in parser.feed(bytes) {
+            // The first block is an `id` alone: the stream has begun.
+            if !std::mem::replace(was_live, true) {
+                reports
+                    .send(Report::Note(format!("subscribed at {}", server.url)))
+                    .await?;
+            }
+            let Some(data) = block.data else { continue };
+            let value: Value =
+                serde_json::from_str(&data).context("the server sent what is not JSON")?;
+            let report = if block.event.as_deref() == Some("gap") {
+                Report::Gap(json!({ "channel": value["channel"], "event": "gap", "data": value }))
+            } else {
+                Report::Message(value)
+            };
+            reports.send(report).await?;
+        }
+    }
+}
+
+async fn socket(
+    channels: &[ChannelName],
+    server: &ServerArguments,
+    reports: &mpsc::Sender<Report>,
+    was_live: &mut bool,
+) -> Result<Never, End> {
+    let app = &server.app;
+    let stream = server.url.open().await?;
+    let url = server
+        .url
+        .websocket(&format!("/app/{}?protocol=7&client=dunlin", app.key));
+    let connecting = tokio_tungstenite::client_async(url, stream);
+    let (mut socket, _) = tokio::time::timeout(ANSWER_TIMEOUT, connecting)
+        .await
+        .context("no answer to the handshake")??;
+    let mut pending = channels.len();
+    loop {
+        let next = match tokio::time::timeout(PING, socket.next()).await {
+            Ok(next) => next,
+            Err(_) => {
+                socket
+                    .send(text(&json!({ "event": "pusher:ping", "data": {} })))
+                    .await?;
+                tokio::time::timeout(PING, socket.next())
+                    .await
+                    .context("the server has gone silent")?
+            }
+        };
+        let message = next.context("the server closed the connection")??;
+        let frame = match message {
+            Message::Text(frame) => frame,
+            Message::Close(Some(close)) => {
+                let code = u16::from(close.code);
+                let error = anyhow!(
+                    "the server closed the connection: {} ({code})",
+                    close.reason
+                );
+                // By the protocol: not to be tried again.
+                return Err(if (4000..4100).contains(&code) {
+                    End::Refused(error)
+                } else {
+                    End::Lost(error)
+                });
+            }
+            _ => continue,
+        };
+        let frame: Value =
+            serde_json::from_str(&frame).context("the server sent what is not JSON")?;
+        match frame["event"].as_str().unwrap_or_default() {
+            "pusher:connection_established" => {
+                let data: Value = serde_json::from_str(frame["data"].as_str().unwrap_or_default())?;
+                let id = data["socket_id"]
+                    .as_str()
+                    .unwrap_or_default()
+                    .parse()
+                    .context("the server sent no socket_id")?;
+                for channel in channels {
+                    let signature = channel_signature(&app.secret, id, channel, None);
+                    let auth = format!("{}:{signature}", app.key);
+                    let data = json!({ "channel": channel.as_str(), "auth": auth });
+                    socket
+                        .send(text(&json!({ "event": "pusher:subscribe", "data": data })))
+                        .await?;
+                }
+            }
+            "pusher_internal:subscription_succeeded" => {
+                pending = pending.saturating_sub(1);
+                if pending == 0 && !std::mem::replace(was_live, true) {
+                    reports
+                        .send(Report::Note(format!("subscribed at {}", server.url)))
+                        .await?;
+                }
+            }
+            "pusher:subscription_error" => {
+                let why = frame["data"]["error"]
+                    .as_str()
+                    .unwrap_or("no reason given")
+                    .to_owned();
+                return Err(End::Refused(anyhow!(
+                    "{} refused the subscription: {why}",
+                    server.url
+                )));
+            }
+            "pusher:error" => {
+                let message = frame["data"]["message"]
+                    .as_str()
+                    .unwrap_or_default()
+                    .to_owned();
+                reports
+                    .send(Report::Note(format!("the server says: {message}")))
+                    .await?;
+            }
+            "pusher:ping" => {
+                socket
+                    .send(text(&json!({ "event": "pusher:pong", "data": {} })))
+                    .await?
+            }
+            "dunlin:gap" => {
+                let data: Value = serde_json::from_str(frame["data"].as_str().unwrap_or_default())?;
+                reports
+                    .send(Report::Gap(
+                        json!({ "channel": data["channel"], "event": "gap", "data": data }),
+                    ))
+                    .await?;
+            }
+            "pusher:pong" => {}
+            _ => reports.send(Report::Message(frame)).await?,
+        }
+    }
+}
+
+fn text(value: &Value) -> Message {
+    Message::Text(Utf8Bytes::from(value.to_string()))
+}

@@ -1,0 +1,229 @@
+//! HTTP as the tools need it: one connection to one server.
+
+use std::fmt;
+use std::str::FromStr;
+use std::time::Duration;
+
+use anyhow::{Context, anyhow, bail};
+use bytes::Bytes;
+use gateway::core::auth;
+use http_body_util::{BodyExt, Full, Limited};
+use hyper::body::Incoming;
+use hyper::client::conn::http1::{SendRequest, handshake};
+use hyper::header::{CONTENT_TYPE, HOST};
+use hyper::{Request, Response, StatusCode, Uri};
+use hyper_util::rt::TokioIo;
+use proto::time::UnixTime;
+use tokio::net::TcpStream;
+
+use crate::cli::AppArgument;
+
+/// How long a server may take to accept a connection.
+pub(crate) const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
+/// How long a server may take to answer.
+pub(crate) const ANSWER_TIMEOUT: Duration = Duration::from_secs(10);
+/// Bytes of an answer that is read whole.
+const ANSWER_BYTES_MAX: usize = 1_024 * 1_024;
+
+/// A server's address: `http://HOST:PORT`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Server {
+    /// As it stands in the URL.
+    authority: String,
+    host: String,
+    port: u16,
+}
+
+impl FromStr for Server {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let expected = || format!("{text:?} is not of the form http://HOST:PORT");
+        let uri: Uri = text.parse().map_err(|_| expected())?;
+        if uri.scheme_str() == Some("https") {
+            return Err(
+                "https is not supported by this tool; connect to the server itself, by http".into(),
+            );
+        }
+        let authority = uri.authority().ok_or_else(expected)?;
+        if uri.scheme_str() != Some("http")
+            || uri.path() != "/"
+            || uri.query().is_some()
+            || authority.as_str().contains('@')
+        {
+            return Err(expected());
+        }
+        Ok(Self {
+            authority: authority.as_str().to_owned(),
+            host: authority
+                .host()
+                .trim_start_matches('[')
+                .trim_end_matches(']')
+                .to_owned(),
+            port: authority.port_u16().unwrap_or(80),
+        })
+    }
+}
+
+impl fmt::Display for Server {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "http://{}", self.authority)
+    }
+}
+
+impl Server {
+    /// A connection without anything on it.
+    pub(crate) async fn open(&self) -> anyhow::Result<TcpStream> {
+        let connecting = TcpStream::connect((self.host.as_str(), self.port));
+        let stream = tokio::time::timeout(CONNECT_TIMEOUT, connecting)
+            .await
+            .map_err(|_| anyhow!("no answer within {} s", CONNECT_TIMEOUT.as_secs()))
+            .and_then(|connected| connected.map_err(Into::into))
+            .with_context(|| format!("could not connect to {self}"))?;
+        stream
+            .set_nodelay(true)
+            .context("could not set up the connection")?;
+        Ok(stream)
+    }
+
+    /// A connection for HTTP requests.
+    #[expect(
+        clippy::disallowed_methods,
+        reason = "shell: hyper's connection is a task"
+    )]
+    pub(crate) async fn connect(&self) -> anyhow::Result<Connection> {
+        let stream = self.open().await?;
+        let (sender, connection) = handshake(TokioIo::new(stream))
+            .await
+            .context("could not begin HTTP")?;
+        // Ends when the sender is dropped; its error is the next request's.
+        tokio::spawn(async move {
+            let _ = connection.await;
+        });
+        Ok(Connection {
+            server: self.clone(),
+            sender,
+        })
+    }
+
+    /// `ws://HOST:PORT` and a path.
+    pub(crate) fn websocket(&self, path: &str) -> String {
+        format!("ws://{}{path}", self.authority)
+    }
+}
+
+/// A connection to a server.
+pub(crate) struct Connection {
+    server: Server,
+    sender: SendRequest<Full<Bytes>>,
+}
+
+impl Connection {
+    /// Asks for a path; the body is the caller's to read.
+    pub(crate) async fn get(&mut self, path: &str) -> anyhow::Result<Response<Incoming>> {
+        let request = Request::get(path)
+            .header(HOST, &self.server.authority)
+            .body(Full::default())?;
+        self.send(request).await
+    }
+
+    /// Publishes an event as an app's backend does. The answer and its text.
+    pub(crate) async fn publish(
+        &mut self,
+        app: &AppArgument,
+        channel: &str,
+        event: &str,
+        data: &str,
+    ) -> anyhow::Result<(StatusCode, String)> {
+        let body =
+            serde_json::json!({ "name": event, "channel": channel, "data": data }).to_string();
+        let path = format!("/apps/{}/events", app.id);
+        let request = auth::Request {
+            method: "POST",
+            path: &path,
+            query: "",
+            body: body.as_bytes(),
+        };
+        let query = auth::sign_request(&app.key, &app.secret, request, now());
+        let request = Request::post(format!("{path}?{query}"))
+            .header(HOST, &self.server.authority)
+            .header(CONTENT_TYPE, "application/json")
+            .body(Full::from(body))?;
+        let response = self.send(request).await?;
+        let status = response.status();
+        let text = read(response).await?;
+        Ok((status, text))
+    }
+
+    async fn send(&mut self, request: Request<Full<Bytes>>) -> anyhow::Result<Response<Incoming>> {
+        let answering = async {
+            self.sender.ready().await?;
+            self.sender.send_request(request).await
+        };
+        match tokio::time::timeout(ANSWER_TIMEOUT, answering).await {
+            Ok(answer) => {
+                answer.with_context(|| format!("the connection to {} broke", self.server))
+            }
+            Err(_) => bail!(
+                "{} did not answer within {} s",
+                self.server,
+                ANSWER_TIMEOUT.as_secs()
+            ),
+        }
+    }
+}
+
+/// Reads an answer whole.
+pub(crate) async fn read(response: Response<Incoming>) -> anyhow::Result<String> {
+    let reading = Limited::new(response.into_body(), ANSWER_BYTES_MAX).collect();
+    let body = tokio::time::timeout(ANSWER_TIMEOUT, reading)
+        .await
+        .context("the answer did not end")?;
+    let body = body.map_err(|error| anyhow!("the answer broke off: {error}"))?;
+    Ok(String::from_utf8_lossy(&body.to_bytes()).into_owned())
+}
+
+/// The message of an error answer, or the whole answer if it has none.
+pub(crate) fn problem(status: StatusCode, text: &str) -> String {
+    let message = serde_json::from_str::<serde_json::Value>(text)
+        .ok()
+        .and_then(|body| Some(body.get("error")?.as_str()?.to_owned()));
+    format!(
+        "{} ({})",
+        message.as_deref().unwrap_or(text.trim()),
+        status.as_u16()
+    )
+}
+
+#[expect(
+    clippy::disallowed_methods,
+    reason = "shell: requests are signed with the time"
+)]
+fn now() -> UnixTime {
+    UnixTime::now()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn servers_are_http_addresses() {
+        let server: Server = "http://127.0.0.1:6001".parse().unwrap();
+        assert_eq!((server.host.as_str(), server.port), ("127.0.0.1", 6001));
+        let server: Server = "http://[::1]:7/".parse().unwrap();
+        assert_eq!((server.host.as_str(), server.port), ("::1", 7));
+        for text in [
+            "",
+            "127.0.0.1:1",
+            "http://",
+            "ftp://a",
+            "http://a/b",
+            "http://a?b",
+            "http://u:p@a",
+        ] {
+            assert!(text.parse::<Server>().is_err(), "{text:?}");
+        }
+        assert!("https://a".parse::<Server>().unwrap_err().contains("https"));
+    }
+}

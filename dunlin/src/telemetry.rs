@@ -1,0 +1,189 @@
+//! Logs, and the metrics that belong to no component; the exporter that puts
+//! all of them together.
+
+use std::collections::BTreeMap;
+use std::io::IsTerminal;
+use std::sync::Mutex;
+use std::time::{Duration, Instant};
+
+use prometheus::core::Collector;
+use prometheus::process_collector::ProcessCollector;
+use prometheus::proto::MetricFamily;
+use prometheus::{
+    Encoder, Histogram, HistogramOpts, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts,
+    Registry, TextEncoder,
+};
+use proto::bus::BusHandle;
+use tracing_subscriber::EnvFilter;
+
+use crate::cli::LogFormat;
+
+/// How often the runtime is asked how long it takes to begin a task.
+const LAG_INTERVAL: Duration = Duration::from_millis(20);
+
+/// Logs go to stderr: stdout is for what a person or program asked for.
+/// `RUST_LOG` chooses what is logged.
+pub(crate) fn init(format: LogFormat) {
+    let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("info"));
+    let builder = tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(std::io::stderr)
+        .with_ansi(std::io::stderr().is_terminal());
+    // A second call, in tests, changes nothing.
+    let _ = match format {
+        LogFormat::Text => builder.with_target(false).try_init(),
+        LogFormat::Json => builder.json().try_init(),
+    };
+}
+
+/// All registries of a process as one page.
+pub(crate) struct Exporter {
+    registries: Vec<Registry>,
+    bus: BusHandle,
+    bus_subscriptions: IntGauge,
+    bus_dropped: IntCounter,
+    scrape_duration: Histogram,
+    /// What the counter of dropped messages stands at; scrapes take turns.
+    dropped: Mutex<u64>,
+}
+
+/// A registry whose metrics all say which component they are of, for processes
+/// that are more than one.
+pub(crate) fn registry_of(role: &str) -> Result<Registry, prometheus::Error> {
+    Registry::new_custom(None, Some([("role".to_owned(), role.to_owned())].into()))
+}
+
+impl Exporter {
+    /// Adds what belongs to the process to the components' registries.
+    pub(crate) fn new(
+        mut registries: Vec<Registry>,
+        bus: BusHandle,
+    ) -> Result<Self, prometheus::Error> {
+        let registry = Registry::new();
+        registry.register(Box::new(ProcessCollector::for_self()))?;
+        let build = IntGaugeVec::new(
+            Opts::new("dunlin_build_info", "Which build this is; always 1."),
+            &["version", "commit", "protocol"],
+        )?;
+        let wire = proto::codec::WIRE_VERSION.to_string();
+        build
+            .with_label_values(&[env!("CARGO_PKG_VERSION"), env!("DUNLIN_COMMIT"), &wire])
+            .set(1);
+        registry.register(Box::new(build))?;
+        let subscriptions = IntGaugeVec::new(
+            Opts::new("dunlin_bus_subscriptions", "Subscriptions at the bus."),
+            &["bus"],
+        )?;
+        let dropped = IntCounterVec::new(
+            Opts::new(
+                "dunlin_bus_dropped_total",
+                "Messages that the bus dropped because a subscriber of this process was too slow.",
+            ),
+            &["bus"],
+        )?;
+        let scrape_duration = Histogram::with_opts(
+            HistogramOpts::new(
+                "dunlin_metrics_scrape_duration_seconds",
+                "How long it took to put this page together.",
+            )
+            .buckets(vec![0.001, 0.005, 0.025, 0.1, 0.5]),
+        )?;
+        for collector in [
+            Box::new(subscriptions.clone()) as Box<dyn Collector>,
+            Box::new(dropped.clone()),
+            Box::new(scrape_duration.clone()),
+        ] {
+            registry.register(collector)?;
+        }
+        watch_lag(&registry)?;
+        registries.push(registry);
+        Ok(Self {
+            registries,
+            bus_subscriptions: subscriptions.with_label_values(&[bus.name()]),
+            bus_dropped: dropped.with_label_values(&[bus.name()]),
+            bus,
+            scrape_duration,
+            dropped: Mutex::new(0),
+        })
+    }
+
+    /// The page of `/metrics`.
+    pub(crate) fn text(&self) -> String {
+        let began = Instant::now();
+        let mut text = Vec::new();
+        // Encoding into memory fails only for families without metrics, which
+        // `families` leaves out.
+        let _ = TextEncoder::new().encode(&self.families(), &mut text);
+        self.scrape_duration.observe(began.elapsed().as_secs_f64());
+        String::from_utf8(text).unwrap_or_default()
+    }
+
+    /// All families. Where components have one of the same name, its metrics
+    /// stand together, told apart by their labels.
+    pub(crate) fn families(&self) -> Vec<MetricFamily> {
+        self.observe_bus();
+        let mut families: BTreeMap<String, MetricFamily> = BTreeMap::new();
+        for family in self.registries.iter().flat_map(Registry::gather) {
+            match families.get_mut(family.name()) {
+                Some(known) => known
+                    .mut_metric()
+                    .extend(family.get_metric().iter().cloned()),
+                None => {
+                    families.insert(family.name().to_owned(), family);
+                }
+            }
+        }
+        families
+            .into_values()
+            .filter(|family| !family.get_metric().is_empty())
+            .collect()
+    }
+
+    fn observe_bus(&self) {
+        let stats = self.bus.stats();
+        self.bus_subscriptions.set(stats.subscriptions as i64);
+        let mut known = self
+            .dropped
+            .lock()
+            .unwrap_or_else(std::sync::PoisonError::into_inner);
+        self.bus_dropped
+            .inc_by(stats.dropped.saturating_sub(*known));
+        *known = stats.dropped;
+    }
+}
+
+/// Measures how long a new task waits for its first turn, from a thread of its
+/// own: what a message that comes now would wait. Ends with the runtime.
+fn watch_lag(registry: &Registry) -> Result<(), prometheus::Error> {
+    let lag = Histogram::with_opts(
+        HistogramOpts::new(
+            "dunlin_runtime_lag_seconds",
+            "How long a new task of the main runtime waits for its first turn.",
+        )
+        .buckets(vec![
+            0.0001, 0.0005, 0.001, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5,
+        ]),
+    )?;
+    registry.register(Box::new(lag.clone()))?;
+    let Ok(runtime) = tokio::runtime::Handle::try_current() else {
+        return Ok(());
+    };
+    let started = std::thread::Builder::new()
+        .name("lag".into())
+        .spawn(move || {
+            loop {
+                let began = Instant::now();
+                let lag = lag.clone();
+                let task = runtime.spawn(async move { lag.observe(began.elapsed().as_secs_f64()) });
+                std::thread::sleep(LAG_INTERVAL);
+                // Cancelled: the runtime is shutting down.
+                if task.is_finished() && runtime.block_on(task).is_err() {
+                    return;
+                }
+            }
+        });
+    if let Err(error) = started {
+        tracing::warn!(%error, "runtime lag is not measured");
+    }
+    Ok(())
+}
