@@ -218,6 +218,16 @@ pub(crate) fn fill_random(buffer: &mut [u8]) -> std::io::Result<()> {
 
 /// Each client is a file descriptor.
 fn raise_file_limit() {
+    if let Some(limit) = file_limit() {
+        let clients = limit.saturating_sub(RESERVED_FILES);
+        tracing::warn!(
+            "the limit of open files is {limit}: about {clients} clients fit (raise it with LimitNOFILE or ulimit -Hn)"
+        );
+    }
+}
+
+/// Raises the limit of open files as far as it goes. `None`: there is none.
+pub(crate) fn file_limit() -> Option<u64> {
     let Rlimit { current, maximum } = getrlimit(Resource::Nofile);
     if current != maximum
         && let Err(error) = setrlimit(
@@ -230,12 +240,7 @@ fn raise_file_limit() {
     {
         tracing::warn!(%error, "could not raise the limit of open files");
     }
-    if let Some(limit) = getrlimit(Resource::Nofile).current {
-        let clients = limit.saturating_sub(RESERVED_FILES);
-        tracing::warn!(
-            "the limit of open files is {limit}: about {clients} clients fit (raise it with LimitNOFILE or ulimit -Hn)"
-        );
-    }
+    getrlimit(Resource::Nofile).current
 }
 
 /// Tells what to do next.

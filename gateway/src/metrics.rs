@@ -14,8 +14,16 @@ use crate::protocol::CloseCode;
 
 /// The two kinds of client connection, as labels.
 pub(crate) const TYPES: [&str; 2] = ["websocket", "eventsource"];
-/// Why a connection ended by itself; servers' reasons are in [`CloseCode`].
-const CLIENT_ENDS: [&str; 3] = ["client_closed", "client_gone", "shutdown"];
+/// Why connections of both kinds end.
+const ENDS: [&str; 3] = ["client_gone", "shutdown", CloseCode::OverCapacity.reason()];
+/// Why WebSocket connections end, besides.
+const WEBSOCKET_ENDS: [&str; 5] = [
+    "client_closed",
+    CloseCode::ProtocolError.reason(),
+    CloseCode::Unsupported.reason(),
+    CloseCode::TooLarge.reason(),
+    CloseCode::PongMissing.reason(),
+];
 /// Error kinds of WebSocket input.
 const WEBSOCKET_ERRORS: [&str; 4] = [
     "malformed",
@@ -198,12 +206,12 @@ impl Metrics {
             for result in ["ok", "refused"] {
                 self.connects.with_label_values(&[kind, result]);
             }
-            for reason in CLIENT_ENDS
-                .into_iter()
-                .chain(CloseCode::ALL.map(CloseCode::reason))
-            {
+            for reason in ENDS {
                 self.disconnects.with_label_values(&[kind, reason]);
             }
+        }
+        for reason in WEBSOCKET_ENDS {
+            self.disconnects.with_label_values(&["websocket", reason]);
         }
         for op in ["subscribe", "unsubscribe", "ping", "pong", "unsupported"] {
             self.messages_received.with_label_values(&["websocket", op]);

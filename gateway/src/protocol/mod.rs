@@ -154,7 +154,7 @@ impl CloseCode {
     }
 
     /// As metrics name it, and the reference page.
-    pub fn reason(self) -> &'static str {
+    pub const fn reason(self) -> &'static str {
         match self {
             Self::ProtocolError => "protocol_error",
             Self::Unsupported => "unsupported_frame",

@@ -1,0 +1,220 @@
+//! `dunlin bench fanout`: one channel, many subscribers.
+
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, bail};
+use clap::Args;
+use hyper::StatusCode;
+use indicatif::{ProgressBar, ProgressStyle};
+use tokio::time::MissedTickBehavior;
+
+use super::process::{Helper, Usage, check_file_limit, now_ns};
+use super::report::Report;
+use super::subscribers::Received;
+use super::{floor, frames};
+use crate::cli::{AppArgument, ServerArguments};
+use crate::client::{Server, problem};
+use crate::exit::{Exit, Failure};
+
+/// How long connections rest before memory is read.
+const REST: Duration = Duration::from_secs(1);
+/// How long to wait for deliveries after the last publication.
+const PATIENCE: Duration = Duration::from_secs(10);
+/// How often the subscribers are asked whether they have everything.
+const ASK_EVERY: Duration = Duration::from_millis(50);
+
+#[derive(Debug, Clone, Args)]
+pub(crate) struct Options {
+    /// Subscribers of the channel.
+    #[arg(long, default_value_t = 1_000)]
+    subscribers: usize,
+    /// Publications per second.
+    #[arg(long, default_value_t = 20, value_parser = clap::value_parser!(u32).range(1..=100_000))]
+    rate: u32,
+    /// Bytes of each publication's data; at least 19.
+    #[arg(long, default_value_t = 128)]
+    size: usize,
+    /// Seconds of publishing.
+    #[arg(long, default_value_t = 10)]
+    seconds: u32,
+    /// The server to measure; without, a `dunlin dev` is started for it.
+    #[arg(long)]
+    url: Option<Server>,
+    /// The process id of that server, if it is on this machine: for CPU and memory.
+    #[arg(long, requires = "url")]
+    pid: Option<u32>,
+    /// The app to act as.
+    #[arg(
+        long,
+        value_name = "ID:KEY:SECRET",
+        default_value = "app-id:app-key:app-secret",
+        hide_env_values = true
+    )]
+    app: AppArgument,
+    /// Do not measure the floor.
+    #[arg(long)]
+    no_floor: bool,
+}
+
+pub(crate) fn run(options: &Options) -> Result<(), Failure> {
+    check_file_limit(options.subscribers).map_err(|problem| Exit::Usage.because(problem))?;
+    if options.subscribers == 0 || options.seconds == 0 {
+        return Err(Exit::Usage.because("--subscribers and --seconds are at least 1"));
+    }
+    let report = measure(options).map_err(|error| Exit::Unavailable.with(error))?;
+    eprintln!("{}", report.table());
+    println!("{}", report.json());
+    Ok(())
+}
+
+fn measure(options: &Options) -> anyhow::Result<Report> {
+    let own_server = options.url.is_none().then(start_server).transpose()?;
+    let (server, pid) = match &own_server {
+        Some((helper, server)) => (server.clone(), Some(helper.pid())),
+        None => (options.url.clone().context("a server")?, options.pid),
+    };
+    let usage = || pid.map(Usage::of).transpose();
+    let publications = u64::from(options.rate) * u64::from(options.seconds);
+    let channel = format!("bench-{}", now_ns());
+
+    let bar = progress("connect", 1);
+    let before = usage()?;
+    let mut subscribers = start_subscribers(options, &server, &channel)?;
+    if subscribers.line()? != "ready" {
+        bail!("the subscribers did not begin");
+    }
+    std::thread::sleep(REST);
+    let idle = usage()?;
+    bar.finish_and_clear();
+
+    let bar = progress("publish", publications);
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()?;
+    let began_ns = now_ns();
+    runtime.block_on(publish(options, &server, &channel, publications, &bar))?;
+    let expected = publications * options.subscribers as u64;
+    let received = wait_for(&mut subscribers, expected)?;
+    let loaded = usage()?;
+    bar.finish_and_clear();
+    drop(subscribers);
+    drop(own_server);
+
+    let floor = if options.no_floor {
+        None
+    } else {
+        let bar = progress("floor", publications);
+        let interval = Duration::from_secs(1) / options.rate;
+        let frame = gateway::websocket::text_frame(&event(&channel, options.size)).len();
+        let floor = floor::measure(options.subscribers, frame, publications, interval, |done| {
+            bar.set_position(done)
+        })?;
+        bar.finish_and_clear();
+        Some(floor)
+    };
+    Ok(Report {
+        subscribers: options.subscribers as u64,
+        rate: options.rate,
+        size: options.size as u64,
+        seconds: options.seconds,
+        expected,
+        elapsed_s: received.last_ns.saturating_sub(began_ns) as f64 / 1e9,
+        received,
+        before,
+        idle,
+        loaded,
+        floor,
+    })
+}
+
+/// A `dunlin dev` on free ports, and where it listens.
+fn start_server() -> anyhow::Result<(Helper, Server)> {
+    let arguments = ["dev", "--listen", "127.0.0.1:0", "--admin", "127.0.0.1:0"];
+    let mut helper = Helper::start(&arguments.map(str::to_owned))?;
+    loop {
+        let line = helper
+            .line()
+            .context("could not start a server to measure")?;
+        if let Some(url) = line
+            .trim_start()
+            .strip_prefix("clients")
+            .and_then(|rest| rest.split_whitespace().next())
+        {
+            let server = url.parse().map_err(anyhow::Error::msg)?;
+            return Ok((helper, server));
+        }
+    }
+}
+
+fn start_subscribers(options: &Options, server: &Server, channel: &str) -> anyhow::Result<Helper> {
+    let AppArgument { id, key, secret } = &options.app;
+    Helper::start(&[
+        "bench".into(),
+        "subscribers".into(),
+        "--channel".into(),
+        channel.into(),
+        "--count".into(),
+        options.subscribers.to_string(),
+        "--url".into(),
+        server.to_string(),
+        "--app".into(),
+        format!("{id}:{key}:{}", secret.expose()),
+    ])
+}
+
+/// The JSON of one publication, to know its length.
+fn event(channel: &str, size: usize) -> String {
+    let data = frames::data(now_ns(), size);
+    serde_json::json!({ "event": "b", "channel": channel, "data": data }).to_string()
+}
+
+/// Publishes at the rate, one after the other; what cannot keep up catches up.
+async fn publish(
+    options: &Options,
+    server: &Server,
+    channel: &str,
+    publications: u64,
+    bar: &ProgressBar,
+) -> anyhow::Result<()> {
+    let server = ServerArguments {
+        url: server.clone(),
+        app: options.app.clone(),
+    };
+    let mut connection = server.url.connect().await?;
+    let mut interval = tokio::time::interval(Duration::from_secs(1) / options.rate);
+    interval.set_missed_tick_behavior(MissedTickBehavior::Burst);
+    for published in 1..=publications {
+        interval.tick().await;
+        let data = frames::data(now_ns(), options.size);
+        let (status, body) = connection.publish(&server.app, channel, "b", &data).await?;
+        if status != StatusCode::OK {
+            bail!(
+                "publication {published} was not taken: {}",
+                problem(status, &body)
+            );
+        }
+        bar.set_position(published);
+    }
+    Ok(())
+}
+
+/// Until everything has arrived, or for as long as patience lasts.
+fn wait_for(subscribers: &mut Helper, expected: u64) -> anyhow::Result<Received> {
+    let deadline = Instant::now() + PATIENCE;
+    loop {
+        subscribers.ask("report")?;
+        let received: Received = serde_json::from_str(&subscribers.line()?)?;
+        if received.deliveries >= expected || Instant::now() >= deadline {
+            return Ok(received);
+        }
+        std::thread::sleep(ASK_EVERY);
+    }
+}
+
+fn progress(what: &str, length: u64) -> ProgressBar {
+    let bar = ProgressBar::new(length).with_message(what.to_owned());
+    // The template is a constant of ours; the default is the fallback.
+    let style = ProgressStyle::with_template("{msg:8} [{bar:40}] {pos}/{len} {elapsed}");
+    bar.set_style(style.unwrap_or_else(|_| ProgressStyle::default_bar()));
+    bar
+}
