@@ -1,1 +1,45 @@
+//! Tests of the whole: the real binary, real sockets, real client libraries.
+//! docs/TESTING.md says which rung of the ladder a test belongs on.
+//!
+//! [`process`] starts and ends servers and tools, [`client`] speaks to them.
+//! Everything listens on free loopback ports and waits with deadlines.
+#![expect(
+    clippy::disallowed_methods,
+    reason = "shell: tests start processes and wait for them"
+)]
 
+pub mod client;
+pub mod process;
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+/// How long anything that must happen may take. Far more than it takes: a
+/// machine may be busy.
+pub const PATIENCE: Duration = Duration::from_secs(20);
+
+/// The root of the repository.
+pub fn repository() -> PathBuf {
+    let here = PathBuf::from(env!("CARGO_MANIFEST_DIR"));
+    here.parent()
+        .expect("the crate is inside the repository")
+        .to_owned()
+}
+
+/// Asks again and again until there is an answer.
+///
+/// # Panics
+/// When there is none within [`PATIENCE`].
+pub async fn eventually<T, F>(what: &str, mut probe: impl FnMut() -> F) -> T
+where
+    F: Future<Output = Option<T>>,
+{
+    let deadline = tokio::time::Instant::now() + PATIENCE;
+    loop {
+        if let Some(value) = probe().await {
+            return value;
+        }
+        assert!(tokio::time::Instant::now() < deadline, "in vain: {what}");
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+}

@@ -12,6 +12,7 @@ use axum::response::{IntoResponse, Json, Response};
 use axum::routing::any;
 use futures_util::future::join_all;
 use http_body_util::{BodyExt, LengthLimitError, Limited};
+use hyper::body::Body as _;
 use proto::channel::ChannelKey;
 use proto::error::ErrorCode;
 use proto::time::UnixTime;
@@ -93,13 +94,18 @@ fn authenticate(context: &Context, app: &App, parts: &Parts, body: &[u8]) -> Res
 
 /// Reads a body of at most `bytes_max`.
 pub(crate) async fn read_body(body: Body, bytes_max: usize) -> Result<Bytes, Problem> {
+    let too_large = || {
+        let message = format!("the body has more than {bytes_max} bytes");
+        Problem::new(ErrorCode::TooLarge, message)
+    };
+    // Announced to be too large: not waited for.
+    if body.size_hint().lower() > bytes_max as u64 {
+        return Err(too_large());
+    }
     let read = tokio::time::timeout(BODY_TIMEOUT, Limited::new(body, bytes_max).collect());
     match read.await {
         Ok(Ok(body)) => Ok(body.to_bytes()),
-        Ok(Err(error)) if error.is::<LengthLimitError>() => Err(Problem::new(
-            ErrorCode::TooLarge,
-            format!("the body has more than {bytes_max} bytes"),
-        )),
+        Ok(Err(error)) if error.is::<LengthLimitError>() => Err(too_large()),
         Ok(Err(error)) => Err(Problem::new(
             ErrorCode::BadRequest,
             format!("the body did not arrive: {error}"),

@@ -1,0 +1,328 @@
+//! Starts the real binary, and ends it by its process id.
+
+use std::ffi::OsStr;
+use std::path::{Path, PathBuf};
+use std::process::{ExitStatus, Stdio};
+use std::sync::OnceLock;
+use std::sync::atomic::{AtomicU32, Ordering};
+
+use anyhow::{Context, Result, bail};
+use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader, Lines};
+use tokio::process::{Child, ChildStdin, ChildStdout, Command};
+use tokio::time::timeout;
+
+use crate::{PATIENCE, repository};
+
+/// The binary, built once with the profile of the tests.
+///
+/// # Panics
+/// When it does not build.
+pub fn binary() -> &'static Path {
+    static BINARY: OnceLock<PathBuf> = OnceLock::new();
+    BINARY.get_or_init(|| {
+        let cargo = option_env!("CARGO").unwrap_or("cargo");
+        let mut build = std::process::Command::new(cargo);
+        build
+            .args(["build", "--quiet", "-p", "dunlin"])
+            .current_dir(repository());
+        let profile = if cfg!(debug_assertions) {
+            "debug"
+        } else {
+            "release"
+        };
+        if profile == "release" {
+            build.arg("--release");
+        }
+        let status = build.status().expect("cargo runs");
+        assert!(status.success(), "the binary builds");
+        // The test's own path is <target>/<profile>/deps/<name>.
+        let test = std::env::current_exe().expect("a test has a path");
+        let target = test
+            .ancestors()
+            .nth(3)
+            .expect("a test is in target/PROFILE/deps");
+        target.join(profile).join("dunlin")
+    })
+}
+
+/// A command of the binary, with nothing from our own environment that would
+/// configure it.
+pub fn command<S: AsRef<OsStr>>(arguments: impl IntoIterator<Item = S>) -> Command {
+    let mut command = Command::new(binary());
+    for (name, _) in std::env::vars_os() {
+        if name.to_string_lossy().starts_with("DUNLIN_") || name == "RUST_LOG" {
+            command.env_remove(name);
+        }
+    }
+    command
+        .args(arguments)
+        .kill_on_drop(true)
+        .stdin(Stdio::null());
+    command
+}
+
+/// What a command that has ended left behind.
+#[derive(Debug)]
+pub struct Ended {
+    /// How it ended.
+    pub status: ExitStatus,
+    /// What it printed.
+    pub stdout: String,
+    /// What it complained about.
+    pub stderr: String,
+}
+
+/// Runs a command to its end.
+///
+/// # Errors
+/// When it does not end in time.
+pub async fn run<S: AsRef<OsStr>>(arguments: impl IntoIterator<Item = S>) -> Result<Ended> {
+    run_command(command(arguments), "").await
+}
+
+/// Runs a command to its end, with some input.
+///
+/// # Errors
+/// When it does not end in time.
+pub async fn run_command(mut command: Command, input: &str) -> Result<Ended> {
+    command
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped());
+    let mut child = command.spawn()?;
+    let mut stdin = child.stdin.take().context("stdin is piped")?;
+    let input = input.to_owned();
+    // Beside the reading: the command may answer before it has read all.
+    let writing = tokio::spawn(async move {
+        // A command that ends early does not read.
+        let _ = stdin.write_all(input.as_bytes()).await;
+    });
+    let output = timeout(PATIENCE, child.wait_with_output())
+        .await
+        .context("the command did not end")??;
+    writing.abort();
+    Ok(Ended {
+        status: output.status,
+        stdout: String::from_utf8_lossy(&output.stdout).into_owned(),
+        stderr: String::from_utf8_lossy(&output.stderr).into_owned(),
+    })
+}
+
+/// A `dunlin dev` that serves.
+#[derive(Debug)]
+pub struct Dev {
+    child: Child,
+    /// Where clients connect: `127.0.0.1:PORT`.
+    pub clients: String,
+    /// Where health and metrics are.
+    pub admin: String,
+    log: PathBuf,
+}
+
+impl Dev {
+    /// Starts one with default settings on free ports.
+    ///
+    /// # Errors
+    /// When it does not begin to serve.
+    pub async fn start() -> Result<Self> {
+        Self::start_with::<&str>([]).await
+    }
+
+    /// Starts one with further arguments.
+    ///
+    /// # Errors
+    /// When it does not begin to serve.
+    pub async fn start_with<S: AsRef<OsStr>>(
+        arguments: impl IntoIterator<Item = S>,
+    ) -> Result<Self> {
+        let mut command = command(["dev", "--listen", "127.0.0.1:0", "--admin", "127.0.0.1:0"]);
+        command.args(arguments);
+        Self::start_command(command).await
+    }
+
+    /// Starts one by a command of the caller's making.
+    ///
+    /// # Errors
+    /// When it does not begin to serve; with its log.
+    pub async fn start_command(mut command: Command) -> Result<Self> {
+        static STARTED: AtomicU32 = AtomicU32::new(0);
+        let number = STARTED.fetch_add(1, Ordering::Relaxed);
+        let log =
+            std::env::temp_dir().join(format!("dunlin-test-{}-{number}.log", std::process::id()));
+        let file = std::fs::File::create(&log).context("a log file")?;
+        let mut child = command.stdout(Stdio::piped()).stderr(file).spawn()?;
+        let stdout = child.stdout.take().context("stdout is piped")?;
+        let mut lines = BufReader::new(stdout).lines();
+        match timeout(PATIENCE, addresses(&mut lines)).await {
+            Ok(Ok((clients, admin))) => {
+                // What else it prints must not fill the pipe.
+                tokio::spawn(async move { while let Ok(Some(_)) = lines.next_line().await {} });
+                Ok(Self {
+                    child,
+                    clients,
+                    admin,
+                    log,
+                })
+            }
+            failed => {
+                let log = std::fs::read_to_string(&log).unwrap_or_default();
+                bail!("the server did not begin: {failed:?}\n{log}")
+            }
+        }
+    }
+
+    /// Its process id.
+    ///
+    /// # Panics
+    /// When it has ended.
+    pub fn pid(&self) -> u32 {
+        self.child.id().expect("it has not been waited for")
+    }
+
+    /// `http://127.0.0.1:PORT`.
+    pub fn url(&self) -> String {
+        format!("http://{}", self.clients)
+    }
+
+    /// What it has logged.
+    pub fn log(&self) -> String {
+        std::fs::read_to_string(&self.log).unwrap_or_default()
+    }
+
+    /// Sends SIGTERM and waits for its end.
+    ///
+    /// # Errors
+    /// When it does not end in time.
+    pub async fn terminate(&mut self) -> Result<ExitStatus> {
+        let pid = i32::try_from(self.pid())
+            .ok()
+            .and_then(rustix::process::Pid::from_raw)
+            .context("a pid")?;
+        rustix::process::kill_process(pid, rustix::process::Signal::TERM)?;
+        Ok(timeout(PATIENCE, self.child.wait())
+            .await
+            .context("the server did not end")??)
+    }
+}
+
+impl Drop for Dev {
+    fn drop(&mut self) {
+        // Kept when a test has failed, to be read.
+        if !std::thread::panicking() {
+            let _ = std::fs::remove_file(&self.log);
+        }
+    }
+}
+
+/// Finds the two addresses in what a server prints first.
+async fn addresses(lines: &mut Lines<BufReader<ChildStdout>>) -> Result<(String, String)> {
+    let mut clients = None;
+    while let Some(line) = lines.next_line().await? {
+        let mut words = line.split_whitespace();
+        let (name, url) = (
+            words.next(),
+            words.next().and_then(|word| word.strip_prefix("http://")),
+        );
+        match (name, url) {
+            (Some("clients"), Some(address)) => clients = Some(address.to_owned()),
+            (Some("admin"), Some(address)) => {
+                return Ok((
+                    clients.context("clients come before admin")?,
+                    address.to_owned(),
+                ));
+            }
+            _ => {}
+        }
+    }
+    bail!("it printed no addresses")
+}
+
+/// A tool that goes on, such as `sub`.
+#[derive(Debug)]
+pub struct Tool {
+    child: Child,
+    /// Its stdin, to be written to and closed.
+    pub input: Option<ChildStdin>,
+    output: Lines<BufReader<ChildStdout>>,
+    notes: Lines<BufReader<tokio::process::ChildStderr>>,
+}
+
+impl Tool {
+    /// Starts one.
+    ///
+    /// # Errors
+    /// When it does not start.
+    pub fn start<S: AsRef<OsStr>>(arguments: impl IntoIterator<Item = S>) -> Result<Self> {
+        let mut command = command(arguments);
+        let mut child = command
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()?;
+        Ok(Self {
+            input: child.stdin.take(),
+            output: BufReader::new(child.stdout.take().context("stdout is piped")?).lines(),
+            notes: BufReader::new(child.stderr.take().context("stderr is piped")?).lines(),
+            child,
+        })
+    }
+
+    /// Starts `dunlin sub` and waits until it is subscribed.
+    ///
+    /// # Errors
+    /// When it is not.
+    pub async fn subscribe(server: &Dev, arguments: &[&str]) -> Result<Self> {
+        let url = server.url();
+        let mut all = vec!["sub", "--url", &url];
+        all.extend(arguments);
+        let mut tool = Self::start(all)?;
+        tool.note("subscribed").await?;
+        Ok(tool)
+    }
+
+    /// The next line that it prints.
+    ///
+    /// # Errors
+    /// When none comes in time.
+    pub async fn line(&mut self) -> Result<String> {
+        let next = timeout(PATIENCE, self.output.next_line())
+            .await
+            .context("no line came")??;
+        next.context("it has ended")
+    }
+
+    /// The next note on stderr with this word.
+    ///
+    /// # Errors
+    /// When none comes in time.
+    pub async fn note(&mut self, word: &str) -> Result<String> {
+        loop {
+            let next = timeout(PATIENCE, self.notes.next_line())
+                .await
+                .context("no note came")??;
+            let note = next.with_context(|| format!("it has ended without a note of {word:?}"))?;
+            if note.contains(word) {
+                return Ok(note);
+            }
+        }
+    }
+
+    /// Waits for its end; with what it had still to say.
+    ///
+    /// # Errors
+    /// When it does not end in time.
+    pub async fn end(mut self) -> Result<Ended> {
+        drop(self.input.take());
+        let status = timeout(PATIENCE, self.child.wait())
+            .await
+            .context("it did not end")??;
+        let (mut stdout, mut stderr) = (String::new(), String::new());
+        self.output.into_inner().read_to_string(&mut stdout).await?;
+        self.notes.into_inner().read_to_string(&mut stderr).await?;
+        Ok(Ended {
+            status,
+            stdout,
+            stderr,
+        })
+    }
+}
