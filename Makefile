@@ -1,0 +1,39 @@
+# Reading and writing targets never mix: `fix` alone writes.
+SHELL := /bin/sh
+export RUST_BACKTRACE ?= 0
+
+.PHONY: help dev test verify fix soak bench
+
+help:
+	@echo 'make dev     run everything in one process (cargo run --release -- dev)'
+	@echo 'make test    install what the tests need, then everything that must pass'
+	@echo 'make verify  the same checks, but installs nothing and writes nothing'
+	@echo 'make fix     format, apply lints, write the reference pages'
+	@echo 'make soak    the promises with their full counts, then the benchmark'
+	@echo 'make bench   what a delivery costs, beside the floor'
+
+dev:
+	cargo run --release -- dev
+
+test:
+	scripts/prerequisites
+	$(MAKE) verify
+
+verify:
+	cargo fmt --all --check
+	cargo clippy --workspace --all-targets --locked -- -D warnings
+	cargo test --workspace --locked
+	RUSTDOCFLAGS='-D warnings' cargo doc --workspace --no-deps --locked --quiet
+	if command -v cargo-deny >/dev/null; then cargo deny --locked check; fi
+
+fix:
+	cargo clippy --workspace --all-targets --fix --allow-dirty --allow-staged
+	cargo fmt --all
+	UPDATE_REFERENCE=1 cargo test -p cluster-tests --test docs
+
+soak:
+	for n in 1 2 3 4 5 6 7 8 9 10; do cargo test --release -p cluster-tests --test delivery || exit 1; done
+	cargo run --release -- bench fanout --subscribers 10000 --rate 5 --seconds 20
+
+bench:
+	cargo run --release -- bench fanout

@@ -1,0 +1,94 @@
+//! The client libraries that others wrote, against the real server, by node's
+//! own test runner; and the page, in a real browser.
+
+use std::path::Path;
+use std::process::Stdio;
+use std::time::Duration;
+
+use anyhow::{Context, Result, ensure};
+use cluster_tests::process::Dev;
+use cluster_tests::repository;
+use tokio::process::Command;
+use tokio::sync::OnceCell;
+use tokio::time::timeout;
+
+/// How long one file of tests may take.
+const PATIENCE: Duration = Duration::from_secs(180);
+
+#[tokio::test]
+async fn pusher_js() -> Result<()> {
+    node_test("pusher-js.test.mjs").await
+}
+
+#[tokio::test]
+async fn pusher_server_sdk_and_raw_sockets() -> Result<()> {
+    node_test("pusher-server.test.mjs").await
+}
+
+#[tokio::test]
+async fn eventsource() -> Result<()> {
+    node_test("eventsource.test.mjs").await
+}
+
+#[tokio::test]
+async fn the_page_in_a_browser() -> Result<()> {
+    node_test("page.test.mjs").await
+}
+
+/// Runs one file of tests against a server of its own.
+async fn node_test(file: &str) -> Result<()> {
+    let folder = repository().join("cluster-tests/clients");
+    installed(&folder).await?;
+    let server = Dev::start().await?;
+    let mut node = Command::new("node");
+    node.args(["--test", "--test-reporter=spec", file])
+        .current_dir(&folder)
+        .env("DUNLIN_URL", server.url())
+        .env("DUNLIN_ADMIN", format!("http://{}", server.admin))
+        .stdin(Stdio::null())
+        .kill_on_drop(true);
+    let output = timeout(PATIENCE, node.output())
+        .await
+        .with_context(|| format!("{file} did not end"))?
+        .context("node does not run; `scripts/prerequisites` says what is missing")?;
+    let said = String::from_utf8_lossy(&output.stdout);
+    ensure!(
+        output.status.success(),
+        "{file}:\n{said}\n{}\nserver:\n{}",
+        String::from_utf8_lossy(&output.stderr),
+        server.log()
+    );
+    // A file without tests would pass as well.
+    ensure!(
+        said.lines()
+            .any(|line| line.contains("tests ") && !line.ends_with(" 0")),
+        "{file} ran no test:\n{said}"
+    );
+    Ok(())
+}
+
+/// Installs the libraries at their locked versions, unless they are there.
+async fn installed(folder: &Path) -> Result<()> {
+    static INSTALLED: OnceCell<()> = OnceCell::const_new();
+    let install = async || -> Result<()> {
+        if folder.join("node_modules/.package-lock.json").exists() {
+            return Ok(());
+        }
+        let npm = Command::new("npm")
+            .args(["ci", "--no-audit", "--no-fund"])
+            .current_dir(folder)
+            .output();
+        let output = timeout(PATIENCE, npm)
+            .await
+            .context("npm ci did not end")?
+            .context("npm does not run")?;
+        ensure!(
+            output.status.success(),
+            "npm ci: {}",
+            String::from_utf8_lossy(&output.stderr)
+        );
+        Ok(())
+    };
+    INSTALLED.get_or_try_init(install).await?;
+    Ok(())
+}
