@@ -124,16 +124,17 @@ pub fn signed_query(method: &str, path: &str, body: &str, secret: &str, now: Uni
 /// # Errors
 /// When there is no answer in time.
 pub async fn post_event(server: &Dev, body: &Value) -> Result<Answer> {
+    post_event_to(&server.clients, body).await
+}
+
+/// Posts a body to the API at an address, signed.
+///
+/// # Errors
+/// When there is no answer in time.
+pub async fn post_event_to(address: &str, body: &Value) -> Result<Answer> {
     let body = body.to_string();
     let query = signed_query("POST", EVENTS, &body, SECRET, UnixTime::now());
-    request(
-        &server.clients,
-        "POST",
-        &format!("{EVENTS}?{query}"),
-        "",
-        &body,
-    )
-    .await
+    request(address, "POST", &format!("{EVENTS}?{query}"), "", &body).await
 }
 
 /// Publishes one event.
@@ -185,7 +186,16 @@ impl Pusher {
     /// # Errors
     /// When the server does not establish the connection.
     pub async fn connect(server: &Dev) -> Result<Self> {
-        let mut client = Self::open(server, &format!("/app/{KEY}?protocol=7&client=test")).await?;
+        Self::connect_to(&server.clients).await
+    }
+
+    /// Connects to an address.
+    ///
+    /// # Errors
+    /// When the server does not establish the connection.
+    pub async fn connect_to(address: &str) -> Result<Self> {
+        let mut client =
+            Self::open_at(address, &format!("/app/{KEY}?protocol=7&client=test")).await?;
         let frame = client.frame().await?;
         if frame["event"] != "pusher:connection_established" {
             bail!("not established: {frame}");
@@ -204,8 +214,12 @@ impl Pusher {
     /// # Errors
     /// When the handshake fails.
     pub async fn open(server: &Dev, path: &str) -> Result<Self> {
-        let url = format!("ws://{}{path}", server.clients);
-        let stream = TcpStream::connect(&server.clients).await?;
+        Self::open_at(&server.clients, path).await
+    }
+
+    async fn open_at(address: &str, path: &str) -> Result<Self> {
+        let url = format!("ws://{address}{path}");
+        let stream = TcpStream::connect(address).await?;
         let (socket, _) = timeout(PATIENCE, tokio_tungstenite::client_async(url, stream))
             .await
             .context("no handshake")??;

@@ -1,0 +1,268 @@
+//! A gateway and a node on a bus that loses messages, with real clients: the
+//! loss stays between the two.
+
+#![expect(
+    clippy::disallowed_methods,
+    reason = "shell: tests start tasks and read the clock"
+)]
+
+use std::collections::BTreeMap;
+use std::net::{Ipv4Addr, SocketAddr};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use anyhow::{Context, Result};
+use bytes::Bytes;
+use cluster_tests::client::{KEY, Pusher, post_event_to};
+use futures_util::future::{BoxFuture, try_join_all};
+use gateway::app::{App, Apps};
+use prometheus::Registry;
+use proto::bus::{Bus, BusHandle, Error, MemoryBus, Stats, Subscription};
+use proto::id::{ClusterUuid, GatewayRef, Incarnation, NodeRef};
+use proto::namespace::Namespaces;
+use proto::shard::ShardMap;
+use proto::subject::Subject;
+use serde_json::json;
+use tokio::sync::watch;
+
+/// Loses some messages of every kind, by a fixed sequence of random numbers.
+#[derive(Debug)]
+struct LossyBus {
+    inner: MemoryBus,
+    random: AtomicU64,
+    lost: AtomicU64,
+    percent: u64,
+}
+
+impl Bus for LossyBus {
+    fn publish(&self, subject: &Subject, payload: Bytes) -> Result<(), Error> {
+        // SplitMix64: a counter, hashed.
+        let mut x = self
+            .random
+            .fetch_add(0x9e37_79b9_7f4a_7c15, Ordering::Relaxed);
+        x = (x ^ (x >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        x = (x ^ (x >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        if (x ^ (x >> 31)) % 100 < self.percent {
+            self.lost.fetch_add(1, Ordering::Relaxed);
+            return Ok(());
+        }
+        self.inner.publish(subject, payload)
+    }
+
+    fn subscribe(&self, subject: Subject) -> BoxFuture<'_, Result<Subscription, Error>> {
+        self.inner.subscribe(subject)
+    }
+
+    fn name(&self) -> &'static str {
+        "lossy"
+    }
+
+    fn stats(&self) -> Stats {
+        self.inner.stats()
+    }
+}
+
+/// A gateway and a node in this process.
+struct Pair {
+    address: SocketAddr,
+    registry: Registry,
+    stop: watch::Sender<bool>,
+    gateway: gateway::Gateway,
+    node: node::Node,
+}
+
+async fn start(bus: BusHandle) -> Result<Pair> {
+    let (stop, shutdown) = watch::channel(false);
+    let apps = Arc::new(Apps::new([App::new("app-id".parse()?, KEY, "app-secret")]));
+    let registry = Registry::new();
+    let gateway_metrics = Arc::new(gateway::Metrics::register(&registry, bus.name(), &apps)?);
+    let node_metrics = Arc::new(node::Metrics::register(&Registry::new(), bus.name())?);
+    let me = NodeRef {
+        id: "n".parse()?,
+        incarnation: Incarnation(1),
+    };
+    let gateway_config = gateway::Config {
+        cluster: "test".parse()?,
+        gateway: GatewayRef {
+            id: "g".parse()?,
+            incarnation: Incarnation(1),
+        },
+        listen: SocketAddr::from((Ipv4Addr::LOCALHOST, 0)),
+        apps,
+        workers: 2,
+        activity_timeout: Duration::from_secs(120),
+        outbox_bytes_max: 1_024 * 1_024,
+        playground: false,
+    };
+    let node_config = node::Config {
+        cluster: "test".parse()?,
+        node: me.clone(),
+        map: ShardMap::standalone(ClusterUuid(1), 7, me),
+        namespaces: Namespaces::default(),
+        workers: 2,
+    };
+    let (gateway, node) = tokio::join!(
+        gateway::start(
+            gateway_config,
+            Arc::clone(&bus),
+            gateway_metrics,
+            shutdown.clone()
+        ),
+        node::start(node_config, bus, node_metrics, shutdown),
+    );
+    let gateway = gateway?;
+    Ok(Pair {
+        address: gateway.address,
+        registry,
+        stop,
+        gateway,
+        node: node?,
+    })
+}
+
+fn counted(registry: &Registry, name: &str) -> f64 {
+    let families = registry.gather();
+    let family = families.iter().find(|family| family.name() == name);
+    family.map_or(0.0, |family| {
+        family
+            .get_metric()
+            .iter()
+            .map(|metric| metric.get_counter().get_value())
+            .sum()
+    })
+}
+
+const CHANNELS: usize = 5;
+const SUBSCRIBERS: usize = 8;
+const ROUNDS: usize = 20;
+const AT_ONCE: usize = 100;
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn loss_between_gateway_and_node_is_invisible_to_clients() -> Result<()> {
+    let bus = Arc::new(LossyBus {
+        inner: MemoryBus::default(),
+        random: AtomicU64::new(1),
+        lost: AtomicU64::new(0),
+        percent: 10,
+    });
+    let pair = start(Arc::clone(&bus) as BusHandle).await?;
+    let address = pair.address.to_string();
+    let per_subscriber = ROUNDS * AT_ONCE;
+    let mut receiving = Vec::new();
+    for _ in 0..SUBSCRIBERS {
+        let mut client = Pusher::connect_to(&address).await?;
+        for channel in 0..CHANNELS {
+            client.subscribe(&format!("c{channel}")).await?;
+        }
+        receiving.push(tokio::spawn(async move {
+            let mut got: BTreeMap<String, Vec<String>> = BTreeMap::new();
+            for _ in 0..per_subscriber {
+                let frame = client.frame().await?;
+                let text = |name: &str| {
+                    frame[name]
+                        .as_str()
+                        .map(str::to_owned)
+                        .with_context(|| format!("{frame}"))
+                };
+                assert_ne!(text("event")?, "dunlin:gap", "history reaches far enough");
+                got.entry(text("channel")?).or_default().push(text("data")?);
+            }
+            anyhow::Ok(got)
+        }));
+    }
+    for round in 0..ROUNDS {
+        let all = (0..AT_ONCE).map(|n| {
+            let event = json!({ "name": "e", "channel": format!("c{}", n % CHANNELS), "data": format!("{round}.{n}") });
+            let address = &address;
+            async move { post_event_to(address, &event).await }
+        });
+        for answer in try_join_all(all).await? {
+            assert_eq!(answer.status, 200, "{answer:?}");
+        }
+    }
+    let mut first: Option<BTreeMap<String, Vec<String>>> = None;
+    for received in receiving {
+        let got = received.await??;
+        let first = first.get_or_insert_with(|| got.clone());
+        assert_eq!(&got, first, "the same order everywhere");
+    }
+    let first = first.context("subscribers")?;
+    let mut all: Vec<&String> = first.values().flatten().collect();
+    assert_eq!(all.len(), per_subscriber);
+    all.sort();
+    all.dedup();
+    assert_eq!(all.len(), per_subscriber, "nothing twice, so nothing lost");
+    // The test is one only if something was lost on both ways.
+    assert!(bus.lost.load(Ordering::Relaxed) > 50, "{bus:?}");
+    assert!(counted(&pair.registry, "dunlin_link_gaps_total") > 0.0);
+    assert_eq!(counted(&pair.registry, "dunlin_gaps_announced_total"), 0.0);
+    pair.stop.send(true)?;
+    pair.gateway.join().await?;
+    pair.node.join().await?;
+    Ok(())
+}
+
+/// A bus that loses everything: publishers are told, subscribers stay pending.
+#[tokio::test]
+async fn a_node_that_cannot_be_reached_is_a_clear_answer() -> Result<()> {
+    let bus = Arc::new(Switch {
+        inner: MemoryBus::default(),
+        off: AtomicU64::new(0),
+    });
+    let pair = start(Arc::clone(&bus) as BusHandle).await?;
+    let address = pair.address.to_string();
+    let mut client = Pusher::connect_to(&address).await?;
+    client.subscribe("before").await?;
+    bus.off.store(1, Ordering::Relaxed);
+    let event = json!({ "name": "e", "channel": "before", "data": "d" });
+    let answer = post_event_to(&address, &event).await?;
+    assert_eq!(
+        (answer.status, answer.code().as_str()),
+        (503, "unknown_outcome")
+    );
+    assert_eq!(answer.json()["failed"], json!(["before"]));
+    assert!(answer.head.contains("retry-after: 1"));
+    client
+        .send(&json!({ "event": "pusher:subscribe", "data": { "channel": "meanwhile" } }))
+        .await?;
+    bus.off.store(0, Ordering::Relaxed);
+    // What was pending is acknowledged, and what is published now arrives.
+    assert_eq!(
+        client.frame().await?["event"],
+        "pusher_internal:subscription_succeeded"
+    );
+    let event = json!({ "name": "e", "channel": "meanwhile", "data": "after" });
+    assert_eq!(post_event_to(&address, &event).await?.status, 200);
+    assert_eq!(client.frame().await?["data"], "after");
+    pair.stop.send(true)?;
+    Ok(())
+}
+
+/// Loses everything while it is off.
+#[derive(Debug)]
+struct Switch {
+    inner: MemoryBus,
+    off: AtomicU64,
+}
+
+impl Bus for Switch {
+    fn publish(&self, subject: &Subject, payload: Bytes) -> Result<(), Error> {
+        if self.off.load(Ordering::Relaxed) > 0 {
+            return Ok(());
+        }
+        self.inner.publish(subject, payload)
+    }
+
+    fn subscribe(&self, subject: Subject) -> BoxFuture<'_, Result<Subscription, Error>> {
+        self.inner.subscribe(subject)
+    }
+
+    fn name(&self) -> &'static str {
+        "switch"
+    }
+
+    fn stats(&self) -> Stats {
+        self.inner.stats()
+    }
+}
