@@ -165,8 +165,9 @@ impl Mesh {
         let mut effects = Vec::new();
         let mut shutdown = self.shutdown.clone();
         loop {
+            // Not biased: whoever publishes here must not starve behind what
+            // others publish.
             tokio::select! {
-                biased;
                 _ = shutdown.wait_for(|stop| *stop) => return Ok(()),
                 _ = tick.tick() => self.edge.handle(Timestamp::now(), Input::Tick, &mut effects),
                 Some(bytes) = self.inbox.next() => self.hear(bytes, Source::Inbox, &mut effects),

@@ -62,6 +62,8 @@ pub struct Metrics {
     pub(crate) publishes: IntCounterVec,
     pub(crate) gaps_announced: IntCounterVec,
     pub(crate) link_gaps: IntCounter,
+    pub(crate) accept_errors: IntCounter,
+    pub(crate) rate_limited_messages: IntCounter,
     pub(crate) bus_requests: IntCounter,
     pub(crate) bus_replies: IntCounter,
     pub(crate) bus_batches: IntCounter,
@@ -174,6 +176,12 @@ impl Metrics {
             publishes: r.counters("dunlin_publishes_total", "Publications asked for, by source and result.", &["source", "result"])?,
             gaps_announced: r.counters("dunlin_gaps_announced_total", "Gaps that a channel's followers were told of, by reason.", &["reason"])?,
             link_gaps: r.counter("dunlin_link_gaps_total", "Holes found in the links from nodes.")?,
+            accept_errors: r
+                .counters("dunlin_errors_total", "Errors that a person should look at, by kind and source.", &["kind", "source"])?
+                .with_label_values(&["accept", "server"]),
+            rate_limited_messages: r
+                .counters("dunlin_rate_limit_triggered_total", "Requests of clients that were over a rate, by limiter.", &["limiter"])?
+                .with_label_values(&["messages"]),
             bus_requests: published.with_label_values(&[bus, "request"]),
             bus_replies: received.with_label_values(&[bus, "reply"]),
             bus_batches: received.with_label_values(&[bus, "batch"]),

@@ -38,6 +38,8 @@ const HEAD_TIMEOUT: Duration = Duration::from_secs(15);
 const HEAD_BYTES_MAX: usize = 16 * 1_024;
 /// How long to wait when there are no file descriptors left.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
+/// How often that is said.
+const COMPLAIN_EVERY: Duration = Duration::from_secs(5);
 /// How long requests under way may take at shutdown.
 const SHUTDOWN_PATIENCE: Duration = Duration::from_secs(1);
 /// The kernel's queue of connections that wait to be accepted.
@@ -149,6 +151,7 @@ pub(crate) async fn run(
 ) -> Result<(), Error> {
     let mut connections = JoinSet::new();
     let mut next_worker = workers.iter().cycle();
+    let mut complained = None;
     loop {
         let accepted = tokio::select! {
             accepted = listener.accept() => accepted,
@@ -163,11 +166,11 @@ pub(crate) async fn run(
                 connections.spawn(serve(stream, routes.clone(), worker, shutdown.clone()));
             }
             Err(error) => {
-                metrics
-                    .connects
-                    .with_label_values(&["websocket", "refused"])
-                    .inc();
-                tracing::warn!(%error, "could not accept a connection; raise the limit of open files?");
+                metrics.accept_errors.inc();
+                if complained.is_none_or(|at: Instant| at.elapsed() >= COMPLAIN_EVERY) {
+                    complained = Some(Instant::now());
+                    tracing::warn!(%error, "could not accept a connection; raise the limit of open files?");
+                }
                 tokio::time::sleep(ACCEPT_PAUSE).await;
             }
         }

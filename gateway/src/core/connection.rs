@@ -8,6 +8,7 @@ use proto::id::ConnectionId;
 use proto::time::Timestamp;
 
 use super::auth;
+use super::limits::{Bucket, Rate};
 use crate::app::App;
 use crate::protocol::pusher::Malformed;
 use crate::protocol::{Close, CloseCode, Command, Frame};
@@ -17,8 +18,15 @@ pub const PONG_TIMEOUT: Duration = Duration::from_secs(30);
 /// Channels of one connection at most.
 pub const SUBSCRIPTIONS_MAX: usize = 1_000;
 
-/// Pusher's code for a client event that was not taken.
-const CLIENT_EVENT_REJECTED: u16 = 4301;
+/// Messages of one connection: enough for a page that subscribes to everything
+/// it may at once, and then goes on as fast as anybody clicks.
+const MESSAGES: Rate = Rate {
+    burst: 2 * SUBSCRIPTIONS_MAX as u32,
+    per_s: 100,
+};
+
+/// Pusher's code for a message of a client that was not taken.
+const MESSAGE_REJECTED: u16 = 4301;
 
 /// What is to be done for a connection, in this order.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -31,6 +39,8 @@ pub enum Effect {
     Unsubscribe(ChannelName),
     /// Count a refused signature.
     AuthFailed(&'static str),
+    /// Count a message over the rate.
+    RateLimited,
     /// End it.
     Close(Close),
 }
@@ -42,6 +52,7 @@ pub struct Connection {
     app: Arc<App>,
     heard_at: Timestamp,
     pinged_at: Option<Timestamp>,
+    messages: Bucket,
 }
 
 impl Connection {
@@ -52,6 +63,7 @@ impl Connection {
             app,
             heard_at: now,
             pinged_at: None,
+            messages: Bucket::full(MESSAGES, now),
         }
     }
 
@@ -74,10 +86,17 @@ impl Connection {
     /// A whole frame has come. `subscriptions` is how many it has now.
     pub fn handle(
         &mut self,
+        now: Timestamp,
         frame: Result<Command, Malformed>,
         subscriptions: usize,
         effects: &mut Vec<Effect>,
     ) {
+        if !self.messages.take(MESSAGES, now) {
+            let message = format!("too many messages: {} per second are taken", MESSAGES.per_s);
+            effects.push(Effect::RateLimited);
+            effects.push(error(Some(MESSAGE_REJECTED), message));
+            return;
+        }
         match frame {
             Ok(Command::Subscribe {
                 channel,
@@ -170,7 +189,7 @@ impl Connection {
 fn unsupported(event: &str) -> Effect {
     if event.starts_with("client-") {
         let message = "client events are not available in this version".into();
-        return error(Some(CLIENT_EVENT_REJECTED), message);
+        return error(Some(MESSAGE_REJECTED), message);
     }
     let event: String = event.chars().take(50).collect();
     error(None, format!("{event:?} is not an event that clients send"))
@@ -198,7 +217,7 @@ mod tests {
             channel_data: None,
         };
         let mut effects = Vec::new();
-        connection().handle(Ok(command), 0, &mut effects);
+        connection().handle(Timestamp(0), Ok(command), 0, &mut effects);
         effects
     }
 
@@ -250,8 +269,29 @@ mod tests {
             channel_data: None,
         };
         let mut effects = Vec::new();
-        connection().handle(Ok(command), SUBSCRIPTIONS_MAX, &mut effects);
+        connection().handle(Timestamp(0), Ok(command), SUBSCRIPTIONS_MAX, &mut effects);
         assert_eq!(refusal(&effects), ("LimitReached", 400));
+    }
+
+    #[test]
+    fn messages_over_the_rate_are_not_taken() {
+        let mut connection = connection();
+        let mut effects = Vec::new();
+        for _ in 0..=MESSAGES.burst {
+            effects.clear();
+            connection.handle(Timestamp(0), Ok(Command::Ping), 0, &mut effects);
+        }
+        assert_eq!(effects[0], Effect::RateLimited);
+        assert!(matches!(
+            effects[1],
+            Effect::Send(Frame::Error {
+                code: Some(4301),
+                ..
+            })
+        ));
+        effects.clear();
+        connection.handle(Timestamp(1_000), Ok(Command::Ping), 0, &mut effects);
+        assert_eq!(effects, [Effect::Send(Frame::Pong)]);
     }
 
     #[test]
@@ -285,7 +325,7 @@ mod tests {
     fn errors_of_clients_keep_the_connection() {
         let told = |frame| {
             let mut effects = Vec::new();
-            connection().handle(frame, 0, &mut effects);
+            connection().handle(Timestamp(0), frame, 0, &mut effects);
             match &effects[..] {
                 [Effect::Send(Frame::Error { code, .. })] => *code,
                 other => panic!("one error expected, got {other:?}"),

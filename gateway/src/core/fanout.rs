@@ -2,7 +2,7 @@
 //!
 //! A fan-out is a job done in slices. Jobs of few recipients go first, so that
 //! a popular channel does not hold up everybody else's; large ones take turns,
-//! a slice each. What is published into a channel while its job is waiting or
+//! a slice each, and get one now and then however many small ones there are. What is published into a channel while its job is waiting or
 //! under way is taken along in its next sweep, all of it in one: the busier a
 //! worker is, the fewer writes it makes.
 
@@ -16,6 +16,8 @@ use crate::broadcast::Broadcast;
 
 /// Connections that one slice visits at most.
 pub const SLICE: usize = 256;
+/// Small jobs that may go before a large one's next slice.
+const SMALL_RUN: u32 = 16;
 /// Publications that one sweep takes along at most.
 const TOGETHER: usize = 64;
 /// Publications that wait here at most; then the worker takes no more from the
@@ -28,6 +30,7 @@ pub struct Fanout {
     jobs: HashMap<ChannelIndex, Job>,
     small: VecDeque<ChannelIndex>,
     large: VecDeque<ChannelIndex>,
+    small_run: u32,
     waiting: usize,
 }
 
@@ -99,7 +102,7 @@ impl Fanout {
     /// The next piece of work, to be done and then reported with
     /// [`Fanout::done`].
     pub fn next(&mut self, hub: &mut Hub) -> Option<Slice> {
-        let channel = self.small.pop_front().or_else(|| self.large.pop_front())?;
+        let channel = self.pop()?;
         let job = self.jobs.get_mut(&channel)?;
         if job.sweep.is_none() {
             let count = job.waiting.len().min(TOGETHER);
@@ -122,6 +125,17 @@ impl Fanout {
             slots,
             last: sweep.slots.is_empty(),
         })
+    }
+
+    fn pop(&mut self) -> Option<ChannelIndex> {
+        if self.small_run < SMALL_RUN || self.large.is_empty() {
+            self.small_run += 1;
+            if let Some(small) = self.small.pop_front() {
+                return Some(small);
+            }
+        }
+        self.small_run = 0;
+        self.large.pop_front()
     }
 
     /// A slice has been done. `Some`: the channel's last subscriber went
@@ -248,6 +262,19 @@ mod tests {
             Some(("large".into(), vec![1], 512..600))
         );
         assert!(fanout.is_idle());
+    }
+
+    #[test]
+    fn a_large_job_gets_its_turn_however_many_small_ones_there_are() {
+        let mut hub = hub(&[("large", 300), ("small", 2)]);
+        let mut fanout = Fanout::default();
+        push(&mut fanout, &hub, "large", 1);
+        let mut slices = 0;
+        for offset in 1..=100 {
+            push(&mut fanout, &hub, "small", offset);
+            slices += u32::from(step(&mut fanout, &mut hub).unwrap().0 == "large");
+        }
+        assert_eq!(slices, 2);
     }
 
     #[test]

@@ -24,6 +24,7 @@ pub mod connection;
 pub mod edge;
 pub mod fanout;
 pub mod hub;
+pub mod limits;
 pub mod outbox;
 pub mod uplink;
 pub mod workers;

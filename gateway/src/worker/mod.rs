@@ -139,8 +139,9 @@ async fn run(
     loop {
         let wants_mail = !worker.is_full();
         let busy = worker.has_work();
+        // Not biased: a storm of connections must not hold up deliveries, nor
+        // the other way round.
         tokio::select! {
-            biased;
             _ = shutdown.wait_for(|stop| *stop) => break,
             Some(takeover) = takeovers.recv() => worker.accept(takeover),
             _ = tick.tick() => worker.tick().await,

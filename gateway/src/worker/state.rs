@@ -37,6 +37,8 @@ const READ_BYTES: usize = 16 * 1_024;
 const CLOSE_PATIENCE: Duration = Duration::from_secs(3);
 /// After how long without a write an event stream gets a comment.
 const KEEP_ALIVE: Duration = Duration::from_secs(25);
+/// Connections that get publications before others may go.
+const ROUND_VISITS: usize = 512;
 /// Connections looked after before others may go.
 const TICK_SLICE: usize = 1_024;
 
@@ -155,8 +157,7 @@ impl Worker {
         }
     }
 
-    /// Does all small jobs and one slice of the large ones. Whether it did
-    /// anything.
+    /// Does some of the fanning out. Whether it did anything.
     pub(super) fn fan_out(self: &Rc<Self>) -> bool {
         let worked = self.state.borrow_mut().fan_out();
         self.arm_writers();
@@ -484,7 +485,7 @@ impl State {
         {
             client
                 .connection
-                .handle(command, subscriptions, &mut effects);
+                .handle(self.now, command, subscriptions, &mut effects);
         }
         for effect in effects.drain(..) {
             self.perform(key, effect);
@@ -521,6 +522,7 @@ impl State {
                 .auth_failures
                 .with_label_values(&[reason])
                 .inc(),
+            Effect::RateLimited => self.metrics.rate_limited_messages.inc(),
             Effect::Close(close) => self.refuse(key, close),
         }
     }
@@ -623,23 +625,24 @@ impl State {
     // ---- fanning out ------------------------------------------------------
 
     fn fan_out(&mut self) -> bool {
-        let mut worked = false;
         let direct = self.fanout.is_single();
-        while let Some(slice) = self.fanout.next(&mut self.hub) {
-            worked = true;
+        let mut room = ROUND_VISITS;
+        while room > 0 {
+            let Some(slice) = self.fanout.next(&mut self.hub) else {
+                break;
+            };
             self.spread(&slice, direct && slice.last);
             if slice.last {
                 self.observe(&slice);
             }
-            let large = slice.slots.start > 0 || !slice.last;
+            room = room.saturating_sub(slice.slots.len().max(1));
             let unfollowed = self.fanout.done(&slice, &mut self.hub);
             self.unfollow(unfollowed);
-            if large {
-                self.metrics.fanout_yields.inc();
-                break;
-            }
         }
-        worked
+        if room == 0 {
+            self.metrics.fanout_yields.inc();
+        }
+        room < ROUND_VISITS
     }
 
     /// Sends the publications of a slice to its connections. `direct`: there
