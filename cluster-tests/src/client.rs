@@ -320,8 +320,15 @@ impl EventStream {
     /// # Errors
     /// When no head comes in time.
     pub async fn open(server: &Dev, query: &str, headers: &str) -> Result<Self> {
-        let mut stream = TcpStream::connect(&server.clients).await?;
-        let address = &server.clients;
+        Self::open_at(&server.clients, query, headers).await
+    }
+
+    /// Asks an address for a stream.
+    ///
+    /// # Errors
+    /// When no head comes in time.
+    pub async fn open_at(address: &str, query: &str, headers: &str) -> Result<Self> {
+        let mut stream = TcpStream::connect(address).await?;
         let request =
             format!("GET /app/{KEY}/sse?{query} HTTP/1.1\r\nhost: {address}\r\n{headers}\r\n");
         stream.write_all(request.as_bytes()).await?;

@@ -234,11 +234,54 @@ async fn the_api_refuses_by_status_and_code() -> Result<()> {
 #[tokio::test]
 async fn a_body_over_the_limit_is_refused_without_reading_it() -> Result<()> {
     let server = Dev::start().await?;
-    let head = format!(
-        "POST {EVENTS} HTTP/1.1\r\nhost: x\r\nconnection: close\r\ncontent-length: 100000000\r\n\r\n"
-    );
+    let head = format!("POST {EVENTS} HTTP/1.1\r\nhost: x\r\ncontent-length: 100000000\r\n\r\n");
     let answer = exchange(&server.clients, head.as_bytes()).await?;
     assert_eq!((answer.status, answer.code().as_str()), (413, "too_large"));
+    assert!(
+        answer.head.contains("connection: close"),
+        "nothing can follow"
+    );
+    Ok(())
+}
+
+/// A frame far over the limit, all of it: the connection ends with its code,
+/// and those that come to the same workers later are served.
+#[tokio::test]
+async fn a_frame_over_the_limit_costs_nobody_else_anything() -> Result<()> {
+    let server = Dev::start().await?;
+    for _ in 0..6 {
+        let mut client = Pusher::connect(&server).await?;
+        // The server closes before it has all of it.
+        let _ = client.send_text(&"x".repeat(4 * 1_024 * 1_024)).await;
+        assert_eq!(client.frame().await?["data"]["code"], 1009);
+        assert_eq!(client.closed().await?, 1009);
+    }
+    for _ in 0..6 {
+        Pusher::connect(&server).await?.subscribe("fine").await?;
+    }
+    assert_eq!(
+        metric(&server, "dunlin_errors_total", &["panic"]).await?,
+        0.0
+    );
+    Ok(())
+}
+
+/// A body that is a little too large, and another request behind it.
+#[tokio::test]
+async fn a_request_behind_a_refused_body_is_served() -> Result<()> {
+    let server = Dev::start().await?;
+    let mut stream = TcpStream::connect(&server.clients).await?;
+    let length = 2_000_000;
+    let head = format!("POST {EVENTS} HTTP/1.1\r\nhost: x\r\ncontent-length: {length}\r\n\r\n");
+    stream.write_all(head.as_bytes()).await?;
+    stream.write_all(&vec![b'x'; length]).await?;
+    stream
+        .write_all(b"GET /nothing HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n")
+        .await?;
+    let mut answers = String::new();
+    tokio::time::timeout(cluster_tests::PATIENCE, stream.read_to_string(&mut answers)).await??;
+    assert!(answers.starts_with("HTTP/1.1 413"), "{answers}");
+    assert!(answers.contains("HTTP/1.1 404"), "{answers}");
     Ok(())
 }
 

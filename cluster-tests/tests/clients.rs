@@ -21,8 +21,13 @@ async fn pusher_js() -> Result<()> {
 }
 
 #[tokio::test]
-async fn pusher_server_sdk_and_raw_sockets() -> Result<()> {
+async fn pusher_server_sdk() -> Result<()> {
     node_test("pusher-server.test.mjs").await
+}
+
+#[tokio::test]
+async fn raw_websockets() -> Result<()> {
+    node_test("websocket.test.mjs").await
 }
 
 #[tokio::test]

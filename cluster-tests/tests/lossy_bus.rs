@@ -14,7 +14,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result};
 use bytes::Bytes;
-use cluster_tests::client::{KEY, Pusher, post_event_to};
+use cluster_tests::client::{EventStream, KEY, Pusher, post_event_to};
 use futures_util::future::{BoxFuture, try_join_all};
 use gateway::app::{App, Apps};
 use prometheus::Registry;
@@ -226,7 +226,11 @@ async fn a_node_that_cannot_be_reached_is_a_clear_answer() -> Result<()> {
     client
         .send(&json!({ "event": "pusher:subscribe", "data": { "channel": "meanwhile" } }))
         .await?;
+    // A stream opens all the same: intermediaries do not wait for ever.
+    let mut stream = EventStream::open_at(&address, "channel=meanwhile", "").await?;
+    assert!(stream.head.starts_with("http/1.1 200"), "{}", stream.head);
     bus.off.store(0, Ordering::Relaxed);
+    assert!(stream.block().await?.starts_with("id: "), "attached");
     // What was pending is acknowledged, and what is published now arrives.
     assert_eq!(
         client.frame().await?["event"],

@@ -29,6 +29,8 @@ use crate::server::Context;
 const BODY_TIMEOUT: Duration = Duration::from_secs(15);
 /// Bytes of a body beyond its data: names, channels, and JSON's escapes.
 const BODY_OVERHEAD: usize = 64 * 1_024;
+/// Bytes of a body that is too large, and read all the same.
+const DRAINED_MAX: u64 = 4 * 1_024 * 1_024;
 /// JSON may write one byte as six.
 const ESCAPED: usize = 6;
 
@@ -94,30 +96,43 @@ fn authenticate(context: &Context, app: &App, parts: &Parts, body: &[u8]) -> Res
 
 /// Reads a body of at most `bytes_max`.
 pub(crate) async fn read_body(body: Body, bytes_max: usize) -> Result<Bytes, Problem> {
-    let too_large = || {
-        let message = format!("the body has more than {bytes_max} bytes");
-        Problem::new(ErrorCode::TooLarge, message)
-    };
-    // Announced to be too large: not waited for.
-    if body.size_hint().lower() > bytes_max as u64 {
-        return Err(too_large());
+    let announced = body.size_hint().lower();
+    if announced > DRAINED_MAX {
+        return Err(too_large(bytes_max).closing());
     }
-    let read = tokio::time::timeout(BODY_TIMEOUT, Limited::new(body, bytes_max).collect());
-    match read.await {
-        Ok(Ok(body)) => Ok(body.to_bytes()),
-        Ok(Err(error)) if error.is::<LengthLimitError>() => Err(too_large()),
-        Ok(Err(error)) => Err(Problem::new(
+    // A little too large: read to its end, so that the next request can follow.
+    let limit = bytes_max.max(announced as usize);
+    let read = tokio::time::timeout(BODY_TIMEOUT, Limited::new(body, limit).collect());
+    let late = || {
+        let message = format!(
+            "the body did not arrive within {} s",
+            BODY_TIMEOUT.as_secs()
+        );
+        Problem::new(ErrorCode::BadRequest, message).closing()
+    };
+    match read.await.map_err(|_| late())? {
+        Ok(body) => {
+            let bytes = body.to_bytes();
+            if bytes.len() > bytes_max {
+                Err(too_large(bytes_max))
+            } else {
+                Ok(bytes)
+            }
+        }
+        Err(error) if error.is::<LengthLimitError>() => Err(too_large(bytes_max).closing()),
+        Err(error) => Err(Problem::new(
             ErrorCode::BadRequest,
             format!("the body did not arrive: {error}"),
-        )),
-        Err(_) => {
-            let message = format!(
-                "the body did not arrive within {} s",
-                BODY_TIMEOUT.as_secs()
-            );
-            Err(Problem::new(ErrorCode::BadRequest, message))
-        }
+        )
+        .closing()),
     }
+}
+
+fn too_large(bytes_max: usize) -> Problem {
+    Problem::new(
+        ErrorCode::TooLarge,
+        format!("the body has more than {bytes_max} bytes"),
+    )
 }
 
 /// Publishes an event into each of its channels. They are not one transaction:

@@ -63,6 +63,7 @@ pub struct Metrics {
     pub(crate) gaps_announced: IntCounterVec,
     pub(crate) link_gaps: IntCounter,
     pub(crate) accept_errors: IntCounter,
+    pub(crate) connection_panics: IntCounter,
     pub(crate) rate_limited_messages: IntCounter,
     pub(crate) bus_requests: IntCounter,
     pub(crate) bus_replies: IntCounter,
@@ -124,6 +125,11 @@ impl Metrics {
             "Subscriptions ended, by reason.",
             &["reason"],
         )?;
+        let errors_total = r.counters(
+            "dunlin_errors_total",
+            "Errors that a person should look at, by kind and source.",
+            &["kind", "source"],
+        )?;
         let metrics = Self {
             connects: r.counters("dunlin_connects_total", "Client connections, by type and result.", &["type", "result"])?,
             disconnects: r.counters("dunlin_disconnects_total", "Client connections ended, by type and reason.", &["type", "reason"])?,
@@ -176,9 +182,8 @@ impl Metrics {
             publishes: r.counters("dunlin_publishes_total", "Publications asked for, by source and result.", &["source", "result"])?,
             gaps_announced: r.counters("dunlin_gaps_announced_total", "Gaps that a channel's followers were told of, by reason.", &["reason"])?,
             link_gaps: r.counter("dunlin_link_gaps_total", "Holes found in the links from nodes.")?,
-            accept_errors: r
-                .counters("dunlin_errors_total", "Errors that a person should look at, by kind and source.", &["kind", "source"])?
-                .with_label_values(&["accept", "server"]),
+            accept_errors: errors_total.with_label_values(&["accept", "server"]),
+            connection_panics: errors_total.with_label_values(&["panic", "connection"]),
             rate_limited_messages: r
                 .counters("dunlin_rate_limit_triggered_total", "Requests of clients that were over a rate, by limiter.", &["limiter"])?
                 .with_label_values(&["messages"]),

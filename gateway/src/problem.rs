@@ -2,7 +2,7 @@
 //! what went wrong for people and for programs.
 
 use axum::Json;
-use axum::http::header::{ALLOW, RETRY_AFTER};
+use axum::http::header::{ALLOW, CONNECTION, RETRY_AFTER};
 use axum::http::{HeaderValue, StatusCode};
 use axum::response::{IntoResponse, Response};
 use proto::error::ErrorCode;
@@ -16,6 +16,7 @@ pub(crate) struct Problem {
     /// Further members of the body.
     details: Map<String, Value>,
     allow: Option<&'static str>,
+    closes: bool,
 }
 
 impl Problem {
@@ -25,12 +26,22 @@ impl Problem {
             message: message.into(),
             details: Map::new(),
             allow: None,
+            closes: false,
         }
     }
 
     pub(crate) fn with(mut self, name: &str, value: impl Into<Value>) -> Self {
         self.details.insert(name.to_owned(), value.into());
         self
+    }
+
+    /// A part of the request has not been read, so that nothing can follow it
+    /// on its connection.
+    pub(crate) fn closing(self) -> Self {
+        Self {
+            closes: true,
+            ..self
+        }
     }
 
     pub(crate) fn method_not_allowed(allow: &'static str) -> Self {
@@ -60,6 +71,11 @@ impl IntoResponse for Problem {
             response
                 .headers_mut()
                 .insert(ALLOW, HeaderValue::from_static(allow));
+        }
+        if self.closes {
+            response
+                .headers_mut()
+                .insert(CONNECTION, HeaderValue::from_static("close"));
         }
         response
     }

@@ -48,6 +48,8 @@ pub struct WebSocket {
     context: WebSocketContext,
     /// We have sent a close and the client has not answered.
     awaits_close: bool,
+    /// What came was not acceptable; the rest of it is not looked at.
+    failed: bool,
 }
 
 impl Default for WebSocket {
@@ -62,6 +64,7 @@ impl Default for WebSocket {
         Self {
             context: WebSocketContext::new(Role::Server, Some(config)),
             awaits_close: false,
+            failed: false,
         }
     }
 }
@@ -70,9 +73,28 @@ impl WebSocket {
     /// Takes bytes that were read from the socket. Bytes to be written (pongs,
     /// the answer to a close) are appended to `output`.
     ///
+    /// After an error everything further is taken and dropped: tungstenite's
+    /// state must not be used again, and bytes that stayed unread in the socket
+    /// would make the kernel reset the connection before the client has read
+    /// why it is closed.
+    ///
     /// # Errors
     /// How to end the connection when the bytes are not acceptable WebSocket.
     pub fn feed(
+        &mut self,
+        input: &[u8],
+        output: &mut Vec<u8>,
+        event: impl FnMut(Event),
+    ) -> Result<(), Close> {
+        if self.failed {
+            return Ok(());
+        }
+        let result = self.read_all(input, output, event);
+        self.failed = result.is_err();
+        result
+    }
+
+    fn read_all(
         &mut self,
         input: &[u8],
         output: &mut Vec<u8>,
@@ -239,6 +261,21 @@ mod tests {
         );
     }
 
+    /// The rest of a frame that was refused comes all the same.
+    #[test]
+    fn after_a_refusal_the_rest_is_dropped() {
+        let mut socket = WebSocket::default();
+        let frame = client_frame(1, &vec![b'x'; 4 * MESSAGE_BYTES_MAX]);
+        let (first, rest) = frame.split_at(16 * 1_024);
+        let close = feed(&mut socket, first).0.unwrap_err();
+        let mut output = Vec::new();
+        socket.close(&close, &mut output);
+        assert_eq!(output[..4], [0x88, output[1], 0x03, 0xf1], "1009");
+        for piece in rest.chunks(16 * 1_024) {
+            assert_eq!(feed(&mut socket, piece), (Ok(()), vec![], vec![]));
+        }
+    }
+
     #[test]
     fn what_is_not_websocket_is_a_protocol_error() {
         for bytes in [
@@ -281,9 +318,7 @@ mod tests {
         fn arbitrary_bytes_never_panic(chunks in prop::collection::vec(prop::collection::vec(any::<u8>(), 0..60), 0..10)) {
             let mut socket = WebSocket::default();
             for chunk in chunks {
-                if feed(&mut socket, &chunk).0.is_err() {
-                    break;
-                }
+                let _ = feed(&mut socket, &chunk);
             }
         }
     }

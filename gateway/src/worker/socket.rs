@@ -50,6 +50,10 @@ pub(super) enum Wire {
 
 /// A stream of some channels, ordered by name, with where it stands in each.
 pub(super) struct EventStream {
+    /// The head of the answer, until it is sent: when the stream is attached
+    /// to all its channels, so that a client whose stream has opened misses
+    /// nothing that is published from then on.
+    pub(super) head: Option<Bytes>,
     pub(super) channels: Box<[ChannelName]>,
     pub(super) cursor: Box<[Option<Position>]>,
     pub(super) envelope: bool,
@@ -100,6 +104,15 @@ impl Socket {
             }
         }
         Write::Done
+    }
+
+    /// Queues what must stand before anything else on this connection.
+    pub(super) fn begin(&mut self) {
+        if let Wire::EventStream(stream) = &mut self.wire
+            && let Some(head) = stream.head.take()
+        {
+            self.outbox.push(head);
+        }
     }
 
     pub(super) fn kind(&self) -> &'static str {

@@ -4,6 +4,7 @@
 use std::cell::RefCell;
 use std::collections::BTreeMap;
 use std::io;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
@@ -35,6 +36,9 @@ use crate::websocket::{Event, text_frame};
 const READ_BYTES: usize = 16 * 1_024;
 /// How long a closed connection may take to read what waits for it.
 const CLOSE_PATIENCE: Duration = Duration::from_secs(3);
+/// How long the head of an event stream waits for its channels. Intermediaries
+/// and browsers give up on an answer that does not begin.
+const HEAD_PATIENCE: Duration = Duration::from_secs(5);
 /// After how long without a write an event stream gets a comment.
 const KEEP_ALIVE: Duration = Duration::from_secs(25);
 /// Connections that get publications before others may go.
@@ -45,6 +49,8 @@ const TICK_SLICE: usize = 1_024;
 /// A worker. Its tasks share it; none keeps it across a wait.
 pub(super) struct Worker {
     state: RefCell<State>,
+    /// One for all connections.
+    read_buffer: RefCell<Box<[u8]>>,
 }
 
 struct State {
@@ -63,7 +69,6 @@ struct State {
     /// What the mesh has not been told yet: the channel's following, or that
     /// it has none. The latest counts, so this is bounded by the channels.
     untold: BTreeMap<ChannelKey, Option<FollowId>>,
-    read_buffer: Box<[u8]>,
     effects: Vec<Effect>,
     now: Timestamp,
     /// Subscriptions and channels that the gauges know of.
@@ -94,13 +99,13 @@ impl Worker {
             sockets: Slab::new(),
             dirty: Vec::new(),
             untold: BTreeMap::new(),
-            read_buffer: vec![0; READ_BYTES].into(),
             effects: Vec::new(),
             now: Timestamp::now(),
             reported: (0, 0),
         };
         Self {
             state: RefCell::new(state),
+            read_buffer: RefCell::new(vec![0; READ_BYTES].into()),
         }
     }
 
@@ -219,11 +224,21 @@ impl Worker {
         let alive = {
             let mut state = self.state.borrow_mut();
             state.now = Timestamp::now();
-            state.read(key)
+            state.read(key, &mut self.read_buffer.borrow_mut())
         };
         self.tell_mesh();
         self.arm_writers();
         alive
+    }
+
+    /// Reading a connection has panicked; it is dropped.
+    fn crashed(&self, key: usize) {
+        let mut state = self.state.borrow_mut();
+        state.metrics.connection_panics.inc();
+        tracing::error!(
+            "a bug: reading a connection panicked, and it was closed; please report it"
+        );
+        state.forget(key, "panic");
     }
 
     /// There is room in the socket. Whether to go on waiting for more.
@@ -264,7 +279,16 @@ impl Worker {
 }
 
 async fn read(worker: Rc<Worker>, key: usize, stream: Rc<TcpStream>) {
-    while stream.readable().await.is_ok() && worker.on_readable(key) {}
+    while stream.readable().await.is_ok() {
+        // A panic is a bug, and it may cost the connection whose bytes
+        // brought it out, but no other one.
+        let reading = AssertUnwindSafe(|| worker.on_readable(key));
+        match catch_unwind(reading) {
+            Ok(true) => {}
+            Ok(false) => return,
+            Err(_) => return worker.crashed(key),
+        }
+    }
 }
 
 async fn write(worker: Rc<Worker>, key: usize, stream: Rc<TcpStream>) {
@@ -286,23 +310,33 @@ impl State {
         // Deliveries are written whole: waiting for more would only delay them.
         stream.set_nodelay(true)?;
         let stream = Rc::new(TcpStream::from_std(stream)?);
-        let (wire, admitted, refusal) = match client {
-            Client::WebSocket(Ok(admitted)) => {
-                (Wire::WebSocket(Box::default()), Some(admitted), None)
-            }
-            Client::WebSocket(Err(close)) => (Wire::WebSocket(Box::default()), None, Some(close)),
+        let (wire, admitted, refusal, head) = match client {
+            Client::WebSocket(Ok(admitted)) => (
+                Wire::WebSocket(Box::default()),
+                Some(admitted),
+                None,
+                Some(head),
+            ),
+            Client::WebSocket(Err(close)) => (
+                Wire::WebSocket(Box::default()),
+                None,
+                Some(close),
+                Some(head),
+            ),
             Client::EventStream {
                 admitted,
                 channels,
                 envelope,
             } => {
                 let cursor = vec![None; channels.len()].into();
+                let head = Some(head);
                 let stream = EventStream {
+                    head,
                     channels: channels.into(),
                     cursor,
                     envelope,
                 };
-                (Wire::EventStream(stream), Some(admitted), None)
+                (Wire::EventStream(stream), Some(admitted), None, None)
             }
         };
         let key = self.sockets.insert(Socket {
@@ -317,7 +351,9 @@ impl State {
             opened_at: self.now,
             written_at: self.now,
         });
-        self.put(key, head);
+        if let Some(head) = head {
+            self.put(key, head);
+        }
         if let Some(close) = refusal {
             self.metrics
                 .connects
@@ -378,29 +414,21 @@ impl State {
 
     // ---- reading ----------------------------------------------------------
 
-    fn read(&mut self, key: usize) -> bool {
+    fn read(&mut self, key: usize, buffer: &mut [u8]) -> bool {
         let Some(socket) = self.sockets.get(key) else {
             return false;
         };
-        let mut buffer = std::mem::take(&mut self.read_buffer);
-        let outcome = socket.stream.try_read(&mut buffer);
-        let alive = match outcome {
-            Ok(0) => {
-                self.forget(key, CLIENT_GONE);
-                false
-            }
-            Ok(count) => {
+        match socket.stream.try_read(buffer) {
+            Ok(count @ 1..) => {
                 self.input(key, &buffer[..count]);
                 self.sockets.contains(key)
             }
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => true,
-            Err(_) => {
+            Ok(0) | Err(_) => {
                 self.forget(key, CLIENT_GONE);
                 false
             }
-        };
-        self.read_buffer = buffer;
-        alive
+        }
     }
 
     /// Bytes have come from a client.
@@ -766,6 +794,7 @@ impl State {
     /// Queues bytes that are for one connection alone.
     fn put(&mut self, key: usize, bytes: Bytes) {
         if let Some(socket) = self.sockets.get_mut(key) {
+            socket.begin();
             socket.outbox.push(bytes);
             socket.written_at = self.now;
             self.mark_dirty(key);
@@ -958,8 +987,10 @@ impl State {
                 continue;
             };
             match &socket.wire {
-                Wire::EventStream(_) => {
-                    if now.since(socket.written_at) >= KEEP_ALIVE {
+                Wire::EventStream(stream) => {
+                    let pending =
+                        stream.head.is_some() && now.since(socket.opened_at) >= HEAD_PATIENCE;
+                    if pending || now.since(socket.written_at) >= KEEP_ALIVE {
                         self.put(key, Bytes::from_static(sse::KEEP_ALIVE.as_bytes()));
                     }
                 }

@@ -1,0 +1,77 @@
+// The `pusher` SDK, which backends publish with, against the server.
+
+import assert from "node:assert/strict";
+import { test } from "node:test";
+import { RawClient, channelName, publisher } from "./support.mjs";
+
+/** What the API answered to a request that it refused. */
+async function refusal(request) {
+  const error = await request.then(
+    () => assert.fail("the request was not refused"),
+    (reason) => reason,
+  );
+  assert.equal(error.name, "PusherRequestError", error.stack);
+  const body = JSON.parse(error.body);
+  assert.equal(body.status, error.status);
+  assert.match(body.error, /./);
+  return { status: error.status, code: body.code, error: body.error };
+}
+
+async function subscriber(t, ...channels) {
+  const raw = new RawClient(t);
+  await raw.established();
+  for (const channel of channels) await raw.subscribe(channel);
+  return raw;
+}
+
+test("trigger to one channel", async (t) => {
+  const name = channelName();
+  const raw = await subscriber(t, name);
+  const response = await publisher().trigger(name, "e", { a: [1, "two"] });
+  assert.equal(response.status, 200);
+  assert.deepEqual(await response.json(), {});
+  assert.deepEqual(await raw.frame("e", name), { event: "e", channel: name, data: '{"a":[1,"two"]}' });
+});
+
+test("trigger to several channels", async (t) => {
+  const names = Array.from({ length: 100 }, () => channelName());
+  const raw = await subscriber(t, ...names.slice(0, 3));
+  await publisher().trigger(names, "e", "x");
+  for (const name of names.slice(0, 3)) assert.equal((await raw.frame("e", name)).data, "x");
+});
+
+test("a wrong secret is refused", async () => {
+  const { status, code } = await refusal(publisher({ secret: "wrong" }).trigger(channelName(), "e", "x"));
+  assert.deepEqual([status, code], [401, "bad_signature"]);
+});
+
+test("an unknown app is refused", async () => {
+  const { status, code } = await refusal(publisher({ appId: "nobody" }).trigger(channelName(), "e", "x"));
+  assert.deepEqual([status, code], [404, "unknown_app"]);
+});
+
+test("data over the limit is refused, data at the limit is not", async (t) => {
+  const name = channelName();
+  const raw = await subscriber(t, name);
+  const { status, code } = await refusal(publisher().trigger(name, "e", "x".repeat(100 * 1024 + 1)));
+  assert.deepEqual([status, code], [413, "too_large"]);
+  // JSON writes each of these as six bytes.
+  const largest = "\u0001".repeat(100 * 1024);
+  await publisher().trigger(name, "e", largest);
+  assert.equal((await raw.frame("e", name)).data, largest);
+});
+
+test("names that are the server's own are refused", async () => {
+  for (const name of ["pusher:x", "pusher_internal:x", "dunlin:x"]) {
+    const { status, code, error } = await refusal(publisher().trigger(channelName(), name, "x"));
+    assert.deepEqual([status, code], [400, "bad_request"]);
+    assert.match(error, /reserved/);
+  }
+});
+
+test("a body far over the limit is refused in the same way, and the next request is served", async () => {
+  const { status, code } = await refusal(publisher().trigger(channelName(), "e", "x".repeat(2_000_000)));
+  assert.deepEqual([status, code], [413, "too_large"]);
+  // The SDK keeps connections: one that the server gives up has to be announced as such.
+  assert.equal((await publisher().trigger(channelName(), "e", "x")).status, 200);
+});

@@ -1,0 +1,216 @@
+// What the tests of client libraries share: where the server is, clients that
+// are closed at the end of their test, and waiting with a deadline.
+//
+// The server is started by whoever runs the tests:
+//   DUNLIN_URL=http://127.0.0.1:6001 DUNLIN_ADMIN=http://127.0.0.1:9601 npm test
+
+import { createHmac, randomBytes } from "node:crypto";
+import { createServer, connect as connectTo } from "node:net";
+import { once } from "node:events";
+import Pusher from "pusher-js";
+import Publisher from "pusher";
+import WebSocket from "ws";
+
+export const DEADLINE_MS = 10_000;
+
+/** The app that `dunlin dev` serves unless told otherwise. */
+export const app = { id: "app-id", key: "app-key", secret: "app-secret" };
+
+/** Where clients connect. */
+export const server = address("DUNLIN_URL");
+/** Where metrics are. */
+export const admin = address("DUNLIN_ADMIN");
+
+function address(variable) {
+  const value = process.env[variable];
+  if (!value) {
+    throw new Error(
+      `${variable} is not set. Start a server (dunlin dev --listen 127.0.0.1:6001 --admin 127.0.0.1:9601) ` +
+        "and say where it is: DUNLIN_URL=http://127.0.0.1:6001 DUNLIN_ADMIN=http://127.0.0.1:9601 npm test",
+    );
+  }
+  return new URL(value);
+}
+
+/** A channel that no other test uses. */
+export function channelName(prefix = "") {
+  return `${prefix}test-${randomBytes(6).toString("hex")}`;
+}
+
+/** The signature of a subscription, as an application's backend makes it. */
+export function signature(socketId, channel, { secret = app.secret, channelData } = {}) {
+  const text = [socketId, channel, ...(channelData === undefined ? [] : [channelData])].join(":");
+  return `${app.key}:${createHmac("sha256", secret).update(text).digest("hex")}`;
+}
+
+/** Awaits a promise; fails saying what was waited for (a text, or what makes one then). */
+export async function within(what, promise, ms = DEADLINE_MS) {
+  let timer;
+  // Made here, so that its stack leads to whoever waits.
+  const error = new Error();
+  const deadline = new Promise((_, reject) => {
+    timer = setTimeout(() => {
+      error.message = `waited ${ms} ms for ${typeof what === "function" ? what() : what}`;
+      reject(error);
+    }, ms);
+  });
+  try {
+    return await Promise.race([promise, deadline]);
+  } finally {
+    clearTimeout(timer);
+  }
+}
+
+/** Keeps what arrives, in order, and wakes those who wait for it. */
+export class Inbox {
+  items = [];
+  #waiting = new Set();
+
+  push(item) {
+    this.items.push(item);
+    for (const look of [...this.#waiting]) look();
+  }
+
+  /** The first truthy answer of `look(items)`. */
+  when(what, look, ms = DEADLINE_MS) {
+    let check;
+    const found = new Promise((resolve, reject) => {
+      check = () => {
+        try {
+          const answer = look(this.items);
+          if (answer) resolve(answer);
+        } catch (error) {
+          reject(error);
+        }
+      };
+      this.#waiting.add(check);
+      check();
+    });
+    return within(() => `${what}; arrived so far: ${this.items.length}`, found, ms).finally(() => this.#waiting.delete(check));
+  }
+
+  /** The first item that fits. */
+  first(what, fits, ms) {
+    return this.when(what, (items) => items.find(fits), ms);
+  }
+}
+
+/** A pusher-js client. `frames` has every frame that the server sent it. */
+export function pusherClient(t, { key = app.key, port = server.port, ...options } = {}) {
+  const client = new Pusher(key, {
+    cluster: "",
+    wsHost: server.hostname,
+    wsPort: Number(port),
+    forceTLS: false,
+    enabledTransports: ["ws"],
+    ...options,
+  });
+  const frames = new Inbox();
+  client.connection.bind("message", (frame) => frames.push(frame));
+  t.after(() => client.disconnect());
+  return { client, frames };
+}
+
+/** Resolves to what pusher-js hands to a handler of an event. */
+export function bound(target, event, ms) {
+  const came = new Promise((resolve) => {
+    const handler = (data) => {
+      target.unbind(event, handler);
+      resolve(data);
+    };
+    target.bind(event, handler);
+  });
+  return within(event, came, ms);
+}
+
+/** Subscribes with pusher-js and waits for the acknowledgement. */
+export async function subscribe(client, name) {
+  const channel = client.subscribe(name);
+  await bound(channel, "pusher:subscription_succeeded");
+  return channel;
+}
+
+/** A client of the HTTP API: the `pusher` SDK. */
+export function publisher(options = {}) {
+  return new Publisher({
+    appId: app.id,
+    key: app.key,
+    secret: app.secret,
+    host: server.hostname,
+    port: server.port,
+    useTLS: false,
+    ...options,
+  });
+}
+
+/** A WebSocket without a library's opinions. */
+export class RawClient {
+  frames = new Inbox();
+  #closed;
+
+  constructor(t, path = `/app/${app.key}?protocol=7`) {
+    this.socket = new WebSocket(`ws://${server.host}${path}`);
+    this.socket.on("message", (data, binary) => this.frames.push(binary ? data : JSON.parse(data.toString())));
+    const closed = once(this.socket, "close").then(([code, reason]) => ({ code, reason: reason.toString() }));
+    // A test that does not await the end must not fail by it.
+    closed.catch(() => {});
+    this.#closed = closed;
+    t.after(() => this.socket.terminate());
+  }
+
+  closed() {
+    return within("the end of the connection", this.#closed);
+  }
+
+  send(event, data) {
+    this.socket.send(JSON.stringify({ event, data }));
+  }
+
+  frame(event, channel) {
+    const what = channel === undefined ? event : `${event} of ${channel}`;
+    return this.frames.first(what, (frame) => frame.event === event && (channel === undefined || frame.channel === channel));
+  }
+
+  async established() {
+    const { data } = await this.frame("pusher:connection_established");
+    return JSON.parse(data);
+  }
+
+  async subscribe(channel) {
+    this.send("pusher:subscribe", { channel });
+    await this.frame("pusher_internal:subscription_succeeded", channel);
+  }
+
+  /** Resolves when the server has handled everything sent before. */
+  async roundTrip() {
+    const pongs = (frames) => frames.filter(({ event }) => event === "pusher:pong").length;
+    const before = pongs(this.frames.items);
+    this.send("pusher:ping", {});
+    await this.frames.when("pusher:pong", (frames) => pongs(frames) > before);
+  }
+}
+
+/** A way to the server that counts connections and can cut them. */
+export async function gate(t) {
+  const open = new Set();
+  const passed = new Inbox();
+  const listener = createServer((near) => {
+    const far = connectTo(Number(server.port), server.hostname);
+    passed.push(near);
+    open.add(near);
+    for (const [from, to] of [[near, far], [far, near]]) {
+      from.pipe(to);
+      from.on("error", () => to.destroy());
+      from.on("close", () => to.destroy());
+    }
+    near.on("close", () => open.delete(near));
+  });
+  listener.listen(0, "127.0.0.1");
+  await once(listener, "listening");
+  const cut = () => open.forEach((near) => near.destroy());
+  t.after(() => {
+    cut();
+    listener.close();
+  });
+  return { port: listener.address().port, passed, cut };
+}
