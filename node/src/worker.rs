@@ -75,11 +75,12 @@ impl Worker {
             let effects = tokio::select! {
                 biased;
                 _ = shutdown.wait_for(|stop| *stop) => return,
+                // Before the mail: a worker that is always busy ticks, too.
+                _ = tick.tick() => self.tick(),
                 mail = mailbox.recv() => match mail {
                     Some(mail) => self.take(mail),
                     None => return,
                 },
-                _ = tick.tick() => self.tick(),
             };
             if !effects.is_empty() && out.send(effects).await.is_err() {
                 return;

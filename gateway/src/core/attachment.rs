@@ -9,7 +9,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use proto::message::{Joined, Missed};
-use proto::position::{Epoch, Gap, Offset, Position};
+use proto::position::{Epoch, Gap, GapReason, Offset, Position};
 use proto::publication::Publication;
 use proto::time::Timestamp;
 
@@ -76,6 +76,9 @@ pub struct Attachment {
     attached: bool,
     /// The version of the join that is on its way.
     asked: Option<u64>,
+    /// Something may have been lost since it was sent, which its answer does
+    /// not cover: asks again.
+    stale: bool,
     held: BTreeMap<Offset, Arc<Publication>>,
     held_epoch: Option<Epoch>,
     held_bytes: usize,
@@ -134,6 +137,8 @@ impl Attachment {
 
     /// Something may have been lost on the link: asks for what came after.
     pub fn refresh(&mut self) -> Ask {
+        // The answer that is on its way may be older than the loss.
+        self.stale = self.asked.is_some();
         self.ask_if(true)
     }
 
@@ -170,15 +175,7 @@ impl Attachment {
         self.asked = None;
         self.attached = true;
         match (joined.missed, self.position) {
-            (Missed::Gap(gap), Some(_)) => {
-                self.position = Some(gap.latest);
-                if !self.told.is_empty() {
-                    steps.push(Step::Gap {
-                        workers: self.told,
-                        gap,
-                    });
-                }
-            }
+            (Missed::Gap(gap), Some(position)) => self.close_gap(gap, position, steps),
             (Missed::Publications(publications), Some(position)) => {
                 for publication in publications {
                     if self
@@ -197,7 +194,27 @@ impl Attachment {
         let behind = self
             .position
             .is_some_and(|p| p.offset < joined.position.offset);
-        self.ask_if(behind || !self.held.is_empty())
+        let stale = std::mem::take(&mut self.stale);
+        self.ask_if(behind || stale || !self.held.is_empty())
+    }
+
+    /// What lies between our position and the channel's cannot be given. But
+    /// the answer is of the position that was asked with: what has come by the
+    /// link since then may have closed the gap, or reach what can be had.
+    fn close_gap(&mut self, gap: Gap, position: Position, steps: &mut Vec<Step>) {
+        let same_epoch = position.epoch == gap.latest.epoch;
+        let reached =
+            position.offset.next() >= gap.earliest || position.offset >= gap.latest.offset;
+        if gap.reason == GapReason::Expired && same_epoch && reached {
+            return;
+        }
+        self.position = Some(gap.latest);
+        if !self.told.is_empty() {
+            steps.push(Step::Gap {
+                workers: self.told,
+                gap,
+            });
+        }
     }
 
     fn ask_if(&self, needed: bool) -> Ask {
@@ -264,9 +281,10 @@ impl Attachment {
             self.held_epoch = Some(epoch);
         }
         let bytes = publication.bytes();
-        if self.held_bytes + bytes <= HELD_BYTES_MAX
-            && self.held.insert(publication.offset, publication).is_none()
-        {
+        if self.held_bytes + bytes > HELD_BYTES_MAX {
+            // Not forgotten: it is asked for again after the next answer.
+            self.stale = true;
+        } else if self.held.insert(publication.offset, publication).is_none() {
             self.held_bytes += bytes;
         }
     }

@@ -1,7 +1,7 @@
 //! What a gateway has once: who owns what, what it has asked of whom, and how
 //! far it has come in every channel that any of its clients follows.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet, VecDeque};
 use std::time::Duration;
 
 use proto::channel::ChannelKey;
@@ -115,6 +115,8 @@ pub struct Edge {
     timers: Timers<Timer>,
     /// Channels that may have missed something, to be asked about in turn.
     refresh: VecDeque<(ShardId, ChannelKey)>,
+    /// The same, to be looked up.
+    refreshing: HashSet<(ShardId, ChannelKey)>,
     /// Reused, so that delivering allocates nothing.
     steps: Vec<Step>,
 }
@@ -177,6 +179,7 @@ impl Edge {
             leaves: HashMap::new(),
             timers: Timers::default(),
             refresh: VecDeque::new(),
+            refreshing: HashSet::new(),
             steps: Vec::new(),
         }
     }
@@ -536,11 +539,14 @@ impl Edge {
             .filter(|shard| shard.owner.id == *node)
             .flat_map(|shard| shard.channels.keys().map(|key| (shard.id, key.clone())))
             .collect();
-        // What waits already is asked about anyway.
+        // In a fixed order; what waits already keeps its place, so that holes
+        // that come again and again do not keep anyone from its turn.
         keys.sort_unstable();
-        self.refresh
-            .retain(|(id, _)| self.shards[usize::from(id.0)].owner.id != *node);
-        self.refresh.extend(keys);
+        for key in keys {
+            if self.refreshing.insert(key.clone()) {
+                self.refresh.push_back(key);
+            }
+        }
     }
 
     // ---- owners -----------------------------------------------------------
@@ -683,16 +689,19 @@ impl Edge {
         }
         self.tick_uplinks(now, effects);
         for _ in 0..REFRESH_PER_TICK.min(self.refresh.len()) {
-            if let Some((id, key)) = self.refresh.pop_front() {
-                let ask = self.step(
-                    id,
-                    &key,
-                    effects,
-                    |attachment, _| attachment.refresh(),
-                    false,
-                );
-                self.ask(now, id, &key, ask, effects);
-            }
+            let Some(next) = self.refresh.pop_front() else {
+                break;
+            };
+            self.refreshing.remove(&next);
+            let (id, key) = next;
+            let ask = self.step(
+                id,
+                &key,
+                effects,
+                |attachment, _| attachment.refresh(),
+                false,
+            );
+            self.ask(now, id, &key, ask, effects);
         }
     }
 

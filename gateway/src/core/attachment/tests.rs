@@ -206,57 +206,182 @@ fn without_followers_the_position_still_moves() {
     assert_eq!(attachment.position(), Some(at(6)));
 }
 
+#[test]
+fn a_loss_that_is_found_while_an_answer_is_on_its_way_is_asked_about_after_it() {
+    let mut attachment = attached(5);
+    assert_eq!(attachment.refresh(), Ask::Join);
+    attachment.set_asked(2);
+    // The owner answers; then 6 is published and lost, and the hole is found.
+    assert_eq!(attachment.refresh(), Ask::No);
+    let mut steps = Vec::new();
+    assert_eq!(attachment.joined(joined(5, NOTHING), &mut steps), Ask::Join);
+    attachment.set_asked(3);
+    assert_eq!(attachment.joined(joined(6, 6..=6), &mut steps), Ask::No);
+    assert_eq!(delivered(&steps), [6]);
+}
+
+#[test]
+fn what_found_no_room_to_wait_is_asked_for_again() {
+    let mut attachment = attached(5);
+    let large = |offset| {
+        let mut publication = (*publication(offset)).clone();
+        publication.data = "x".repeat(HELD_BYTES_MAX / 4).into();
+        Arc::new(publication)
+    };
+    let mut steps = Vec::new();
+    assert_eq!(attachment.receive(EPOCH, large(7), &mut steps), Ask::Join);
+    attachment.set_asked(2);
+    for offset in 8..=20 {
+        assert_eq!(
+            attachment.receive(EPOCH, large(offset), &mut steps),
+            Ask::No
+        );
+    }
+    assert_eq!(attachment.joined(joined(7, 6..=7), &mut steps), Ask::Join);
+    assert!(delivered(&steps).len() < 15, "not all had room");
+    attachment.set_asked(3);
+    let have = attachment.position().unwrap().offset.0;
+    assert_eq!(
+        attachment.joined(joined(20, have + 1..=20), &mut steps),
+        Ask::No
+    );
+    assert_eq!(delivered(&steps), (6..=20).collect::<Vec<_>>());
+}
+
+#[test]
+fn a_gap_that_the_link_has_closed_meanwhile_is_none() {
+    let gap = |earliest, latest| Joined {
+        fence: Fence(1),
+        position: at(latest),
+        missed: Missed::Gap(Gap {
+            reason: GapReason::Expired,
+            earliest: Offset(earliest),
+            latest: at(latest),
+        }),
+    };
+    let mut attachment = attached(5);
+    assert_eq!(attachment.refresh(), Ask::Join);
+    attachment.set_asked(2);
+    for offset in 6..=9 {
+        assert_eq!(receive(&mut attachment, offset).0, [offset]);
+    }
+    let mut steps = Vec::new();
+    assert_eq!(attachment.joined(gap(9, 8), &mut steps), Ask::No);
+    assert_eq!(steps, [], "nothing is missing and nothing comes twice");
+    assert_eq!(attachment.position(), Some(at(9)));
+    // Not closed, but what can be had begins where we stand: asked again.
+    assert_eq!(attachment.refresh(), Ask::Join);
+    attachment.set_asked(3);
+    assert_eq!(attachment.joined(gap(10, 12), &mut steps), Ask::Join);
+    assert_eq!(steps, []);
+}
+
 /// What the link does to the next publication.
 #[derive(Debug, Clone, Copy)]
 enum Fate {
     Arrives,
     Lost,
     Twice,
-    LinkGapFound,
+}
+
+/// One moment: perhaps a publication, perhaps a hole found in the link.
+#[derive(Debug, Clone, Copy)]
+struct Moment {
+    publication: Option<Fate>,
+    link_gap: bool,
+}
+
+fn moment() -> impl Strategy<Value = Moment> {
+    let fate = prop_oneof![3 => Just(Fate::Arrives), 1 => Just(Fate::Lost), 1 => Just(Fate::Twice)];
+    (
+        prop::option::weighted(0.7, fate),
+        prop::bool::weighted(0.15),
+    )
+        .prop_map(|(publication, link_gap)| Moment {
+            publication,
+            link_gap,
+        })
+}
+
+/// An owner that keeps the last `kept` publications.
+fn answer(head: u64, have: u64, kept: u64) -> Joined {
+    let earliest = head.saturating_sub(kept) + 1;
+    if have + 1 >= earliest {
+        return joined(head, have + 1..=head);
+    }
+    let gap = Gap {
+        reason: GapReason::Expired,
+        earliest: Offset(earliest),
+        latest: at(head),
+    };
+    Joined {
+        fence: Fence(1),
+        position: at(head),
+        missed: Missed::Gap(gap),
+    }
 }
 
 proptest! {
-    /// Whatever the link loses or repeats, and however late answers come, the
-    /// worker gets every publication once and in order, once the owner answers.
+    /// Whatever the link loses or repeats, and however old answers are when
+    /// they come: the worker gets every publication once and in order, or is
+    /// told of a gap where some are missing. A loss is found by the link once,
+    /// some time after it.
     #[test]
     fn every_publication_once_and_in_order(
-        fates in prop::collection::vec(
-            prop_oneof![Just(Fate::Arrives), Just(Fate::Lost), Just(Fate::Twice), Just(Fate::LinkGapFound)],
-            1..60,
-        ),
-        answer_after in 1_usize..6,
+        moments in prop::collection::vec(moment(), 1..80),
+        delay in 0_usize..6,
+        kept in prop_oneof![Just(0_u64), Just(3), Just(1_000)],
     ) {
         let mut attachment = attached(0);
         let mut steps = Vec::new();
-        let mut head = 0;
-        let mut asked: Option<(usize, u64)> = None;
-        let mut version = 1;
-        let end = fates.len();
-        for (time, fate) in fates.into_iter().chain([Fate::LinkGapFound; 12]).enumerate() {
-            let mut ask = Ask::No;
-            if time < end {
+        let (mut head, mut version, mut undetected) = (0, 1, false);
+        // When it arrives, and what the owner said when it was asked.
+        let mut on_its_way: Option<(usize, Joined)> = None;
+        let quiet = Moment { publication: None, link_gap: false };
+        let last = Moment { publication: None, link_gap: true };
+        for (time, moment) in moments.into_iter().chain([last]).chain([quiet; 40]).enumerate() {
+            let mut asks = Vec::new();
+            if let Some(fate) = moment.publication {
                 head += 1;
-                let times = match fate { Fate::Arrives | Fate::LinkGapFound => 1, Fate::Lost => 0, Fate::Twice => 2 };
+                let times = match fate { Fate::Arrives => 1, Fate::Lost => 0, Fate::Twice => 2 };
+                undetected |= times == 0;
                 for _ in 0..times {
-                    if attachment.receive(EPOCH, publication(head), &mut steps) == Ask::Join {
-                        ask = Ask::Join;
-                    }
+                    asks.push(attachment.receive(EPOCH, publication(head), &mut steps));
                 }
             }
-            if matches!(fate, Fate::LinkGapFound) && attachment.refresh() == Ask::Join {
-                ask = Ask::Join;
+            if moment.link_gap && undetected {
+                undetected = false;
+                asks.push(attachment.refresh());
             }
-            if ask == Ask::Join && asked.is_none() {
+            if let Some((_, reply)) = on_its_way.take_if(|(due, _)| *due <= time) {
+                asks.push(attachment.joined(reply, &mut steps));
+            }
+            if asks.contains(&Ask::Join) {
+                prop_assert!(on_its_way.is_none(), "one at a time");
                 version += 1;
                 attachment.set_asked(version);
-                asked = Some((time, attachment.position().unwrap().offset.0));
-            }
-            if let Some((since, have)) = asked && time >= since + answer_after {
-                asked = None;
-                let ask = attachment.joined(joined(head, have + 1..=head), &mut steps);
-                prop_assert_eq!(ask, Ask::No, "the answer covers everything");
+                let have = attachment.position().unwrap().offset.0;
+                on_its_way = Some((time + 1 + delay, answer(head, have, kept)));
             }
         }
-        prop_assert_eq!(delivered(&steps), (1..=head).collect::<Vec<_>>());
+        let mut expected = 1;
+        for step in &steps {
+            match step {
+                Step::Deliver { publication, .. } => {
+                    prop_assert_eq!(publication.offset.0, expected, "in order, once, nothing left out in silence");
+                    expected += 1;
+                }
+                Step::Gap { gap, .. } => {
+                    prop_assert!(gap.latest.offset.0 >= expected, "a gap is one");
+                    expected = gap.latest.offset.0 + 1;
+                }
+                Step::Attached { .. } => {}
+            }
+        }
+        prop_assert_eq!(expected, head + 1, "it has come to the end");
+        if kept == 1_000 {
+            let announced = steps.iter().any(|step| matches!(step, Step::Gap { .. }));
+            prop_assert!(!announced, "history reaches far enough");
+        }
     }
 }
