@@ -114,9 +114,8 @@ pub fn signed_query(method: &str, path: &str, body: &str, secret: &str, now: Uni
         method,
         path,
         query: "",
-        body: body.as_bytes(),
     };
-    auth::sign_request(KEY, &Secret::new(secret), request, now)
+    auth::sign_request(KEY, &Secret::new(secret), request, body.as_bytes(), now)
 }
 
 /// Posts a body to the API, signed.

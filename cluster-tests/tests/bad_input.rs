@@ -234,7 +234,9 @@ async fn the_api_refuses_by_status_and_code() -> Result<()> {
 #[tokio::test]
 async fn a_body_over_the_limit_is_refused_without_reading_it() -> Result<()> {
     let server = Dev::start().await?;
-    let head = format!("POST {EVENTS} HTTP/1.1\r\nhost: x\r\ncontent-length: 100000000\r\n\r\n");
+    let query = signed_query("POST", EVENTS, "any", "app-secret", UnixTime::now());
+    let head =
+        format!("POST {EVENTS}?{query} HTTP/1.1\r\nhost: x\r\ncontent-length: 100000000\r\n\r\n");
     let answer = exchange(&server.clients, head.as_bytes()).await?;
     assert_eq!((answer.status, answer.code().as_str()), (413, "too_large"));
     assert!(
@@ -266,13 +268,74 @@ async fn a_frame_over_the_limit_costs_nobody_else_anything() -> Result<()> {
     Ok(())
 }
 
+/// A client that never stops sending shares its worker with all others, and
+/// does not keep what is left of it after a while.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_flood_from_one_client_does_not_stop_the_others() -> Result<()> {
+    let server = Dev::start_with(["--workers", "1"]).await?;
+    // Junk is answered and limited; pongs are neither.
+    let mut floods = Vec::new();
+    for frame in [&b"\x81\x81\0\0\0\0{"[..], b"\x8a\x80\0\0\0\0"] {
+        let mut socket = TcpStream::connect(&server.clients).await?;
+        let handshake = "GET /app/app-key HTTP/1.1\r\nhost: x\r\nconnection: upgrade\r\nupgrade: websocket\r\n\
+            sec-websocket-version: 13\r\nsec-websocket-key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n";
+        socket.write_all(handshake.as_bytes()).await?;
+        let burst = frame.repeat(10_000);
+        let (mut reading, mut writing) = socket.into_split();
+        floods.push(tokio::spawn(async move {
+            while writing.write_all(&burst).await.is_ok() {}
+        }));
+        floods.push(tokio::spawn(async move {
+            let mut sink = vec![0; 65_536];
+            while reading.read(&mut sink).await.is_ok_and(|count| count > 0) {}
+        }));
+    }
+    for n in 0..20 {
+        let mut client = Pusher::connect(&server).await?;
+        client.subscribe("calm").await?;
+        publish(&server, "calm", "e", &format!("{n}")).await?;
+        assert_eq!(client.frame().await?["data"], format!("{n}"));
+    }
+    eventually("the one that minds no error is given up", async || {
+        let given_up = metric(
+            &server,
+            "dunlin_disconnects_total",
+            &["too_many_messages", "websocket"],
+        )
+        .await
+        .ok()?;
+        (given_up == 1.0).then_some(())
+    })
+    .await;
+    for flood in floods {
+        flood.abort();
+    }
+    Ok(())
+}
+
+/// Who asks is settled before anything is kept for them.
+#[tokio::test]
+async fn an_unsigned_request_is_refused_before_its_body() -> Result<()> {
+    let server = Dev::start().await?;
+    let head = format!("POST {EVENTS} HTTP/1.1\r\nhost: x\r\ncontent-length: 4000000\r\n\r\n");
+    let answer = exchange(&server.clients, head.as_bytes()).await?;
+    assert_eq!(
+        (answer.status, answer.code().as_str()),
+        (401, "missing_signature")
+    );
+    assert!(answer.head.contains("connection: close"));
+    Ok(())
+}
+
 /// A body that is a little too large, and another request behind it.
 #[tokio::test]
 async fn a_request_behind_a_refused_body_is_served() -> Result<()> {
     let server = Dev::start().await?;
     let mut stream = TcpStream::connect(&server.clients).await?;
     let length = 2_000_000;
-    let head = format!("POST {EVENTS} HTTP/1.1\r\nhost: x\r\ncontent-length: {length}\r\n\r\n");
+    let query = signed_query("POST", EVENTS, "any", "app-secret", UnixTime::now());
+    let head =
+        format!("POST {EVENTS}?{query} HTTP/1.1\r\nhost: x\r\ncontent-length: {length}\r\n\r\n");
     stream.write_all(head.as_bytes()).await?;
     stream.write_all(&vec![b'x'; length]).await?;
     stream

@@ -6,6 +6,7 @@
 )]
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 use std::time::Instant;
 
 use anyhow::{Context, Result};
@@ -224,6 +225,34 @@ async fn a_stream_of_several_channels_has_a_cursor_of_all() -> Result<()> {
         lines[1].starts_with(&format!("id: {},", positions[0])) && lines[1].ends_with("-1"),
         "{block}"
     );
+    Ok(())
+}
+
+/// A stream of a busy channel and one that is not attached yet: the answer
+/// begins with its head, whatever comes first.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_stream_begins_with_its_head() -> Result<()> {
+    let server = Arc::new(Dev::start_with(["--workers", "1"]).await?);
+    let mut first = Pusher::connect(&server).await?;
+    first.subscribe("busy").await?;
+    let publisher = tokio::spawn({
+        let server = Arc::clone(&server);
+        async move { while publish(&server, "busy", "e", "x").await.is_ok() {} }
+    });
+    for n in 0..200 {
+        let mut stream =
+            EventStream::open(&server, &format!("channel=busy&channel=idle{n}"), "").await?;
+        assert!(stream.head.starts_with("http/1.1 200"), "{}", stream.head);
+        loop {
+            let block = stream.block().await?;
+            assert!(!block.contains("HTTP/"), "{block}");
+            // Attached to both.
+            if !block.ends_with(",-") {
+                break;
+            }
+        }
+    }
+    publisher.abort();
     Ok(())
 }
 

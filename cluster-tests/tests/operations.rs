@@ -8,6 +8,8 @@ use anyhow::{Context, Result};
 use cluster_tests::client::{EventStream, Pusher, get, metric, publish, request};
 use cluster_tests::process::{Dev, Tool, command, run, run_command};
 use cluster_tests::{eventually, repository};
+use futures_util::future::try_join_all;
+use tokio::io::AsyncWriteExt;
 
 #[tokio::test]
 async fn health_metrics_and_status() -> Result<()> {
@@ -138,6 +140,31 @@ async fn sigterm_tells_clients_to_connect_again_and_ends_cleanly() -> Result<()>
     Ok(())
 }
 
+/// Everyone is told, not only the first, and a publish under way is answered.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn sigterm_tells_a_thousand_clients() -> Result<()> {
+    let mut server = Dev::start().await?;
+    let mut clients = Vec::new();
+    for _ in 0..10 {
+        clients.extend(try_join_all((0..100).map(|_| Pusher::connect(&server))).await?);
+    }
+    let told: Vec<_> = clients
+        .into_iter()
+        .map(|mut client| {
+            tokio::spawn(async move {
+                let frame = client.frame().await?;
+                anyhow::ensure!(frame["data"]["code"] == 4200, "{frame}");
+                client.closed().await
+            })
+        })
+        .collect();
+    server.terminate().await?;
+    for told in told {
+        assert_eq!(told.await??, 4200);
+    }
+    Ok(())
+}
+
 #[tokio::test]
 async fn an_address_in_use_is_said_with_what_to_do() -> Result<()> {
     let server = Dev::start().await?;
@@ -230,6 +257,25 @@ async fn wrong_command_lines_are_usage_errors_and_keep_secrets() -> Result<()> {
         assert_eq!(ended.status.code(), Some(64), "{arguments:?}: {ended:?}");
         assert!(!ended.stderr.is_empty());
     }
+    // What clap refuses it repeats; a secret must not be among it.
+    for arguments in [
+        &["dev", "--app", ":key:hunter2"][..],
+        &["pub", "x", "--app", "id:hunter2"],
+        &["bench", "fanout", "--app", "hunter2"],
+    ] {
+        let ended = run(arguments).await?;
+        assert_eq!(ended.status.code(), Some(64), "{arguments:?}: {ended:?}");
+        assert!(
+            ended.stderr.contains("ID:KEY:SECRET") && !ended.stderr.contains("hunter2"),
+            "{}",
+            ended.stderr
+        );
+    }
+    let mut comma = command(["dev"]);
+    comma.env("DUNLIN_APPS", "a:k:hun,ter2");
+    let ended = run_command(comma, "").await?;
+    assert_eq!(ended.status.code(), Some(64));
+    assert!(!ended.stderr.contains("ter2"), "{}", ended.stderr);
     let ended = run(["--version"]).await?;
     assert!(
         ended.status.success() && ended.stdout.contains("wire version 1"),
@@ -351,6 +397,34 @@ async fn sub_is_refused_for_good_and_comes_back_after_a_restart() -> Result<()> 
         (public.line().await?, private.line().await?),
         ("back".into(), "back".into())
     );
+    Ok(())
+}
+
+/// `tail -f` may be silent for long; the server does not keep idle connections.
+#[tokio::test]
+async fn pub_goes_on_over_a_new_connection() -> Result<()> {
+    let mut server = Dev::start().await?;
+    let address = server.clients.clone();
+    let mut publisher = Tool::start(["pub", "lines", "--url", &server.url()])?;
+    let mut input = publisher.input.take().context("stdin is piped")?;
+    let mut first = Tool::subscribe(&server, &["lines"]).await?;
+    input.write_all(b"one\n").await?;
+    assert_eq!(first.line().await?, "one");
+    server.terminate().await?;
+    let server = Dev::start_command(command([
+        "dev",
+        "--listen",
+        &address,
+        "--admin",
+        "127.0.0.1:0",
+    ]))
+    .await?;
+    let mut second = Tool::subscribe(&server, &["lines"]).await?;
+    input.write_all(b"two\n").await?;
+    assert_eq!(second.line().await?, "two");
+    drop(input);
+    let ended = publisher.end().await?;
+    assert!(ended.status.success(), "{ended:?}");
     Ok(())
 }
 

@@ -4,7 +4,7 @@ use std::fmt;
 use std::str::FromStr;
 use std::time::Duration;
 
-use anyhow::{Context, anyhow, bail};
+use anyhow::{Context, anyhow};
 use bytes::Bytes;
 use gateway::core::auth;
 use http_body_util::{BodyExt, Full, Limited};
@@ -124,7 +124,7 @@ impl Connection {
         let request = Request::get(path)
             .header(HOST, &self.server.authority)
             .body(Full::default())?;
-        self.send(request).await
+        Ok(self.send(request).await?)
     }
 
     /// Publishes an event as an app's backend does. The answer and its text.
@@ -134,7 +134,7 @@ impl Connection {
         channel: &str,
         event: &str,
         data: &str,
-    ) -> anyhow::Result<(StatusCode, String)> {
+    ) -> Result<(StatusCode, String), Failed> {
         let body =
             serde_json::json!({ "name": event, "channel": channel, "data": data }).to_string();
         let path = format!("/apps/{}/events", app.id);
@@ -142,35 +142,65 @@ impl Connection {
             method: "POST",
             path: &path,
             query: "",
-            body: body.as_bytes(),
         };
-        let query = auth::sign_request(&app.key, &app.secret, request, now());
+        let query = auth::sign_request(&app.key, &app.secret, request, body.as_bytes(), now());
         let request = Request::post(format!("{path}?{query}"))
             .header(HOST, &self.server.authority)
             .header(CONTENT_TYPE, "application/json")
-            .body(Full::from(body))?;
+            .body(Full::from(body))
+            .map_err(|error| Failed::NotSent(error.into()))?;
         let response = self.send(request).await?;
         let status = response.status();
-        let text = read(response).await?;
+        let text = read(response).await.map_err(Failed::Unknown)?;
         Ok((status, text))
     }
 
-    async fn send(&mut self, request: Request<Full<Bytes>>) -> anyhow::Result<Response<Incoming>> {
+    async fn send(&mut self, request: Request<Full<Bytes>>) -> Result<Response<Incoming>, Failed> {
+        let server = self.server.clone();
+        let broke = move |error: hyper::Error| {
+            anyhow::Error::from(error).context(format!("the connection to {server} broke"))
+        };
         let answering = async {
-            self.sender.ready().await?;
-            self.sender.send_request(request).await
+            self.sender
+                .ready()
+                .await
+                .map_err(|error| Failed::NotSent(broke(error)))?;
+            self.sender
+                .try_send_request(request)
+                .await
+                .map_err(|mut failed| {
+                    // hyper gives a request back that it has not begun to write.
+                    let not_sent = failed.take_message().is_some();
+                    let error = broke(failed.into_error());
+                    if not_sent {
+                        Failed::NotSent(error)
+                    } else {
+                        Failed::Unknown(error)
+                    }
+                })
         };
         match tokio::time::timeout(ANSWER_TIMEOUT, answering).await {
-            Ok(answer) => {
-                answer.with_context(|| format!("the connection to {} broke", self.server))
+            Ok(answer) => answer,
+            Err(_) => {
+                let secs = ANSWER_TIMEOUT.as_secs();
+                Err(Failed::Unknown(anyhow!(
+                    "{} did not answer within {secs} s",
+                    self.server
+                )))
             }
-            Err(_) => bail!(
-                "{} did not answer within {} s",
-                self.server,
-                ANSWER_TIMEOUT.as_secs()
-            ),
         }
     }
+}
+
+/// Why there is no answer to a request.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum Failed {
+    /// It has not left: trying again is safe.
+    #[error("{0:#}")]
+    NotSent(anyhow::Error),
+    /// The server may have acted on it.
+    #[error("{0:#}")]
+    Unknown(anyhow::Error),
 }
 
 /// Reads an answer whole.

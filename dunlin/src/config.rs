@@ -13,7 +13,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::admin;
-use crate::cli::{LogFormat, ServerOptions};
+use crate::cli::{AppText, LogFormat, ServerOptions};
 use crate::exit::{Exit, Failure};
 
 /// What a configuration file may say. Every key has a default.
@@ -159,7 +159,7 @@ impl Config {
             config.apps = options
                 .apps
                 .iter()
-                .map(AppConfig::from_argument)
+                .map(AppConfig::from_text)
                 .collect::<Result<_, _>>()?;
         }
         if config.apps.is_empty() {
@@ -195,6 +195,11 @@ impl Config {
         let config: Self = serde_path_to_error::deserialize(deserializer).map_err(|error| {
             let key = error.path().to_string();
             let Problem { line, message } = syntax(error.inner());
+            // A value of the wrong type is repeated by the message.
+            if key.ends_with("secret") {
+                let message = format!("{key}: expected a text in quotes");
+                return Problem { line, message };
+            }
             // An unknown key is named by the message already.
             let message = if key == "." {
                 message
@@ -380,8 +385,9 @@ impl AppConfig {
         })
     }
 
-    fn from_argument(argument: &crate::cli::AppArgument) -> Result<Self, Failure> {
-        Self::new(&argument.id, &argument.key, argument.secret.expose())
+    fn from_text(text: &AppText) -> Result<Self, Failure> {
+        let app = text.parse()?;
+        Self::new(&app.id, &app.key, app.secret.expose())
     }
 }
 
@@ -478,10 +484,18 @@ mod tests {
             format!("{APP}x = 1"),
             format!("{APP}{APP}"),
             APP.replace("\"hunter2\"", "\"hunter2"),
+            APP.replace("\"hunter2\"", "hunter2"),
+            APP.replace("\"hunter2\"", "[\"hunter2\"]"),
         ] {
             let (_, message) = problem(&broken);
             assert!(!message.contains("hunter2"), "{message}");
         }
+        let (line, message) = problem(&APP.replace("\"hunter2\"", "998877"));
+        assert_eq!(
+            (line, message.contains("998877")),
+            (Some(4), false),
+            "{message}"
+        );
         let config = Config::parse(APP).expect("accepted");
         assert!(!config.masked().contains("hunter2"));
         assert!(config.masked().contains("secret = \"***\""));

@@ -15,7 +15,7 @@ use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use serde_json::json;
 use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
-use tokio::sync::watch;
+use tokio::sync::{mpsc, watch};
 
 use crate::admin::Admin;
 use crate::admin::tokens::Tokens;
@@ -50,6 +50,7 @@ pub(crate) fn run(options: &ServerOptions) -> Result<(), Failure> {
 
 async fn serve(config: Config, tokens: Option<Arc<Tokens>>) -> Result<(), Failure> {
     let (stop, shutdown) = watch::channel(false);
+    let (stop_node, node_shutdown) = watch::channel(false);
     let (ready, is_ready) = watch::channel(false);
     let bus: BusHandle = Arc::new(MemoryBus::default());
     let apps = Arc::new(Apps::new(config.apps()));
@@ -102,7 +103,7 @@ async fn serve(config: Config, tokens: Option<Arc<Tokens>>) -> Result<(), Failur
             gateway_metrics,
             shutdown.clone()
         ),
-        node::start(node_config, bus, node_metrics, shutdown.clone()),
+        node::start(node_config, bus, node_metrics, node_shutdown),
     );
     let node = node.map_err(|error| Exit::Unavailable.with(error))?;
     let gateway = gateway.map_err(|error| match error {
@@ -123,38 +124,50 @@ async fn serve(config: Config, tokens: Option<Arc<Tokens>>) -> Result<(), Failur
     };
     let admin = tokio::spawn(admin.run(admin_listener, shutdown));
     let _ = ready.send(true);
+    if !gateway.address.ip().is_loopback() {
+        tracing::warn!(
+            address = %gateway.address,
+            "others can reach this address, and `dev` lets everyone who can publish through its page"
+        );
+    }
     greet(gateway.address, admin_address, &config);
 
-    let ended = async {
-        tokio::select! {
-            ended = gateway.join() => ended.map_err(|error| Exit::Software.with(error)),
-            ended = node.join() => ended.map_err(|error| Exit::Software.with(error)),
-        }
-    };
-    tokio::pin!(ended);
-    let result = tokio::select! {
+    let (ended, mut first_ended) = mpsc::channel::<()>(1);
+    let gateway = tokio::spawn(telling(gateway.join(), ended.clone()));
+    let node = tokio::spawn(telling(node.join(), ended));
+    let signal = tokio::select! {
+        () = signalled() => true,
         // Without a signal, either of them ends only by a failure.
-        failed = &mut ended => failed,
-        () = signalled() => Ok(()),
+        _ = first_ended.recv() => false,
     };
     let _ = ready.send(false);
-    let _ = stop.send(true);
     tracing::info!("shutting down");
+    let _ = stop.send(true);
     let rest = async {
-        if result.is_ok() {
-            ended.await?;
-        }
+        // The gateway first: what it has under way still needs the node.
+        let gateway = gateway.await.map_err(|error| Exit::Software.with(error))?;
+        let _ = stop_node.send(true);
+        let node = node.await.map_err(|error| Exit::Software.with(error))?;
         let _ = admin.await;
-        Ok(())
+        gateway.map_err(|error| Exit::Software.with(error))?;
+        node.map_err(|error| Exit::Software.with(error))
     };
     tokio::select! {
-        rest = rest => result.and(rest),
-        () = signalled() => result,
+        ended = rest => ended,
+        () = signalled() => Ok(()),
         () = tokio::time::sleep(SHUTDOWN_PATIENCE) => {
             tracing::warn!("not everything ended in time");
-            result
+            if signal { Ok(()) } else { Err(Exit::Software.because("a part of the server failed")) }
         }
     }
+}
+
+/// Says that a future has ended, and keeps its result.
+async fn telling<T>(future: impl Future<Output = T>, ended: mpsc::Sender<()>) -> T {
+    let result = future.await;
+    // Full: somebody else has said so before.
+    let _ = ended.try_send(());
+    result
 }
 
 /// SIGTERM or SIGINT has come.

@@ -7,7 +7,6 @@ use axum::Router;
 use axum::body::{Body, Bytes};
 use axum::extract::{Path, Request, State};
 use axum::http::Method;
-use axum::http::request::Parts;
 use axum::response::{IntoResponse, Json, Response};
 use axum::routing::any;
 use futures_util::future::join_all;
@@ -43,24 +42,68 @@ async fn events(
     Path(id): Path<String>,
     request: Request,
 ) -> Response {
+    let unread = !request.body().is_end_stream();
     if request.method() != Method::POST {
-        return Problem::method_not_allowed("POST").into_response();
+        return refused(Problem::method_not_allowed("POST"), unread);
     }
-    match publish_event(&context, &id, request).await {
+    let (app, signed) = match authenticate(&context, &id, &request) {
+        Ok(authenticated) => authenticated,
+        Err(problem) => return refused(problem, unread),
+    };
+    match publish_event(&context, app, &signed, request.into_body()).await {
         Ok(()) => Json(serde_json::json!({})).into_response(),
         Err(problem) => problem.into_response(),
     }
 }
 
-async fn publish_event(context: &Context, id: &str, request: Request) -> Result<(), Problem> {
-    let app = context
-        .config
-        .apps
+/// A refusal that did not wait for the body.
+fn refused(problem: Problem, unread: bool) -> Response {
+    let problem = if unread { problem.closing() } else { problem };
+    problem.into_response()
+}
+
+/// Who asks is settled before anything is read for them.
+fn authenticate<'a>(
+    context: &'a Context,
+    id: &str,
+    request: &Request,
+) -> Result<(&'a Arc<App>, auth::Signed), Problem> {
+    let apps = &context.config.apps;
+    let app = apps
         .by_id(id)
         .ok_or_else(|| Problem::new(ErrorCode::UnknownApp, "no app has this id"))?;
-    let (parts, body) = request.into_parts();
+    let signature = auth::Request {
+        method: request.method().as_str(),
+        path: request.uri().path(),
+        query: request.uri().query().unwrap_or_default(),
+    };
+    let signed = auth::verify_request(app, signature, UnixTime::now())
+        .map_err(|error| failed(context, &error))?;
+    if !app.enabled {
+        return Err(Problem::new(ErrorCode::AppDisabled, "the app is disabled"));
+    }
+    Ok((app, signed))
+}
+
+fn failed(context: &Context, error: &auth::Error) -> Problem {
+    context
+        .metrics
+        .auth_failures
+        .with_label_values(&[error.reason()])
+        .inc();
+    Problem::new(error.code(), error.to_string())
+}
+
+async fn publish_event(
+    context: &Context,
+    app: &App,
+    signed: &auth::Signed,
+    body: Body,
+) -> Result<(), Problem> {
     let body = read_body(body, app.payload_bytes_max * ESCAPED + BODY_OVERHEAD).await?;
-    authenticate(context, app, &parts, &body)?;
+    signed
+        .check_body(&body)
+        .map_err(|error| failed(context, &error))?;
     let event = event::parse(&body, app.payload_bytes_max)
         .map_err(|invalid| Problem::new(invalid.code, invalid.message))?;
     let published = publish(&context.mesh, app, event).await;
@@ -73,52 +116,29 @@ async fn publish_event(context: &Context, id: &str, request: Request) -> Result<
     published
 }
 
-fn authenticate(context: &Context, app: &App, parts: &Parts, body: &[u8]) -> Result<(), Problem> {
-    let request = auth::Request {
-        method: parts.method.as_str(),
-        path: parts.uri.path(),
-        query: parts.uri.query().unwrap_or_default(),
-        body,
-    };
-    auth::verify_request(app, request, UnixTime::now()).map_err(|error| {
-        context
-            .metrics
-            .auth_failures
-            .with_label_values(&[error.reason()])
-            .inc();
-        Problem::new(error.code(), error.to_string())
-    })?;
-    if !app.enabled {
-        return Err(Problem::new(ErrorCode::AppDisabled, "the app is disabled"));
-    }
-    Ok(())
-}
-
 /// Reads a body of at most `bytes_max`.
 pub(crate) async fn read_body(body: Body, bytes_max: usize) -> Result<Bytes, Problem> {
-    let announced = body.size_hint().lower();
-    if announced > DRAINED_MAX {
-        return Err(too_large(bytes_max).closing());
-    }
-    // A little too large: read to its end, so that the next request can follow.
-    let limit = bytes_max.max(announced as usize);
-    let read = tokio::time::timeout(BODY_TIMEOUT, Limited::new(body, limit).collect());
-    let late = || {
+    let late = |_| {
         let message = format!(
             "the body did not arrive within {} s",
             BODY_TIMEOUT.as_secs()
         );
         Problem::new(ErrorCode::BadRequest, message).closing()
     };
-    match read.await.map_err(|_| late())? {
-        Ok(body) => {
-            let bytes = body.to_bytes();
-            if bytes.len() > bytes_max {
-                Err(too_large(bytes_max))
-            } else {
-                Ok(bytes)
-            }
-        }
+    let announced = body.size_hint().lower();
+    if announced > DRAINED_MAX {
+        return Err(too_large(bytes_max).closing());
+    }
+    if announced > bytes_max as u64 {
+        // Not kept, but read to its end, so that the next request can follow.
+        tokio::time::timeout(BODY_TIMEOUT, drain(body))
+            .await
+            .map_err(late)?;
+        return Err(too_large(bytes_max));
+    }
+    let read = tokio::time::timeout(BODY_TIMEOUT, Limited::new(body, bytes_max).collect());
+    match read.await.map_err(late)? {
+        Ok(body) => Ok(body.to_bytes()),
         Err(error) if error.is::<LengthLimitError>() => Err(too_large(bytes_max).closing()),
         Err(error) => Err(Problem::new(
             ErrorCode::BadRequest,
@@ -126,6 +146,10 @@ pub(crate) async fn read_body(body: Body, bytes_max: usize) -> Result<Bytes, Pro
         )
         .closing()),
     }
+}
+
+async fn drain(mut body: Body) {
+    while let Some(Ok(_)) = body.frame().await {}
 }
 
 fn too_large(bytes_max: usize) -> Problem {

@@ -12,6 +12,7 @@ use axum::http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, Uri};
 use axum::response::{IntoResponse, Response};
 use axum::routing::any;
 use bytes::Bytes;
+use hyper::body::Body as _;
 use proto::channel::{ChannelKind, ChannelName};
 use proto::error::ErrorCode;
 use tokio_tungstenite::tungstenite::handshake::server::{create_response, write_response};
@@ -60,7 +61,13 @@ pub(crate) async fn unknown_path(request: Request) -> Response {
         )
         .await;
     }
-    unknown_route(request.uri().path()).into_response()
+    let problem = unknown_route(request.uri().path());
+    let unread = !request.body().is_end_stream();
+    if unread {
+        problem.closing().into_response()
+    } else {
+        problem.into_response()
+    }
 }
 
 fn wants_upgrade(headers: &HeaderMap) -> bool {

@@ -44,7 +44,7 @@ use proto::bus::BusHandle;
 use proto::id::{GatewayRef, Incarnation};
 use proto::subject::{ClusterName, Subject};
 use tokio::sync::watch;
-use tokio::task::JoinSet;
+use tokio::task::{JoinHandle, JoinSet};
 
 pub use metrics::Metrics;
 
@@ -105,6 +105,10 @@ pub enum Error {
     /// The shutdown came before a node had been heard of.
     #[error("stopped while waiting for a node on the bus")]
     Stopped,
+    /// A worker's thread panicked: a bug. Its connections are gone, so the
+    /// gateway ends.
+    #[error("a worker thread panicked; please report it")]
+    WorkerPanicked,
     /// One of its tasks panicked: a bug.
     #[error("a task of the gateway panicked: {0}")]
     Panicked(tokio::task::JoinError),
@@ -115,7 +119,11 @@ pub enum Error {
 pub struct Gateway {
     /// Where it listens: the port is known now, also if it was to be any.
     pub address: SocketAddr,
+    /// Workers and server.
     tasks: JoinSet<Result<(), Error>>,
+    /// Ends after them, so that what they have under way is answered.
+    mesh: JoinHandle<Result<(), Error>>,
+    stop_mesh: watch::Sender<bool>,
 }
 
 /// Starts a gateway: listens, finds a node, learns the map, serves. It serves
@@ -123,6 +131,10 @@ pub struct Gateway {
 ///
 /// # Errors
 /// All but [`Error::Superseded`] and [`Error::Panicked`].
+#[expect(
+    clippy::disallowed_methods,
+    reason = "shell: starts the tasks of the gateway"
+)]
 pub async fn start(
     config: Config,
     bus: BusHandle,
@@ -132,6 +144,7 @@ pub async fn start(
     let config = Arc::new(config);
     // First, so that a wrong address is said before anything is waited for.
     let listener = server::bind(config.listen)?;
+    let (stop_mesh, mesh_shutdown) = watch::channel(false);
     let mesh = mesh::Mesh::connect(
         Arc::clone(&config),
         bus,
@@ -153,17 +166,21 @@ pub async fn start(
         workers.push(handle);
         tasks.spawn(async move {
             // A worker that panics drops the sender without a word.
-            ended
-                .await
-                .map_err(|_| Error::Thread(std::io::Error::other("a worker thread panicked")))
+            ended.await.map_err(|_| Error::WorkerPanicked)
         });
     }
     let address = listener.local_addr().unwrap_or(config.listen);
     let routes = server::routes(Arc::clone(&config), mesh.handle(), Arc::clone(&metrics));
-    tasks.spawn(mesh.run(workers.iter().map(worker::Handle::mailbox).collect()));
+    let mailboxes = workers.iter().map(worker::Handle::mailbox).collect();
+    let mesh = tokio::spawn(mesh.run(mailboxes, mesh_shutdown));
     tasks.spawn(server::run(listener, routes, workers, metrics, shutdown));
     tracing::info!(gateway = %config.gateway.id, %address, "gateway serves");
-    Ok(Gateway { address, tasks })
+    Ok(Gateway {
+        address,
+        tasks,
+        mesh,
+        stop_mesh,
+    })
 }
 
 impl Gateway {
@@ -172,9 +189,16 @@ impl Gateway {
     /// # Errors
     /// [`Error::Superseded`] and [`Error::Panicked`].
     pub async fn join(mut self) -> Result<(), Error> {
-        while let Some(ended) = self.tasks.join_next().await {
-            ended.map_err(Error::Panicked)??;
+        loop {
+            tokio::select! {
+                ended = &mut self.mesh => return ended.map_err(Error::Panicked)?,
+                ended = self.tasks.join_next() => match ended {
+                    Some(ended) => ended.map_err(Error::Panicked)??,
+                    None => break,
+                },
+            }
         }
-        Ok(())
+        let _ = self.stop_mesh.send(true);
+        self.mesh.await.map_err(Error::Panicked)?
     }
 }

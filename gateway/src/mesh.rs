@@ -95,7 +95,6 @@ pub(crate) struct Mesh {
     config: Arc<Config>,
     bus: BusHandle,
     metrics: Arc<Metrics>,
-    shutdown: watch::Receiver<bool>,
     edge: Edge,
     links: Subscription,
     inbox: Subscription,
@@ -127,7 +126,7 @@ impl Mesh {
         let mut inbox = subscribe(Address::Inbox(id.clone())).await?;
         let mut beats = subscribe(Address::NodeBeats).await?;
         let map = {
-            let mut stop = shutdown.clone();
+            let mut stop = shutdown;
             tokio::select! {
                 map = find_map(&config, &bus, &metrics, &mut beats, &mut inbox) => map,
                 _ = stop.wait_for(|stop| *stop) => return Err(Error::Stopped),
@@ -142,7 +141,6 @@ impl Mesh {
             config,
             bus,
             metrics,
-            shutdown,
             links,
             inbox,
             beats,
@@ -158,12 +156,12 @@ impl Mesh {
     pub(crate) async fn run(
         mut self,
         workers: Vec<mpsc::Sender<worker::Mail>>,
+        mut shutdown: watch::Receiver<bool>,
     ) -> Result<(), Error> {
         let mut tick = tokio::time::interval(TICK);
         tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let mut mail = Vec::with_capacity(ROUND);
         let mut effects = Vec::new();
-        let mut shutdown = self.shutdown.clone();
         loop {
             // Not biased: whoever publishes here must not starve behind what
             // others publish.

@@ -17,7 +17,9 @@ pub(crate) const TYPES: [&str; 2] = ["websocket", "eventsource"];
 /// Why connections of both kinds end.
 const ENDS: [&str; 3] = ["client_gone", "shutdown", CloseCode::OverCapacity.reason()];
 /// Why WebSocket connections end, besides.
-const WEBSOCKET_ENDS: [&str; 5] = [
+const WEBSOCKET_ENDS: [&str; 7] = [
+    "panic",
+    CloseCode::TooManyMessages.reason(),
     "client_closed",
     CloseCode::ProtocolError.reason(),
     CloseCode::Unsupported.reason(),

@@ -11,6 +11,7 @@ use std::convert::Infallible;
 use std::future::poll_fn;
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use axum::Router;
@@ -32,8 +33,9 @@ use crate::problem::Problem;
 use crate::worker::{self, Client, Takeover};
 use crate::{Config, Error, api, connect, mesh, playground};
 
-/// How long a client may take to send the head of a request.
-const HEAD_TIMEOUT: Duration = Duration::from_secs(15);
+/// How long a client may take to send the head of a request; also how long a
+/// connection may be idle between requests.
+const HEAD_TIMEOUT: Duration = Duration::from_secs(60);
 /// Bytes of a request's head at most.
 const HEAD_BYTES_MAX: usize = 16 * 1_024;
 /// How long to wait when there are no file descriptors left.
@@ -150,7 +152,10 @@ pub(crate) async fn run(
     mut shutdown: watch::Receiver<bool>,
 ) -> Result<(), Error> {
     let mut connections = JoinSet::new();
-    let mut next_worker = workers.iter().cycle();
+    let workers = Arc::new(RoundRobin {
+        workers,
+        next: AtomicUsize::new(0),
+    });
     let mut complained = None;
     loop {
         let accepted = tokio::select! {
@@ -160,10 +165,12 @@ pub(crate) async fn run(
         };
         match accepted {
             Ok((stream, _)) => {
-                let Some(worker) = next_worker.next().cloned() else {
-                    break;
-                };
-                connections.spawn(serve(stream, routes.clone(), worker, shutdown.clone()));
+                connections.spawn(serve(
+                    stream,
+                    routes.clone(),
+                    Arc::clone(&workers),
+                    shutdown.clone(),
+                ));
             }
             Err(error) => {
                 metrics.accept_errors.inc();
@@ -181,11 +188,25 @@ pub(crate) async fn run(
     Ok(())
 }
 
+/// Gives each worker as many connections as the others. Only those that a
+/// worker takes over count.
+struct RoundRobin {
+    workers: Vec<worker::Handle>,
+    next: AtomicUsize,
+}
+
+impl RoundRobin {
+    fn next(&self) -> &worker::Handle {
+        let next = self.next.fetch_add(1, Ordering::Relaxed);
+        &self.workers[next % self.workers.len()]
+    }
+}
+
 /// Serves one connection until it ends or a worker takes it.
 async fn serve(
     stream: TcpStream,
     routes: Router,
-    worker: worker::Handle,
+    workers: Arc<RoundRobin>,
     mut shutdown: watch::Receiver<bool>,
 ) {
     // API answers are small and awaited.
@@ -226,7 +247,7 @@ async fn serve(
                 leftover: parts.read_buf,
                 client,
             };
-            worker.accept(takeover).await;
+            workers.next().accept(takeover).await;
         }
         Err(error) => tracing::warn!(%error, "could not take a connection from the HTTP server"),
     }

@@ -12,7 +12,7 @@ use super::process::{Helper, Usage, check_file_limit, now_ns};
 use super::report::Report;
 use super::subscribers::Received;
 use super::{floor, frames};
-use crate::cli::{AppArgument, ServerArguments};
+use crate::cli::{AppArgument, AppText};
 use crate::client::{Server, problem};
 use crate::exit::{Exit, Failure};
 
@@ -50,10 +50,16 @@ pub(crate) struct Options {
         default_value = "app-id:app-key:app-secret",
         hide_env_values = true
     )]
-    app: AppArgument,
+    app: AppText,
     /// Do not measure the floor.
     #[arg(long)]
     no_floor: bool,
+}
+
+impl Options {
+    fn publications(&self) -> u64 {
+        u64::from(self.rate) * u64::from(self.seconds)
+    }
 }
 
 pub(crate) fn run(options: &Options) -> Result<(), Failure> {
@@ -61,25 +67,26 @@ pub(crate) fn run(options: &Options) -> Result<(), Failure> {
     if options.subscribers == 0 || options.seconds == 0 {
         return Err(Exit::Usage.because("--subscribers and --seconds are at least 1"));
     }
-    let report = measure(options).map_err(|error| Exit::Unavailable.with(error))?;
+    let app = options.app.parse()?;
+    let report = measure(options, &app).map_err(|error| Exit::Unavailable.with(error))?;
     eprintln!("{}", report.table());
     println!("{}", report.json());
     Ok(())
 }
 
-fn measure(options: &Options) -> anyhow::Result<Report> {
+fn measure(options: &Options, app: &AppArgument) -> anyhow::Result<Report> {
     let own_server = options.url.is_none().then(start_server).transpose()?;
     let (server, pid) = match &own_server {
         Some((helper, server)) => (server.clone(), Some(helper.pid())),
         None => (options.url.clone().context("a server")?, options.pid),
     };
     let usage = || pid.map(Usage::of).transpose();
-    let publications = u64::from(options.rate) * u64::from(options.seconds);
+    let publications = options.publications();
     let channel = format!("bench-{}", now_ns());
 
     let bar = progress("connect", 1);
     let before = usage()?;
-    let mut subscribers = start_subscribers(options, &server, &channel)?;
+    let mut subscribers = start_subscribers(options, app, &server, &channel)?;
     if subscribers.line()? != "ready" {
         bail!("the subscribers did not begin");
     }
@@ -92,7 +99,7 @@ fn measure(options: &Options) -> anyhow::Result<Report> {
         .enable_all()
         .build()?;
     let began_ns = now_ns();
-    runtime.block_on(publish(options, &server, &channel, publications, &bar))?;
+    runtime.block_on(publish(options, app, &server, &channel, &bar))?;
     let expected = publications * options.subscribers as u64;
     let received = wait_for(&mut subscribers, expected)?;
     let loaded = usage()?;
@@ -130,7 +137,7 @@ fn measure(options: &Options) -> anyhow::Result<Report> {
 /// A `dunlin dev` on free ports, and where it listens.
 fn start_server() -> anyhow::Result<(Helper, Server)> {
     let arguments = ["dev", "--listen", "127.0.0.1:0", "--admin", "127.0.0.1:0"];
-    let mut helper = Helper::start(&arguments.map(str::to_owned))?;
+    let mut helper = Helper::start(&arguments.map(str::to_owned), [])?;
     loop {
         let line = helper
             .line()
@@ -146,20 +153,26 @@ fn start_server() -> anyhow::Result<(Helper, Server)> {
     }
 }
 
-fn start_subscribers(options: &Options, server: &Server, channel: &str) -> anyhow::Result<Helper> {
-    let AppArgument { id, key, secret } = &options.app;
-    Helper::start(&[
-        "bench".into(),
-        "subscribers".into(),
-        "--channel".into(),
-        channel.into(),
-        "--count".into(),
-        options.subscribers.to_string(),
-        "--url".into(),
-        server.to_string(),
-        "--app".into(),
-        format!("{id}:{key}:{}", secret.expose()),
-    ])
+fn start_subscribers(
+    options: &Options,
+    app: &AppArgument,
+    server: &Server,
+    channel: &str,
+) -> anyhow::Result<Helper> {
+    let AppArgument { id, key, secret } = app;
+    let arguments = [
+        "bench",
+        "subscribers",
+        "--channel",
+        channel,
+        "--count",
+        &options.subscribers.to_string(),
+        "--url",
+        &server.to_string(),
+    ];
+    // By the environment: arguments can be read by everyone on the machine.
+    let app = ("DUNLIN_APP", format!("{id}:{key}:{}", secret.expose()));
+    Helper::start(&arguments.map(str::to_owned), [app])
 }
 
 /// The JSON of one publication, to know its length.
@@ -171,22 +184,18 @@ fn event(channel: &str, size: usize) -> String {
 /// Publishes at the rate, one after the other; what cannot keep up catches up.
 async fn publish(
     options: &Options,
+    app: &AppArgument,
     server: &Server,
     channel: &str,
-    publications: u64,
     bar: &ProgressBar,
 ) -> anyhow::Result<()> {
-    let server = ServerArguments {
-        url: server.clone(),
-        app: options.app.clone(),
-    };
-    let mut connection = server.url.connect().await?;
+    let mut connection = server.connect().await?;
     let mut interval = tokio::time::interval(Duration::from_secs(1) / options.rate);
     interval.set_missed_tick_behavior(MissedTickBehavior::Burst);
-    for published in 1..=publications {
+    for published in 1..=options.publications() {
         interval.tick().await;
         let data = frames::data(now_ns(), options.size);
-        let (status, body) = connection.publish(&server.app, channel, "b", &data).await?;
+        let (status, body) = connection.publish(app, channel, "b", &data).await?;
         if status != StatusCode::OK {
             bail!(
                 "publication {published} was not taken: {}",

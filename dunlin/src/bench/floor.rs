@@ -43,7 +43,7 @@ pub(super) fn measure(
         "--count",
         &count.to_string(),
     ];
-    let mut helper = Helper::start(&arguments.map(str::to_owned))?;
+    let mut helper = Helper::start(&arguments.map(str::to_owned), [])?;
     let mut sockets = Vec::with_capacity(count);
     for _ in 0..count {
         let (socket, _) = listener

@@ -57,10 +57,14 @@ pub(super) struct Helper {
 }
 
 impl Helper {
-    pub(super) fn start(arguments: &[String]) -> anyhow::Result<Self> {
+    pub(super) fn start(
+        arguments: &[String],
+        environment: impl IntoIterator<Item = (&'static str, String)>,
+    ) -> anyhow::Result<Self> {
         let binary = std::env::current_exe().context("could not find this binary")?;
         let mut child = Command::new(binary)
             .args(arguments)
+            .envs(environment)
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .spawn()

@@ -19,7 +19,7 @@ use tokio_tungstenite::tungstenite::{Message, Utf8Bytes};
 
 use super::frames::{Frames, published_ns};
 use super::process::{check_file_limit, now_ns};
-use crate::cli::ServerArguments;
+use crate::cli::{ServerArguments, Target};
 use crate::exit::{Exit, Failure};
 
 /// Connections that are being opened at the same time.
@@ -61,14 +61,15 @@ struct Tally {
 
 pub(crate) fn run(options: &Options) -> Result<(), Failure> {
     check_file_limit(options.count).map_err(|problem| Exit::Usage.because(problem))?;
+    let target = options.server.target()?;
     let runtime = crate::cli::runtime()?;
     let local = tokio::task::LocalSet::new();
     local
-        .block_on(&runtime, serve(options))
+        .block_on(&runtime, serve(options, &target))
         .map_err(|error| Exit::Unavailable.with(error))
 }
 
-async fn serve(options: &Options) -> anyhow::Result<()> {
+async fn serve(options: &Options, target: &Target) -> anyhow::Result<()> {
     let latencies =
         Histogram::new_with_bounds(1, 60_000_000, 3).context("a histogram of a minute")?;
     let tally = Rc::new(RefCell::new(Tally {
@@ -77,7 +78,7 @@ async fn serve(options: &Options) -> anyhow::Result<()> {
         buffer: vec![0; READ_BYTES],
     }));
     let opened: Vec<TcpStream> = stream::iter(0..options.count)
-        .map(|_| open(options))
+        .map(|_| open(options, target))
         .buffer_unordered(OPENING)
         .try_collect()
         .await?;
@@ -99,8 +100,8 @@ async fn serve(options: &Options) -> anyhow::Result<()> {
 
 /// Connects and subscribes, by the library; from then on only frames come, and
 /// the socket is read as cheaply as can be, to leave the machine to the server.
-async fn open(options: &Options) -> anyhow::Result<TcpStream> {
-    let ServerArguments { url, app } = &options.server;
+async fn open(options: &Options, target: &Target) -> anyhow::Result<TcpStream> {
+    let Target { url, app } = target;
     let stream = url.open().await?;
     let url = url.websocket(&format!("/app/{}?protocol=7&client=dunlin-bench", app.key));
     // Small: it must not read beyond the acknowledgement into a buffer that is

@@ -80,7 +80,7 @@ pub(crate) struct ServerOptions {
         value_delimiter = ',',
         hide_env_values = true
     )]
-    pub(crate) apps: Vec<AppArgument>,
+    pub(crate) apps: Vec<AppText>,
     /// How to write logs [default: text].
     #[arg(long, env = "DUNLIN_LOG", value_name = "FORMAT")]
     pub(crate) log: Option<LogFormat>,
@@ -119,23 +119,39 @@ pub(crate) struct AppArgument {
     pub(crate) secret: Secret,
 }
 
-impl FromStr for AppArgument {
-    type Err = String;
+/// An app as it was written. clap repeats what it cannot parse, and this may
+/// hold a secret: so it takes any text, and parsing comes after.
+#[derive(Clone)]
+pub(crate) struct AppText(Secret);
 
-    // The message must not repeat the text: it may hold a secret.
-    fn from_str(text: &str) -> Result<Self, String> {
-        let mut parts = text.splitn(3, ':');
+impl FromStr for AppText {
+    type Err = std::convert::Infallible;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        Ok(Self(Secret::new(text)))
+    }
+}
+
+impl std::fmt::Debug for AppText {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        self.0.fmt(f)
+    }
+}
+
+impl AppText {
+    /// The app that is meant. The error does not repeat the text.
+    pub(crate) fn parse(&self) -> Result<AppArgument, Failure> {
+        let mut parts = self.0.expose().splitn(3, ':');
         match (parts.next(), parts.next(), parts.next()) {
-            (Some(id), Some(key), Some(secret))
-                if !id.is_empty() && !key.is_empty() && !secret.is_empty() =>
-            {
-                Ok(Self {
-                    id: id.into(),
-                    key: key.into(),
-                    secret: Secret::new(secret),
-                })
-            }
-            _ => Err("an app is ID:KEY:SECRET, none of them empty".into()),
+            (Some(id), Some(key), Some(secret)) if ![id, key, secret].contains(&"") => Ok(AppArgument {
+                id: id.into(),
+                key: key.into(),
+                secret: Secret::new(secret),
+            }),
+            _ => Err(Exit::Usage.because(
+                "--app (or DUNLIN_APP, DUNLIN_APPS): an app is ID:KEY:SECRET, none of them empty; \
+                 DUNLIN_APPS has commas between apps, so a secret with a comma goes into the configuration file",
+            )),
         }
     }
 }
@@ -164,7 +180,7 @@ pub(crate) struct ServerArguments {
         value_name = "URL",
         default_value = "http://127.0.0.1:6001"
     )]
-    pub(crate) url: Server,
+    url: Server,
     /// The app to act as.
     #[arg(
         long,
@@ -173,5 +189,21 @@ pub(crate) struct ServerArguments {
         default_value = "app-id:app-key:app-secret",
         hide_env_values = true
     )]
+    app: AppText,
+}
+
+/// A server, and the app to be there.
+#[derive(Debug, Clone)]
+pub(crate) struct Target {
+    pub(crate) url: Server,
     pub(crate) app: AppArgument,
+}
+
+impl ServerArguments {
+    pub(crate) fn target(&self) -> Result<Target, Failure> {
+        Ok(Target {
+            url: self.url.clone(),
+            app: self.app.parse()?,
+        })
+    }
 }

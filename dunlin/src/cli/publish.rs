@@ -8,8 +8,8 @@ use hyper::StatusCode;
 use proto::channel::ChannelName;
 use tokio::io::{AsyncBufReadExt, BufReader};
 
-use super::ServerArguments;
-use crate::client::{Connection, problem};
+use super::{ServerArguments, Target};
+use crate::client::{Connection, Failed, problem};
 use crate::exit::{Exit, Failure};
 
 /// How often and how long to try to reach a server that is not there (yet).
@@ -28,14 +28,15 @@ pub(crate) struct Options {
 }
 
 pub(crate) fn run(options: &Options) -> Result<(), Failure> {
+    let target = options.server.target()?;
     let runtime = super::runtime()?;
-    let result = runtime.block_on(publish(options));
+    let result = runtime.block_on(publish(options, &target));
     // A read of stdin that nobody waits for must not keep the process.
     runtime.shutdown_background();
     result
 }
 
-async fn publish(options: &Options) -> Result<(), Failure> {
+async fn publish(options: &Options, target: &Target) -> Result<(), Failure> {
     let mut input = BufReader::with_capacity(64 * 1_024, tokio::io::stdin());
     let mut connection = None;
     let mut line = Vec::new();
@@ -53,7 +54,7 @@ async fn publish(options: &Options) -> Result<(), Failure> {
             refused += 1;
             continue;
         };
-        if let Verdict::Refused(why) = one(options, &mut connection, number, text).await? {
+        if let Verdict::Refused(why) = one(options, target, &mut connection, number, text).await? {
             eprintln!("dunlin: line {number} was refused: {why}");
             refused += 1;
         }
@@ -74,34 +75,39 @@ enum Verdict {
 /// published ends the command: sending it again could publish it twice.
 async fn one(
     options: &Options,
+    target: &Target,
     connection: &mut Option<Connection>,
     number: u64,
     text: &str,
 ) -> Result<Verdict, Failure> {
-    let ServerArguments { url, app } = &options.server;
     let gave_up = |why: String| {
         Exit::Unavailable.because(format!("line {number} was not acknowledged: {why}"))
     };
     let mut tries = 0;
     loop {
-        let open = match connection {
-            Some(open) => open,
-            None => match url.connect().await {
-                Ok(new) => connection.insert(new),
-                // Nothing was sent: trying again is safe.
-                Err(_) if tries < CONNECT_TRIES => {
-                    tries += 1;
-                    super::wait(CONNECT_EVERY).await;
-                    continue;
+        let answer = attempt(options, target, connection, text).await;
+        let (status, body) = match answer {
+            Ok(answer) => answer,
+            // As certain as an answer: trying again cannot publish it twice.
+            Err(Failed::NotSent(error)) => {
+                *connection = None;
+                tries += 1;
+                if tries > CONNECT_TRIES {
+                    return Err(gave_up(format!("{error:#}")));
                 }
-                Err(error) => return Err(gave_up(format!("{error:#}"))),
-            },
+                // The first time it may only be that the server has closed a
+                // connection that was idle for long.
+                if tries > 1 {
+                    super::wait(CONNECT_EVERY).await;
+                }
+                continue;
+            }
+            Err(Failed::Unknown(error)) => {
+                return Err(gave_up(format!(
+                    "{error:#}; it may or may not be published"
+                )));
+            }
         };
-        let answer = open
-            .publish(app, options.channel.as_str(), &options.event, text)
-            .await;
-        let (status, body) = answer
-            .map_err(|error| gave_up(format!("{error:#}; it may or may not be published")))?;
         return match status {
             StatusCode::OK => Ok(Verdict::Acknowledged),
             StatusCode::BAD_REQUEST | StatusCode::PAYLOAD_TOO_LARGE => {
@@ -110,4 +116,19 @@ async fn one(
             _ => Err(gave_up(problem(status, &body))),
         };
     }
+}
+
+/// Publishes on the connection that is there, or on a new one.
+async fn attempt(
+    options: &Options,
+    target: &Target,
+    connection: &mut Option<Connection>,
+    text: &str,
+) -> Result<(StatusCode, String), Failed> {
+    let open = match connection {
+        Some(open) => open,
+        None => connection.insert(target.url.connect().await.map_err(Failed::NotSent)?),
+    };
+    open.publish(&target.app, options.channel.as_str(), &options.event, text)
+        .await
 }

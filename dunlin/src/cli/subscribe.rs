@@ -15,7 +15,7 @@ use serde_json::{Value, json};
 use tokio::sync::mpsc;
 use tokio_tungstenite::tungstenite::{Message, Utf8Bytes};
 
-use super::ServerArguments;
+use super::{ServerArguments, Target};
 use crate::client::{ANSWER_TIMEOUT, problem, read};
 use crate::exit::{Exit, Failure};
 use event_stream::Parser;
@@ -47,8 +47,9 @@ pub(crate) struct Options {
 }
 
 pub(crate) fn run(options: &Options) -> Result<(), Failure> {
+    let target = options.server.target()?;
     let runtime = super::runtime()?;
-    runtime.block_on(subscribe(options))
+    runtime.block_on(subscribe(options, &target))
 }
 
 /// What a connection reports.
@@ -61,7 +62,7 @@ enum Report {
     Note(String),
 }
 
-async fn subscribe(options: &Options) -> Result<(), Failure> {
+async fn subscribe(options: &Options, target: &Target) -> Result<(), Failure> {
     let (reports, mut printing) = mpsc::channel(PRINT_QUEUE);
     let (private, public): (Vec<_>, Vec<_>) = options
         .channels
@@ -70,17 +71,13 @@ async fn subscribe(options: &Options) -> Result<(), Failure> {
         .partition(|channel| channel.kind() != ChannelKind::Public);
     let mut connections = tokio::task::JoinSet::new();
     for channels in public.chunks(STREAM_CHANNELS) {
-        let path = stream_path(&options.server.app.key, channels);
-        connections.spawn(keep(
-            Source::Stream(path),
-            options.server.clone(),
-            reports.clone(),
-        ));
+        let path = stream_path(&target.app.key, channels);
+        connections.spawn(keep(Source::Stream(path), target.clone(), reports.clone()));
     }
     if !private.is_empty() {
         connections.spawn(keep(
             Source::Socket(private),
-            options.server.clone(),
+            target.clone(),
             reports.clone(),
         ));
     }
@@ -161,11 +158,7 @@ impl<E: Into<anyhow::Error>> From<E> for End {
 }
 
 /// Stays connected until the server refuses; why it did.
-async fn keep(
-    source: Source,
-    server: ServerArguments,
-    reports: mpsc::Sender<Report>,
-) -> anyhow::Error {
+async fn keep(source: Source, server: Target, reports: mpsc::Sender<Report>) -> anyhow::Error {
     let mut wait = BACKOFF[0];
     loop {
         let mut was_live = false;
@@ -207,7 +200,7 @@ fn stream_path(key: &str, channels: &[ChannelName]) -> String {
 
 async fn stream(
     path: &str,
-    server: &ServerArguments,
+    server: &Target,
     reports: &mpsc::Sender<Report>,
     was_live: &mut bool,
 ) -> Result<Never, End> {
@@ -261,7 +254,7 @@ async fn stream(
 
 async fn socket(
     channels: &[ChannelName],
-    server: &ServerArguments,
+    server: &Target,
     reports: &mpsc::Sender<Report>,
     was_live: &mut bool,
 ) -> Result<Never, End> {

@@ -25,8 +25,27 @@ const MESSAGES: Rate = Rate {
     per_s: 100,
 };
 
+/// Messages over the rate, one after the other, until a client is given up.
+const IGNORED_MAX: u32 = 1_000;
+
 /// Pusher's code for a message of a client that was not taken.
 const MESSAGE_REJECTED: u16 = 4301;
+
+/// The channels that a connection gets.
+pub struct Held<'a> {
+    /// How many.
+    pub count: usize,
+    /// Whether this one is among them.
+    pub has: &'a dyn Fn(&ChannelName) -> bool,
+}
+
+impl std::fmt::Debug for Held<'_> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Held")
+            .field("count", &self.count)
+            .finish_non_exhaustive()
+    }
+}
 
 /// What is to be done for a connection, in this order.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -53,6 +72,8 @@ pub struct Connection {
     heard_at: Timestamp,
     pinged_at: Option<Timestamp>,
     messages: Bucket,
+    /// Messages over the rate, one after the other.
+    ignored: u32,
 }
 
 impl Connection {
@@ -64,6 +85,7 @@ impl Connection {
             heard_at: now,
             pinged_at: None,
             messages: Bucket::full(MESSAGES, now),
+            ignored: 0,
         }
     }
 
@@ -83,21 +105,35 @@ impl Connection {
         self.pinged_at = None;
     }
 
-    /// A whole frame has come. `subscriptions` is how many it has now.
+    /// Whether a message may be looked at. A client that goes over the rate is
+    /// told so once, and given up if it does not mind.
+    pub fn admit(&mut self, now: Timestamp, effects: &mut Vec<Effect>) -> bool {
+        if self.messages.take(MESSAGES, now) {
+            self.ignored = 0;
+            return true;
+        }
+        self.ignored += 1;
+        effects.push(Effect::RateLimited);
+        let message = format!("too many messages: {} per second are taken", MESSAGES.per_s);
+        match self.ignored {
+            1 => effects.push(error(Some(MESSAGE_REJECTED), message)),
+            IGNORED_MAX => {
+                let code = CloseCode::TooManyMessages;
+                effects.push(Effect::Close(Close { code, message }));
+            }
+            _ => {}
+        }
+        false
+    }
+
+    /// A message has come.
     pub fn handle(
         &mut self,
-        now: Timestamp,
-        frame: Result<Command, Malformed>,
-        subscriptions: usize,
+        message: Result<Command, Malformed>,
+        held: &Held<'_>,
         effects: &mut Vec<Effect>,
     ) {
-        if !self.messages.take(MESSAGES, now) {
-            let message = format!("too many messages: {} per second are taken", MESSAGES.per_s);
-            effects.push(Effect::RateLimited);
-            effects.push(error(Some(MESSAGE_REJECTED), message));
-            return;
-        }
-        match frame {
+        match message {
             Ok(Command::Subscribe {
                 channel,
                 auth,
@@ -107,7 +143,7 @@ impl Connection {
                     channel,
                     auth.as_deref(),
                     channel_data.as_deref(),
-                    subscriptions,
+                    held,
                 ));
             }
             // A name that is not valid was never subscribed.
@@ -144,7 +180,7 @@ impl Connection {
         name: String,
         auth: Option<&str>,
         channel_data: Option<&str>,
-        subscriptions: usize,
+        held: &Held<'_>,
     ) -> Vec<Effect> {
         let refused = |kind, message: String, status| {
             Effect::Send(Frame::SubscriptionRefused {
@@ -162,7 +198,7 @@ impl Connection {
             let message = "presence and cache channels are not available in this version".into();
             return vec![refused("NotSupported", message, 400)];
         }
-        if subscriptions >= SUBSCRIPTIONS_MAX {
+        if held.count >= SUBSCRIPTIONS_MAX && !(held.has)(&channel) {
             let message = format!(
                 "a connection may have {SUBSCRIPTIONS_MAX} subscriptions; unsubscribe from some"
             );
@@ -210,6 +246,16 @@ mod tests {
         Connection::new("1.2".parse().unwrap(), Arc::new(app), Timestamp(0))
     }
 
+    /// So many channels, and `x` is among them if there is any.
+    fn held(count: usize) -> Held<'static> {
+        fn only_x(channel: &ChannelName) -> bool {
+            channel.as_str() == "x"
+        }
+        let has: &'static dyn Fn(&ChannelName) -> bool =
+            if count > 0 { &only_x } else { &|_| false };
+        Held { count, has }
+    }
+
     fn subscribe(channel: &str, auth: Option<String>) -> Vec<Effect> {
         let command = Command::Subscribe {
             channel: channel.into(),
@@ -217,7 +263,7 @@ mod tests {
             channel_data: None,
         };
         let mut effects = Vec::new();
-        connection().handle(Timestamp(0), Ok(command), 0, &mut effects);
+        connection().handle(Ok(command), &held(0), &mut effects);
         effects
     }
 
@@ -262,36 +308,58 @@ mod tests {
     }
 
     #[test]
-    fn subscriptions_are_limited() {
-        let command = Command::Subscribe {
-            channel: "x".into(),
-            auth: None,
-            channel_data: None,
+    fn subscriptions_are_limited_and_those_it_has_may_be_repeated() {
+        let asks = |channel: &str| {
+            let command = Command::Subscribe {
+                channel: channel.into(),
+                auth: None,
+                channel_data: None,
+            };
+            let mut effects = Vec::new();
+            connection().handle(Ok(command), &held(SUBSCRIPTIONS_MAX), &mut effects);
+            effects
         };
-        let mut effects = Vec::new();
-        connection().handle(Timestamp(0), Ok(command), SUBSCRIPTIONS_MAX, &mut effects);
-        assert_eq!(refusal(&effects), ("LimitReached", 400));
+        assert_eq!(refusal(&asks("y")), ("LimitReached", 400));
+        assert_eq!(asks("x"), [Effect::Subscribe("x".parse().unwrap())]);
     }
 
     #[test]
-    fn messages_over_the_rate_are_not_taken() {
+    fn a_client_over_the_rate_is_told_once_and_then_given_up() {
+        let mut connection = connection();
+        let mut effects = Vec::new();
+        for _ in 0..MESSAGES.burst {
+            assert!(connection.admit(Timestamp(0), &mut effects));
+        }
+        assert_eq!(effects, []);
+        assert!(!connection.admit(Timestamp(0), &mut effects));
+        assert!(matches!(
+            effects[..],
+            [
+                Effect::RateLimited,
+                Effect::Send(Frame::Error {
+                    code: Some(4301),
+                    ..
+                })
+            ]
+        ));
+        effects.clear();
+        for _ in 2..IGNORED_MAX {
+            assert!(!connection.admit(Timestamp(0), &mut effects));
+        }
+        assert!(effects.iter().all(|effect| *effect == Effect::RateLimited));
+        effects.clear();
+        connection.admit(Timestamp(0), &mut effects);
+        assert!(matches!(effects.last(), Some(Effect::Close(_))));
+    }
+
+    #[test]
+    fn who_slows_down_goes_on() {
         let mut connection = connection();
         let mut effects = Vec::new();
         for _ in 0..=MESSAGES.burst {
-            effects.clear();
-            connection.handle(Timestamp(0), Ok(Command::Ping), 0, &mut effects);
+            connection.admit(Timestamp(0), &mut effects);
         }
-        assert_eq!(effects[0], Effect::RateLimited);
-        assert!(matches!(
-            effects[1],
-            Effect::Send(Frame::Error {
-                code: Some(4301),
-                ..
-            })
-        ));
-        effects.clear();
-        connection.handle(Timestamp(1_000), Ok(Command::Ping), 0, &mut effects);
-        assert_eq!(effects, [Effect::Send(Frame::Pong)]);
+        assert!(connection.admit(Timestamp(1_000), &mut effects));
     }
 
     #[test]
@@ -325,7 +393,7 @@ mod tests {
     fn errors_of_clients_keep_the_connection() {
         let told = |frame| {
             let mut effects = Vec::new();
-            connection().handle(Timestamp(0), frame, 0, &mut effects);
+            connection().handle(frame, &held(0), &mut effects);
             match &effects[..] {
                 [Effect::Send(Frame::Error { code, .. })] => *code,
                 other => panic!("one error expected, got {other:?}"),

@@ -182,6 +182,11 @@ impl Hub {
         })
     }
 
+    /// Whether a connection is subscribed to a channel.
+    pub fn has(&self, connection: ConnectionIndex, key: &ChannelKey) -> bool {
+        self.find(connection, key).is_some()
+    }
+
     /// How many channels a connection gets.
     pub fn subscriptions_of(&self, connection: ConnectionIndex) -> usize {
         self.connections

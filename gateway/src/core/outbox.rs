@@ -40,6 +40,13 @@ impl Outbox {
         self.frames.push_back(frame);
     }
 
+    /// Adds a frame before all others; nothing may have been written yet.
+    pub fn push_front(&mut self, frame: Bytes) {
+        debug_assert!(!self.torn, "nothing can come before a frame that has begun");
+        self.bytes += frame.len();
+        self.frames.push_front(frame);
+    }
+
     /// Adds what is left of a frame of which `written` bytes have been written.
     pub fn push_rest(&mut self, frame: &Bytes, written: usize) {
         debug_assert!(self.is_empty(), "only the first frame is ever torn");

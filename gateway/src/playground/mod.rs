@@ -74,7 +74,7 @@ async fn publish(State(context): State<Context>, request: Request) -> Response {
 async fn try_publish(context: &Context, request: Request) -> Result<(), Problem> {
     if !is_own_page(request.headers()) {
         let message = "only the page that this server serves may publish here; use the API";
-        return Err(Problem::new(ErrorCode::ForbiddenOrigin, message));
+        return Err(Problem::new(ErrorCode::ForbiddenOrigin, message).closing());
     }
     let app = context
         .config

@@ -110,6 +110,8 @@ pub enum CloseCode {
     Unauthorized,
     /// 4100: cannot keep up, or too many. Reconnect after a while.
     OverCapacity,
+    /// 4100: too many messages. Reconnect after a while.
+    TooManyMessages,
     /// 4200: going away. Reconnect at once.
     GoingAway,
     /// 4201: no pong came. Reconnect at once.
@@ -118,7 +120,7 @@ pub enum CloseCode {
 
 impl CloseCode {
     /// All of them, for the reference page.
-    pub const ALL: [Self; 13] = [
+    pub const ALL: [Self; 14] = [
         Self::ProtocolError,
         Self::Unsupported,
         Self::TooLarge,
@@ -130,6 +132,7 @@ impl CloseCode {
         Self::UnsupportedVersion,
         Self::Unauthorized,
         Self::OverCapacity,
+        Self::TooManyMessages,
         Self::GoingAway,
         Self::PongMissing,
     ];
@@ -147,7 +150,7 @@ impl CloseCode {
             Self::InvalidVersion => 4006,
             Self::UnsupportedVersion => 4007,
             Self::Unauthorized => 4009,
-            Self::OverCapacity => 4100,
+            Self::OverCapacity | Self::TooManyMessages => 4100,
             Self::GoingAway => 4200,
             Self::PongMissing => 4201,
         }
@@ -167,6 +170,7 @@ impl CloseCode {
             Self::UnsupportedVersion => "unsupported_version",
             Self::Unauthorized => "unauthorized",
             Self::OverCapacity => "slow_consumer",
+            Self::TooManyMessages => "too_many_messages",
             Self::GoingAway => "going_away",
             Self::PongMissing => "pong_missing",
         }
@@ -189,6 +193,9 @@ impl CloseCode {
             Self::Unauthorized => "The page's origin may not connect. Do not reconnect.",
             Self::OverCapacity => {
                 "The client reads too slowly: what waited for it was over the bound. Reconnect after a while."
+            }
+            Self::TooManyMessages => {
+                "The client went on sending faster than is taken. Reconnect after a while."
             }
             Self::GoingAway => "The server is shutting down. Reconnect at once.",
             Self::PongMissing => {

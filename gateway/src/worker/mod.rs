@@ -8,8 +8,13 @@
 //! share one read buffer. A connection whose socket is full has a second one,
 //! that waits for room, for as long as it is full.
 
+mod channels;
+mod delivery;
+mod input;
+mod output;
 mod socket;
 mod state;
+mod tasks;
 
 use std::net::TcpStream;
 use std::rc::Rc;
@@ -31,7 +36,7 @@ use crate::core::workers::WorkerId;
 use crate::mesh;
 use crate::metrics::Metrics;
 use crate::protocol::Close;
-use state::Worker;
+use tasks::Worker;
 
 /// What the mesh may have waiting for a worker; then it waits itself.
 const MAILBOX: usize = 4_096;
@@ -154,6 +159,7 @@ async fn run(
                 }
             }
             () = tokio::time::sleep(RETRY), if worker.owes_follows() && !busy => {}
+            () = worker.owes() => {}
             () = std::future::ready(()), if busy => {}
         }
         worker.tell_mesh();

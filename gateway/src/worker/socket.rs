@@ -16,6 +16,9 @@ use crate::core::outbox::{GATHER, Outbox};
 use crate::metrics::Traffic;
 use crate::websocket::WebSocket;
 
+/// Bytes that may wait for an answer to begin.
+const HELD_BYTES_MAX: usize = 64 * 1_024;
+
 pub(super) struct Socket {
     pub(super) stream: Rc<TcpStream>,
     pub(super) outbox: Outbox,
@@ -70,10 +73,25 @@ pub(super) enum Write {
     Gone,
 }
 
+/// What became of offering a frame to a socket; with its bytes.
+pub(super) enum Offered {
+    Written(usize),
+    Queued(usize),
+    Gone,
+}
+
+impl EventStream {
+    pub(super) fn set(&mut self, channel: &ChannelName, position: Position) {
+        if let Ok(at) = self.channels.binary_search(channel) {
+            self.cursor[at] = Some(position);
+        }
+    }
+}
+
 impl Socket {
     /// Writes a frame at once if nothing waits before it; queues what the
     /// socket does not take.
-    pub(super) fn write_now(&mut self, frame: &Bytes) -> Write {
+    fn write_now(&mut self, frame: &Bytes) -> Write {
         if !self.outbox.is_empty() {
             self.outbox.push(frame.clone());
             return Write::Blocked;
@@ -94,6 +112,9 @@ impl Socket {
 
     /// Writes what waits, many frames at a time.
     pub(super) fn flush(&mut self) -> Write {
+        if self.is_held() {
+            return Write::Done;
+        }
         while !self.outbox.is_empty() {
             let mut slices = [IoSlice::new(&[]); GATHER];
             let count = self.outbox.gather(&mut slices);
@@ -106,13 +127,39 @@ impl Socket {
         Write::Done
     }
 
-    /// Queues what must stand before anything else on this connection.
+    /// Whether the answer has not begun: an event stream that waits for its
+    /// channels.
+    pub(super) fn is_held(&self) -> bool {
+        matches!(&self.wire, Wire::EventStream(stream) if stream.head.is_some())
+    }
+
+    /// Begins the answer: its head goes before everything that waits.
     pub(super) fn begin(&mut self) {
         if let Wire::EventStream(stream) = &mut self.wire
             && let Some(head) = stream.head.take()
         {
-            self.outbox.push(head);
+            self.outbox.push_front(head);
         }
+    }
+
+    /// What some channels bring while others are waited for is bounded.
+    pub(super) fn begin_if_much_waits(&mut self) {
+        if self.outbox.bytes() > HELD_BYTES_MAX {
+            self.begin();
+        }
+    }
+
+    /// Writes a frame if that can be done at once, otherwise queues it.
+    pub(super) fn offer(&mut self, frame: &Bytes, direct: bool) -> Offered {
+        if direct && self.writer.is_none() && !self.is_held() {
+            return match self.write_now(frame) {
+                Write::Done => Offered::Written(frame.len()),
+                Write::Blocked => Offered::Queued(frame.len()),
+                Write::Gone => Offered::Gone,
+            };
+        }
+        self.outbox.push(frame.clone());
+        Offered::Queued(frame.len())
     }
 
     pub(super) fn kind(&self) -> &'static str {

@@ -1,0 +1,166 @@
+//! Spreading publications over connections.
+
+use std::sync::Arc;
+
+use proto::time::UnixTime;
+
+use super::socket::{Offered, Wire};
+use super::state::{CLIENT_GONE, State};
+use crate::broadcast::{Broadcast, Content};
+use crate::core::fanout::Slice;
+use crate::metrics::TYPES;
+use crate::protocol::sse;
+
+/// Connections that get publications before others may go.
+const ROUND_VISITS: usize = 512;
+
+impl State {
+    pub(super) fn fan_out(&mut self) -> bool {
+        let direct = self.fanout.is_single();
+        let mut room = ROUND_VISITS;
+        while room > 0 {
+            let Some(slice) = self.fanout.next(&mut self.hub) else {
+                break;
+            };
+            self.spread(&slice, direct && slice.last);
+            if slice.last {
+                self.observe(&slice);
+            }
+            room = room.saturating_sub(slice.slots.len().max(1));
+            let unfollowed = self.fanout.done(&slice, &mut self.hub);
+            self.unfollow(unfollowed);
+        }
+        if room == 0 {
+            self.metrics.fanout_yields.inc();
+        }
+        room < ROUND_VISITS
+    }
+
+    /// Sends the publications of a slice to its connections. `direct`: there
+    /// is nothing to gather, so each is written at once.
+    fn spread(&mut self, slice: &Slice, direct: bool) {
+        let mut counts = Counts::default();
+        for slot in slice.slots.clone() {
+            if let Some(connection) = self.hub.subscriber(slice.channel, slot) {
+                self.deliver(
+                    connection.0 as usize,
+                    &slice.broadcasts,
+                    direct,
+                    &mut counts,
+                );
+            }
+        }
+        self.metrics.fanout_batches.inc();
+        self.metrics.deliveries_ok.inc_by(counts.delivered);
+        self.metrics.writes_skipped_closing.inc_by(counts.closing);
+        self.metrics.deliveries_client_gone.inc_by(counts.gone);
+        if let Some(app) = self.hub.key(slice.channel).map(|key| key.app.clone()) {
+            for (kind, sent) in TYPES.iter().zip(counts.sent) {
+                if sent.messages > 0 {
+                    let traffic = self.metrics.traffic(kind, &app);
+                    traffic.sent.inc_by(sent.messages);
+                    traffic.sent_bytes.inc_by(sent.bytes);
+                }
+            }
+        }
+    }
+
+    fn deliver(
+        &mut self,
+        key: usize,
+        broadcasts: &[Arc<Broadcast>],
+        direct: bool,
+        counts: &mut Counts,
+    ) {
+        let Some(socket) = self.sockets.get_mut(key) else {
+            return;
+        };
+        if socket.closing_since.is_some() {
+            counts.closing += 1;
+            return;
+        }
+        let Some(client) = &socket.client else { return };
+        let id = client.connection.id();
+        for broadcast in broadcasts {
+            if let Content::Publication(publication) = &broadcast.content
+                && publication.exclude == Some(id)
+            {
+                continue;
+            }
+            let (sent, written) = match &mut socket.wire {
+                Wire::WebSocket(_) => (
+                    &mut counts.sent[0],
+                    socket.offer(broadcast.websocket(), direct),
+                ),
+                Wire::EventStream(stream) => {
+                    stream.set(&broadcast.key.channel, broadcast.position());
+                    let written = if stream.channels.len() == 1 && !stream.envelope {
+                        socket.offer(broadcast.event_stream(), direct)
+                    } else {
+                        let body = if stream.envelope {
+                            broadcast.envelope()
+                        } else {
+                            broadcast.body()
+                        };
+                        let tail = sse::tail(&stream.cursor).into();
+                        socket.outbox.push(body.clone());
+                        socket.outbox.push(tail);
+                        Offered::Queued(body.len())
+                    };
+                    (&mut counts.sent[1], written)
+                }
+            };
+            match written {
+                Offered::Written(bytes) | Offered::Queued(bytes) => {
+                    counts.delivered += 1;
+                    sent.messages += 1;
+                    sent.bytes += bytes as u64;
+                }
+                Offered::Gone => {
+                    counts.gone += 1;
+                    self.forget(key, CLIENT_GONE);
+                    return;
+                }
+            }
+        }
+        socket.written_at = self.now;
+        socket.begin_if_much_waits();
+        if !socket.outbox.is_empty() {
+            self.mark_dirty(key);
+        }
+    }
+
+    /// What a finished sweep tells about the worker.
+    fn observe(&self, slice: &Slice) {
+        let recipients = slice.slots.end as f64;
+        let all = self.sockets.len().max(1) as f64;
+        let now = UnixTime::now();
+        for broadcast in &*slice.broadcasts {
+            let Content::Publication(publication) = &broadcast.content else {
+                continue;
+            };
+            self.metrics.fanout_recipients.observe(recipients);
+            self.metrics
+                .fanout_share
+                .observe((recipients / all).min(1.0));
+            let micros = now.0.saturating_sub(publication.accepted_at.0);
+            self.metrics.e2e_latency.observe(micros as f64 / 1e6);
+        }
+    }
+}
+
+/// What one slice has done, to be counted once.
+#[derive(Default)]
+struct Counts {
+    delivered: u64,
+    closing: u64,
+    gone: u64,
+    /// By kind of connection, in the order of the metrics' labels.
+    sent: [Sent; 2],
+}
+
+#[derive(Default)]
+struct Sent {
+    messages: u64,
+    bytes: u64,
+}

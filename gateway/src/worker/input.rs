@@ -1,0 +1,303 @@
+//! What comes in: new connections, bytes, commands.
+
+use std::io;
+use std::rc::Rc;
+use std::sync::Arc;
+
+use bytes::Bytes;
+use proto::channel::{ChannelKey, ChannelName};
+use proto::id::ConnectionId;
+use tokio::net::TcpStream;
+
+use super::socket::{self, EventStream, Socket, Wire};
+use super::state::{CLIENT_CLOSED, CLIENT_GONE, State, index};
+use super::{Client, Takeover};
+use crate::app::Admitted;
+use crate::core::connection::{Connection, Effect, Held};
+use crate::core::outbox::Outbox;
+use crate::core::workers::WORKERS_MAX;
+use crate::protocol::{Close, CloseCode, Command, Frame, pusher};
+use crate::websocket::Event;
+
+impl State {
+    /// Registers a connection and queues what it is told first. `None`: it is
+    /// gone already.
+    pub(super) fn open(
+        &mut self,
+        takeover: Takeover,
+    ) -> io::Result<Option<(usize, Rc<TcpStream>, Bytes)>> {
+        let Takeover {
+            stream,
+            head,
+            leftover,
+            client,
+        } = takeover;
+        // Deliveries are written whole: waiting for more would only delay them.
+        stream.set_nodelay(true)?;
+        let stream = Rc::new(TcpStream::from_std(stream)?);
+        let (wire, admitted, refusal, head) = match client {
+            Client::WebSocket(Ok(admitted)) => (
+                Wire::WebSocket(Box::default()),
+                Some(admitted),
+                None,
+                Some(head),
+            ),
+            Client::WebSocket(Err(close)) => (
+                Wire::WebSocket(Box::default()),
+                None,
+                Some(close),
+                Some(head),
+            ),
+            Client::EventStream {
+                admitted,
+                channels,
+                envelope,
+            } => {
+                let cursor = vec![None; channels.len()].into();
+                let head = Some(head);
+                let stream = EventStream {
+                    head,
+                    channels: channels.into(),
+                    cursor,
+                    envelope,
+                };
+                (Wire::EventStream(stream), Some(admitted), None, None)
+            }
+        };
+        let key = self.sockets.insert(Socket {
+            stream: Rc::clone(&stream),
+            outbox: Outbox::default(),
+            wire,
+            client: None,
+            dirty: false,
+            reader: None,
+            writer: None,
+            closing_since: None,
+            opened_at: self.now,
+            written_at: self.now,
+        });
+        if let Some(head) = head {
+            self.put(key, head);
+        }
+        if let Some(close) = refusal {
+            self.metrics
+                .connects
+                .with_label_values(&["websocket", "refused"])
+                .inc();
+            self.refuse(key, close);
+        } else if let Some(admitted) = admitted {
+            self.admit(key, admitted);
+        }
+        Ok(Some((key, stream, leftover)))
+    }
+
+    fn admit(&mut self, key: usize, admitted: Admitted) {
+        self.accepted += 1;
+        // Numbers of different workers never meet.
+        let number = self.accepted * WORKERS_MAX as u64 + u64::from(self.id.0);
+        let id = ConnectionId {
+            gateway: self.gateway_half,
+            number,
+        };
+        let app = Arc::clone(admitted.app());
+        let socket = &mut self.sockets[key];
+        let kind = socket.kind();
+        let traffic = self.metrics.traffic(kind, &app.id);
+        traffic.clients.inc();
+        self.metrics.connects.with_label_values(&[kind, "ok"]).inc();
+        let connection = Connection::new(id, Arc::clone(&app), self.now);
+        socket.client = Some(socket::Client {
+            connection,
+            traffic,
+            _admitted: admitted,
+        });
+        match &socket.wire {
+            Wire::WebSocket(_) => {
+                let activity_timeout_secs = self.config.activity_timeout.as_secs();
+                self.send(
+                    key,
+                    &Frame::Established {
+                        connection: id,
+                        activity_timeout_secs,
+                    },
+                );
+            }
+            Wire::EventStream(stream) => {
+                for channel in stream.channels.clone() {
+                    self.subscribe(
+                        key,
+                        ChannelKey {
+                            app: app.id.clone(),
+                            channel,
+                        },
+                    );
+                }
+            }
+        }
+    }
+
+    pub(super) fn read(&mut self, key: usize, buffer: &mut [u8]) -> bool {
+        let Some(socket) = self.sockets.get(key) else {
+            return false;
+        };
+        match socket.stream.try_read(buffer) {
+            Ok(count @ 1..) => {
+                self.input(key, &buffer[..count]);
+                self.sockets.contains(key)
+            }
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => true,
+            Ok(0) | Err(_) => {
+                self.forget(key, CLIENT_GONE);
+                false
+            }
+        }
+    }
+
+    /// Bytes have come from a client.
+    pub(super) fn input(&mut self, key: usize, bytes: &[u8]) {
+        let now = self.now;
+        let Some(socket) = self.sockets.get_mut(key) else {
+            return;
+        };
+        if let Some(client) = &mut socket.client {
+            client.connection.heard(now);
+        }
+        // An event stream's client has nothing more to say.
+        let Wire::WebSocket(websocket) = &mut socket.wire else {
+            return;
+        };
+        let (mut events, mut output) = (Vec::new(), Vec::new());
+        let result = websocket.feed(bytes, &mut output, |event| events.push(event));
+        let closing = socket.closing_since.is_some();
+        if !output.is_empty() {
+            self.put(key, output.into());
+        }
+        for event in events {
+            match event {
+                Event::Closed => {
+                    self.answered_close(key);
+                    return;
+                }
+                _ if closing => {}
+                Event::Text(text) => self.text(key, &text),
+                Event::Binary => {
+                    self.metrics
+                        .websocket_errors
+                        .with_label_values(&["unsupported_frame"])
+                        .inc();
+                    let message =
+                        "binary frames are not part of the protocol; send text".to_owned();
+                    self.refuse(
+                        key,
+                        Close {
+                            code: CloseCode::Unsupported,
+                            message,
+                        },
+                    );
+                    return;
+                }
+            }
+        }
+        if let Err(close) = result {
+            if closing {
+                // It talks on after its end: no further answer.
+                self.forget(key, CLIENT_CLOSED);
+            } else {
+                self.metrics
+                    .websocket_errors
+                    .with_label_values(&[close.code.reason()])
+                    .inc();
+                self.refuse(key, close);
+            }
+        }
+    }
+
+    fn text(&mut self, key: usize, text: &str) {
+        let mut effects = std::mem::take(&mut self.effects);
+        let Some(client) = self
+            .sockets
+            .get_mut(key)
+            .and_then(|socket| socket.client.as_mut())
+        else {
+            return;
+        };
+        if client.connection.admit(self.now, &mut effects) {
+            let command = pusher::decode(text);
+            match &command {
+                Ok(command) => self
+                    .metrics
+                    .messages_received
+                    .with_label_values(&["websocket", op(command)])
+                    .inc(),
+                Err(_) => self
+                    .metrics
+                    .websocket_errors
+                    .with_label_values(&["malformed"])
+                    .inc(),
+            }
+            let (hub, app) = (&self.hub, &client.connection.app().id.clone());
+            let has = |channel: &ChannelName| {
+                hub.has(
+                    index(key),
+                    &ChannelKey {
+                        app: app.clone(),
+                        channel: channel.clone(),
+                    },
+                )
+            };
+            let held = Held {
+                count: hub.subscriptions_of(index(key)),
+                has: &has,
+            };
+            client.connection.handle(command, &held, &mut effects);
+        }
+        for effect in effects.drain(..) {
+            self.perform(key, effect);
+        }
+        self.effects = effects;
+    }
+
+    pub(super) fn perform(&mut self, key: usize, effect: Effect) {
+        match effect {
+            Effect::Send(frame) => {
+                if matches!(frame, Frame::SubscriptionRefused { .. }) {
+                    self.metrics.subscribes_refused.inc();
+                }
+                self.send(key, &frame);
+            }
+            Effect::Subscribe(channel) => {
+                if let Some(key_of) = self.key_of(key, channel) {
+                    self.subscribe(key, key_of);
+                }
+            }
+            Effect::Unsubscribe(channel) => {
+                let Some(channel) = self.key_of(key, channel) else {
+                    return;
+                };
+                let before = self.hub.subscriptions();
+                let unfollowed = self.hub.unsubscribe(index(key), &channel);
+                self.metrics
+                    .unsubscribes_client
+                    .inc_by((before - self.hub.subscriptions()) as u64);
+                self.unfollow(unfollowed);
+            }
+            Effect::AuthFailed(reason) => self
+                .metrics
+                .auth_failures
+                .with_label_values(&[reason])
+                .inc(),
+            Effect::RateLimited => self.metrics.rate_limited_messages.inc(),
+            Effect::Close(close) => self.refuse(key, close),
+        }
+    }
+}
+
+fn op(command: &Command) -> &'static str {
+    match command {
+        Command::Subscribe { .. } => "subscribe",
+        Command::Unsubscribe { .. } => "unsubscribe",
+        Command::Ping => "ping",
+        Command::Pong => "pong",
+        Command::Unsupported { .. } => "unsupported",
+    }
+}
