@@ -9,6 +9,8 @@
 //!                                  PublishTable (one per gateway)
 //! ```
 //!
+//! [`outbound::Outbound`] turns effects into messages: links, replies, beats.
+//!
 //! [`shard::Shard`] is the only thing that changes; each worker owns some of
 //! them outright. Effects come out in the order in which they must be
 //! performed: a publication is handed to the links before its publisher hears
@@ -17,6 +19,7 @@
 pub mod channel;
 pub mod history;
 pub mod interest;
+pub mod outbound;
 pub mod publish_table;
 pub mod routing;
 pub mod shard;

@@ -1,0 +1,336 @@
+//! What a node sends: which life of a gateway gets what, in which order, in how
+//! many messages.
+//!
+//! Links go before replies, so that a publication is on its way before its
+//! publisher hears of it. A gateway has one link; when a new life of it is
+//! heard of, a new link begins, and what was for the old one goes nowhere.
+
+use std::collections::BTreeMap;
+
+use bytes::Bytes;
+use proto::codec::{self, PAYLOAD_BYTES_MAX};
+use proto::id::{GatewayId, GatewayRef, Incarnation, NodeRef};
+use proto::link;
+use proto::message::{Message, NodeBeat, Replies, Reply};
+use proto::subject::Address;
+use proto::time::Timestamp;
+
+use super::shard::Effect;
+
+/// A message to be published.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Parcel {
+    /// Where to.
+    pub to: Address,
+    /// What it is, for metrics.
+    pub kind: Kind,
+    /// The encoded message.
+    pub bytes: Bytes,
+}
+
+/// What a message is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Kind {
+    /// Publications.
+    Batch,
+    /// Answers.
+    Replies,
+    /// A sign of life, of a link or of the node.
+    Beat,
+}
+
+/// The sending side of a node.
+#[derive(Debug)]
+pub struct Outbound {
+    from: NodeRef,
+    map_version: u64,
+    peers: BTreeMap<GatewayId, Peer>,
+}
+
+/// What goes to one gateway.
+#[derive(Debug)]
+struct Peer {
+    link: link::Sender,
+    replies: Vec<Reply>,
+    touched: bool,
+}
+
+impl Outbound {
+    /// A node that has sent nothing yet.
+    pub fn new(from: NodeRef, map_version: u64) -> Self {
+        Self {
+            from,
+            map_version,
+            peers: BTreeMap::new(),
+        }
+    }
+
+    /// What shards decided, in the order in which they did.
+    pub fn send(
+        &mut self,
+        now: Timestamp,
+        effects: impl Iterator<Item = Effect>,
+        parcels: &mut Vec<Parcel>,
+    ) {
+        for effect in effects {
+            match effect {
+                Effect::Deliver { to, .. } if to.is_empty() => {}
+                Effect::Deliver { to, entry } => {
+                    let bytes = codec::encode_entry(&entry);
+                    for gateway in to.iter() {
+                        if let Some(peer) = self.peer(now, gateway) {
+                            peer.link.push(bytes.clone());
+                        }
+                    }
+                }
+                Effect::Reply { to, reply } => match self.peer(now, &to) {
+                    Some(peer) => peer.replies.push(reply),
+                    // Of a life that has ended; it is told so.
+                    None => self.reply(&to.id, to.incarnation, vec![reply], parcels),
+                },
+            }
+        }
+        self.flush(now, parcels);
+    }
+
+    /// The tail beats of links that are due.
+    pub fn tail_beats(&mut self, now: Timestamp, parcels: &mut Vec<Parcel>) {
+        parcels.extend(self.peers.iter_mut().filter_map(|(id, peer)| {
+            let beat = Message::Batch(peer.link.beat(now)?);
+            Some(Parcel {
+                to: Address::Gateway(id.clone()),
+                kind: Kind::Beat,
+                bytes: codec::encode(&beat),
+            })
+        }));
+    }
+
+    /// The node's own beat.
+    pub fn beat(&self) -> Parcel {
+        let beat = NodeBeat {
+            from: self.from.clone(),
+            map_version: self.map_version,
+        };
+        Parcel {
+            to: Address::NodeBeats,
+            kind: Kind::Beat,
+            bytes: codec::encode(&Message::NodeBeat(beat)),
+        }
+    }
+
+    /// What goes to a gateway, beginning a link if this life of it has none.
+    /// `None` for a life that a later one has voided.
+    fn peer(&mut self, now: Timestamp, to: &GatewayRef) -> Option<&mut Peer> {
+        let from = &self.from;
+        let new = || Peer {
+            link: link::Sender::new(from.clone(), to.incarnation, now),
+            replies: Vec::new(),
+            touched: false,
+        };
+        if !self.peers.contains_key(&to.id) {
+            self.peers.insert(to.id.clone(), new());
+        }
+        let peer = self.peers.get_mut(&to.id)?;
+        if peer.link.to() > to.incarnation {
+            return None;
+        }
+        if peer.link.to() < to.incarnation {
+            *peer = new();
+        }
+        peer.touched = true;
+        Some(peer)
+    }
+
+    fn flush(&mut self, now: Timestamp, parcels: &mut Vec<Parcel>) {
+        let mut replies = Vec::new();
+        for (id, peer) in self.peers.iter_mut().filter(|(_, peer)| peer.touched) {
+            peer.touched = false;
+            peer.link.seal(now, |batch| {
+                let to = Address::Gateway(id.clone());
+                parcels.push(Parcel {
+                    to,
+                    kind: Kind::Batch,
+                    bytes: codec::encode(&Message::Batch(batch)),
+                });
+            });
+            if !peer.replies.is_empty() {
+                replies.push((
+                    id.clone(),
+                    peer.link.to(),
+                    std::mem::take(&mut peer.replies),
+                ));
+            }
+        }
+        for (id, incarnation, all) in replies {
+            self.reply(&id, incarnation, all, parcels);
+        }
+    }
+
+    /// Puts replies into as many messages as the bus needs.
+    fn reply(
+        &self,
+        id: &GatewayId,
+        to: Incarnation,
+        replies: Vec<Reply>,
+        parcels: &mut Vec<Parcel>,
+    ) {
+        let message = Message::Replies(Replies {
+            from: self.from.clone(),
+            to,
+            map_version: self.map_version,
+            replies,
+        });
+        let bytes = codec::encode(&message);
+        let Message::Replies(Replies { mut replies, .. }) = message else {
+            return;
+        };
+        if bytes.len() > PAYLOAD_BYTES_MAX && replies.len() > 1 {
+            let rest = replies.split_off(replies.len() / 2);
+            self.reply(id, to, replies, parcels);
+            self.reply(id, to, rest, parcels);
+            return;
+        }
+        parcels.push(Parcel {
+            to: Address::Inbox(id.clone()),
+            kind: Kind::Replies,
+            bytes,
+        });
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proto::channel::ChannelKey;
+    use proto::message::{Batch, Entry, Joined, Missed};
+    use proto::position::{Epoch, Offset, Position};
+    use proto::publication::Publication;
+    use proto::shard::{Fence, ShardId};
+    use proto::time::UnixTime;
+    use std::sync::Arc;
+
+    fn gateway(incarnation: u64) -> GatewayRef {
+        GatewayRef {
+            id: "g".parse().unwrap(),
+            incarnation: Incarnation(incarnation),
+        }
+    }
+
+    fn outbound() -> Outbound {
+        Outbound::new(
+            NodeRef {
+                id: "n".parse().unwrap(),
+                incarnation: Incarnation(1),
+            },
+            1,
+        )
+    }
+
+    fn publication(len: usize) -> Arc<Publication> {
+        Arc::new(Publication {
+            offset: Offset(1),
+            event: "e".into(),
+            data: "x".repeat(len).into(),
+            exclude: None,
+            accepted_at: UnixTime(0),
+        })
+    }
+
+    fn deliver(incarnation: u64) -> Effect {
+        let key = ChannelKey {
+            app: "a".parse().unwrap(),
+            channel: "c".parse().unwrap(),
+        };
+        Effect::Deliver {
+            to: Arc::new([gateway(incarnation)]),
+            entry: Entry {
+                shard: ShardId(0),
+                fence: Fence(1),
+                key,
+                epoch: Epoch(1),
+                publication: publication(1),
+            },
+        }
+    }
+
+    fn joined(incarnation: u64, len: usize) -> Effect {
+        let position = Position {
+            epoch: Epoch(1),
+            offset: Offset(1),
+        };
+        let missed = Missed::Publications(vec![publication(len)]);
+        let reply = Reply::Joined {
+            version: 1,
+            result: Ok(Joined {
+                fence: Fence(1),
+                position,
+                missed,
+            }),
+        };
+        Effect::Reply {
+            to: gateway(incarnation),
+            reply,
+        }
+    }
+
+    fn sent(outbound: &mut Outbound, effects: Vec<Effect>) -> Vec<Parcel> {
+        let mut parcels = Vec::new();
+        outbound.send(Timestamp(0), effects.into_iter(), &mut parcels);
+        parcels
+    }
+
+    fn first_of(parcel: &Parcel) -> (u64, usize) {
+        match codec::decode(&parcel.bytes).unwrap() {
+            Message::Batch(Batch { to, entries, .. }) => (to.0, entries.len()),
+            Message::Replies(Replies { to, replies, .. }) => (to.0, replies.len()),
+            other => panic!("neither batch nor replies: {other:?}"),
+        }
+    }
+
+    #[test]
+    fn links_go_before_replies_and_together() {
+        let parcels = sent(&mut outbound(), vec![joined(1, 1), deliver(1), deliver(1)]);
+        let kinds: Vec<_> = parcels
+            .iter()
+            .map(|parcel| (parcel.kind, first_of(parcel)))
+            .collect();
+        assert_eq!(kinds, [(Kind::Batch, (1, 2)), (Kind::Replies, (1, 1))]);
+    }
+
+    #[test]
+    fn a_new_life_begins_a_new_link_and_the_old_one_gets_nothing_more() {
+        let mut outbound = outbound();
+        sent(&mut outbound, vec![deliver(1), deliver(1)]);
+        let parcels = sent(&mut outbound, vec![deliver(2), deliver(1)]);
+        assert_eq!(parcels.len(), 1);
+        assert_eq!(first_of(&parcels[0]), (2, 1));
+        let Message::Batch(batch) = codec::decode(&parcels[0].bytes).unwrap() else {
+            panic!("a batch")
+        };
+        assert_eq!(batch.first, 1, "counted anew");
+        // But it is answered.
+        let parcels = sent(&mut outbound, vec![joined(1, 1)]);
+        assert_eq!(first_of(&parcels[0]), (1, 1));
+    }
+
+    #[test]
+    fn replies_that_are_too_many_for_one_message_go_in_several() {
+        let parcels = sent(
+            &mut outbound(),
+            (0..5).map(|_| joined(1, 200_000)).collect(),
+        );
+        assert!(parcels.len() >= 3);
+        assert!(
+            parcels
+                .iter()
+                .all(|parcel| parcel.bytes.len() <= PAYLOAD_BYTES_MAX)
+        );
+        assert_eq!(
+            parcels
+                .iter()
+                .map(|parcel| first_of(parcel).1)
+                .sum::<usize>(),
+            5
+        );
+    }
+}
