@@ -217,12 +217,15 @@ pub(crate) async fn read(response: Response<Incoming>) -> anyhow::Result<String>
 pub(crate) fn problem(status: StatusCode, text: &str) -> String {
     let message = serde_json::from_str::<serde_json::Value>(text)
         .ok()
-        .and_then(|body| Some(body.get("error")?.as_str()?.to_owned()));
-    format!(
-        "{} ({})",
-        message.as_deref().unwrap_or(text.trim()),
-        status.as_u16()
-    )
+        .and_then(|body| Some(body.get("error")?.as_str()?.to_owned()))
+        .unwrap_or_else(|| text.trim().to_owned());
+    if message.is_empty() {
+        return format!(
+            "no reason given, status {}; is this the address for clients?",
+            status.as_u16()
+        );
+    }
+    format!("{message} ({})", status.as_u16())
 }
 
 #[expect(

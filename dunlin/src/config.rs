@@ -1,11 +1,13 @@
 //! Configuration: flags over environment over file over defaults. The only
 //! place that reads it.
 
+use std::collections::BTreeSet;
 use std::fmt::Write as _;
 use std::net::{Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use clap::CommandFactory;
 use gateway::app::{App, PAYLOAD_BYTES_DEFAULT, PAYLOAD_BYTES_LIMIT};
 use proto::id::AppId;
 use proto::namespace::{HistoryLimits, Namespace, Namespaces};
@@ -13,7 +15,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::admin;
-use crate::cli::{AppText, LogFormat, ServerOptions};
+use crate::cli::{AppText, Cli, LogFormat, ServerOptions};
 use crate::exit::{Exit, Failure};
 
 /// What a configuration file may say. Every key has a default.
@@ -32,11 +34,11 @@ pub(crate) struct Config {
     /// How to write logs: `text` or `json`.
     #[schemars(with = "String")]
     pub(crate) log: LogFormat,
-    /// Threads that own connections. 0: one per core.
+    /// Threads that own connections, up to 64. 0: one per core.
     pub(crate) workers: u8,
     /// Seconds of silence after which a WebSocket client is pinged; 30 s later it is given up. 1 to 3600.
     pub(crate) activity_timeout_s: u64,
-    /// Bytes that may wait for one client. One that is further behind is disconnected.
+    /// Bytes that may wait for one client. One that is further behind is disconnected. At least 65536.
     pub(crate) outbox_bytes_max: usize,
     /// The apps that are served. Without any, one for development: `app-id`, `app-key`, `app-secret`.
     pub(crate) apps: Vec<AppConfig>,
@@ -58,7 +60,7 @@ pub(crate) struct AppConfig {
     /// A disabled app is told so.
     #[serde(default = "yes")]
     pub(crate) enabled: bool,
-    /// Origins whose pages may connect, such as `https://example.com`; `*` is any.
+    /// Origins whose pages may connect, such as `https://example.com` (no slash at the end); `*` is any.
     #[serde(default = "any_origin")]
     pub(crate) allowed_origins: Vec<String>,
     /// Connections at most. 0: no limit.
@@ -173,6 +175,26 @@ impl Config {
         Ok(config)
     }
 
+    /// Names in the environment that look like ours and are not: typing errors.
+    /// No more than a warning, for Kubernetes sets some of its own for a
+    /// service called dunlin.
+    pub(crate) fn unknown_environment() -> Vec<String> {
+        fn known(command: &clap::Command, names: &mut BTreeSet<String>) {
+            let own = command
+                .get_arguments()
+                .filter_map(|argument| argument.get_env());
+            names.extend(own.map(|name| name.to_string_lossy().into_owned()));
+            for sub in command.get_subcommands() {
+                known(sub, names);
+            }
+        }
+        let mut names = BTreeSet::new();
+        known(&Cli::command(), &mut names);
+        let all = std::env::vars_os().map(|(name, _)| name.to_string_lossy().into_owned());
+        all.filter(|name| name.starts_with("DUNLIN_") && !names.contains(name))
+            .collect()
+    }
+
     fn read(file: &Path) -> Result<Self, String> {
         let text = std::fs::read_to_string(file).map_err(|error| {
             format!(
@@ -249,6 +271,8 @@ impl Config {
                 return Err(("payload_bytes_max".into(), message));
             }
         }
+        self.check_origins()?;
+        self.check_namespaces()?;
         if !(1..=3_600).contains(&self.activity_timeout_s) {
             return Err((
                 "activity_timeout_s".into(),
@@ -263,6 +287,51 @@ impl Config {
                 "outbox_bytes_max".into(),
                 "outbox_bytes_max: expected at least 65536".into(),
             ));
+        }
+        Ok(())
+    }
+
+    /// A browser sends scheme, host and port: anything else never matches.
+    fn check_origins(&self) -> Result<(), (String, String)> {
+        for (i, app) in self.apps.iter().enumerate() {
+            for origin in app.allowed_origins.iter().filter(|origin| *origin != "*") {
+                let host = origin
+                    .split_once("://")
+                    .map(|(_, host)| host)
+                    .unwrap_or_default();
+                if host.is_empty() || host.contains('/') {
+                    let message = format!(
+                        "apps[{i}].allowed_origins: {origin:?} matches nothing; expected * or, say, https://example.com"
+                    );
+                    return Err((origin.clone(), message));
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn check_namespaces(&self) -> Result<(), (String, String)> {
+        for (i, namespace) in self.namespaces.iter().enumerate() {
+            let pattern = &namespace.r#match;
+            let at = format!("namespaces[{i}]");
+            if pattern.is_empty()
+                || pattern.starts_with("private-")
+                || pattern.starts_with("presence-")
+            {
+                let message = format!(
+                    "{at}.match: {pattern:?} matches nothing; expected a pattern for the name after private- and the like, such as chat-*"
+                );
+                return Err((format!("match = \"{pattern}\""), message));
+            }
+            if let Some(id) = &namespace.app
+                && !self.apps.is_empty()
+                && !self.apps.iter().any(|app| app.id == *id)
+            {
+                return Err((
+                    format!("app = \"{id}\""),
+                    format!("{at}.app: there is no app with the id {:?}", id.as_str()),
+                ));
+            }
         }
         Ok(())
     }
@@ -475,6 +544,28 @@ mod tests {
                 .1
                 .contains("payload_bytes_max")
         );
+    }
+
+    #[test]
+    fn what_could_never_match_is_refused() {
+        let origin = format!("{APP}allowed_origins = [\"https://example.com/\"]\n");
+        assert_eq!(problem(&origin).0, Some(5));
+        assert!(
+            problem(&origin.replace("https://example.com/", "example.com"))
+                .1
+                .contains("allowed_origins")
+        );
+        assert!(Config::parse(&origin.replace("com/", "com:8443")).is_ok());
+        for pattern in ["", "private-chat-*", "presence-x"] {
+            let (line, message) = problem(&format!("\n[[namespaces]]\nmatch = \"{pattern}\"\n"));
+            assert_eq!(
+                (line, message.contains("namespaces[0].match")),
+                (Some(3), true),
+                "{message}"
+            );
+        }
+        let stranger = format!("{APP}[[namespaces]]\nmatch = \"*\"\napp = \"nobody\"\n");
+        assert!(problem(&stranger).1.contains("nobody"));
     }
 
     #[test]

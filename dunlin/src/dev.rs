@@ -14,7 +14,7 @@ use proto::time::UnixTime;
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use serde_json::json;
 use tokio::net::TcpListener;
-use tokio::signal::unix::{SignalKind, signal};
+use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::{mpsc, watch};
 
 use crate::admin::Admin;
@@ -38,6 +38,9 @@ pub(crate) fn run(options: &ServerOptions) -> Result<(), Failure> {
         .transpose();
     let tokens = tokens.map_err(|problem| Exit::Config.because(problem))?;
     telemetry::init(config.log);
+    for name in Config::unknown_environment() {
+        tracing::warn!(%name, "a variable of the environment that means nothing here; a typing error?");
+    }
     raise_file_limit();
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .enable_all()
@@ -49,6 +52,7 @@ pub(crate) fn run(options: &ServerOptions) -> Result<(), Failure> {
 }
 
 async fn serve(config: Config, tokens: Option<Arc<Tokens>>) -> Result<(), Failure> {
+    let mut signals = Signals::listen().map_err(|error| Exit::Software.with(error))?;
     let (stop, shutdown) = watch::channel(false);
     let (stop_node, node_shutdown) = watch::channel(false);
     let (ready, is_ready) = watch::channel(false);
@@ -136,7 +140,7 @@ async fn serve(config: Config, tokens: Option<Arc<Tokens>>) -> Result<(), Failur
     let gateway = tokio::spawn(telling(gateway.join(), ended.clone()));
     let node = tokio::spawn(telling(node.join(), ended));
     let signal = tokio::select! {
-        () = signalled() => true,
+        () = signals.next() => true,
         // Without a signal, either of them ends only by a failure.
         _ = first_ended.recv() => false,
     };
@@ -154,7 +158,7 @@ async fn serve(config: Config, tokens: Option<Arc<Tokens>>) -> Result<(), Failur
     };
     tokio::select! {
         ended = rest => ended,
-        () = signalled() => Ok(()),
+        () = signals.next() => Ok(()),
         () = tokio::time::sleep(SHUTDOWN_PATIENCE) => {
             tracing::warn!("not everything ended in time");
             if signal { Ok(()) } else { Err(Exit::Software.because("a part of the server failed")) }
@@ -170,18 +174,26 @@ async fn telling<T>(future: impl Future<Output = T>, ended: mpsc::Sender<()>) ->
     result
 }
 
-/// SIGTERM or SIGINT has come.
-async fn signalled() {
-    let wait = async |kind| match signal(kind) {
-        Ok(mut signal) => {
-            signal.recv().await;
+/// SIGTERM and SIGINT. Listened to from the start: one that comes early is
+/// heeded later, and does not end the process by its default action.
+struct Signals {
+    terminate: Signal,
+    interrupt: Signal,
+}
+
+impl Signals {
+    fn listen() -> std::io::Result<Self> {
+        Ok(Self {
+            terminate: signal(SignalKind::terminate())?,
+            interrupt: signal(SignalKind::interrupt())?,
+        })
+    }
+
+    async fn next(&mut self) {
+        tokio::select! {
+            _ = self.terminate.recv() => {}
+            _ = self.interrupt.recv() => {}
         }
-        // Then the default action ends the process.
-        Err(_) => std::future::pending().await,
-    };
-    tokio::select! {
-        () = wait(SignalKind::terminate()) => {}
-        () = wait(SignalKind::interrupt()) => {}
     }
 }
 
@@ -275,7 +287,7 @@ fn greet(clients: SocketAddr, admin: SocketAddr, config: &Config) {
         "Dunlin {version} is running.\n\n  \
          clients   http://{clients}   app {id}, key {key}\n  \
          admin     http://{admin}\n\n\
-         Open http://{clients} in two windows, or in two terminals:\n\n  \
+         Open http://{clients}/#logs in two windows, or in two terminals:\n\n  \
          dunlin sub logs{url}{app_flag}\n  \
          tail -f some.log | dunlin pub logs{url}{app_flag}\n\n\
          Ctrl-C ends it. Nothing is kept.\n",

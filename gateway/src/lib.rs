@@ -1,7 +1,7 @@
 //! The edge: terminates WebSocket and SSE, takes publications over HTTP.
 //!
 //! `core` and `protocol` decide; the modules marked as shells act. [`start`]
-//! puts them together: [`server`] accepts and answers HTTP, and hands WebSocket
+//! puts them together: `server` accepts and answers HTTP, and hands WebSocket
 //! and SSE connections to a `worker`, one per core, which owns them from then
 //! on; `mesh` talks to the nodes.
 

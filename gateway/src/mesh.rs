@@ -206,13 +206,18 @@ impl Mesh {
         source: &Source,
         effects: &mut Vec<Effect>,
     ) {
-        match source {
-            Source::Inbox => self.metrics.bus_replies.inc(),
-            Source::Links => self.metrics.bus_batches.inc(),
-            Source::Beats => self.metrics.bus_beats.inc(),
-        }
         match codec::decode(bytes) {
-            Ok(message) => self.edge.handle(now, Input::Message(message), effects),
+            Ok(message) => {
+                match &message {
+                    Message::Replies(_) => self.metrics.bus_replies.inc(),
+                    // A batch without entries is a tail beat.
+                    Message::Batch(batch) if !batch.entries.is_empty() => {
+                        self.metrics.bus_batches.inc()
+                    }
+                    _ => self.metrics.bus_beats.inc(),
+                }
+                self.edge.handle(now, Input::Message(message), effects);
+            }
             Err(error) => {
                 self.metrics.bus_malformed.inc();
                 tracing::warn!(gateway = %self.config.gateway.id, ?source, %error, "dropped a message from the bus");

@@ -1,7 +1,7 @@
 //! The cluster node: owns shards of channels.
 //!
-//! `core` decides; the modules marked as shells act: [`ingress`] takes requests
-//! from the bus to the workers, [`worker`] drives the shards, [`egress`] sends
+//! `core` decides; the modules marked as shells act: `ingress` takes requests
+//! from the bus to the workers, `worker` drives the shards, `egress` sends
 //! replies and links. [`start`] puts them together.
 
 pub mod core;

@@ -67,7 +67,7 @@ error_codes! {
     /// The path is for WebSocket connections.
     UpgradeRequired = "upgrade_required", 426, "Connect with a WebSocket client.";
     /// The app has as many connections as it may have.
-    OverQuota = "over_quota", 503, "Close connections, or raise max_connections.";
+    OverQuota = "over_quota", 503, "Close connections, or raise connections_max.";
     /// A queue on the way is full. Nothing was published.
     Overloaded = "overloaded", 503, "Try again after the time in Retry-After.";
     /// The channel's owner cannot be reached. Nothing was published.

@@ -13,7 +13,7 @@ pub(crate) enum Scope {
     /// Read `/metrics`.
     #[value(name = "metrics:read")]
     MetricsRead,
-    /// Read `/admin/…`.
+    /// Read `/admin/status`.
     #[value(name = "cluster:read")]
     ClusterRead,
     /// Change things; includes `cluster:read`.
@@ -127,7 +127,9 @@ impl Tokens {
     /// Hashes of tokens are compared: how long that takes says nothing about
     /// the token.
     pub(crate) fn check(&self, authorization: Option<&str>, scope: Scope) -> Verdict {
-        let Some(token) = authorization.and_then(|value| value.strip_prefix("Bearer ")) else {
+        let bearer = authorization.and_then(|value| value.split_once(' '));
+        let Some((_, token)) = bearer.filter(|(scheme, _)| scheme.eq_ignore_ascii_case("bearer"))
+        else {
             return Verdict::Unauthorized;
         };
         let digest = hash(token.trim());

@@ -31,9 +31,9 @@ pub(crate) struct Options {
     /// Publications per second.
     #[arg(long, default_value_t = 20, value_parser = clap::value_parser!(u32).range(1..=100_000))]
     rate: u32,
-    /// Bytes of each publication's data; at least 19.
-    #[arg(long, default_value_t = 128)]
-    size: usize,
+    /// Bytes of each publication's data.
+    #[arg(long, default_value_t = 128, value_parser = clap::value_parser!(u32).range(19..=400_000))]
+    size: u32,
     /// Seconds of publishing.
     #[arg(long, default_value_t = 10)]
     seconds: u32,
@@ -112,7 +112,7 @@ fn measure(options: &Options, app: &AppArgument) -> anyhow::Result<Report> {
     } else {
         let bar = progress("floor", publications);
         let interval = Duration::from_secs(1) / options.rate;
-        let frame = gateway::websocket::text_frame(&event(&channel, options.size)).len();
+        let frame = gateway::websocket::text_frame(&event(&channel, options.size as usize)).len();
         let floor = floor::measure(options.subscribers, frame, publications, interval, |done| {
             bar.set_position(done)
         })?;
@@ -122,7 +122,7 @@ fn measure(options: &Options, app: &AppArgument) -> anyhow::Result<Report> {
     Ok(Report {
         subscribers: options.subscribers as u64,
         rate: options.rate,
-        size: options.size as u64,
+        size: u64::from(options.size),
         seconds: options.seconds,
         expected,
         elapsed_s: received.last_ns.saturating_sub(began_ns) as f64 / 1e9,
@@ -194,7 +194,7 @@ async fn publish(
     interval.set_missed_tick_behavior(MissedTickBehavior::Burst);
     for published in 1..=options.publications() {
         interval.tick().await;
-        let data = frames::data(now_ns(), options.size);
+        let data = frames::data(now_ns(), options.size as usize);
         let (status, body) = connection.publish(app, channel, "b", &data).await?;
         if status != StatusCode::OK {
             bail!(

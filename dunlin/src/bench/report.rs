@@ -51,8 +51,10 @@ impl Report {
     }
 
     fn floor_us_per_send(&self) -> Option<f64> {
+        /// CPU time is counted in hundredths of a second.
+        const MEASURABLE_S: f64 = 0.1;
         let floor = self.floor?;
-        (floor.sends > 0).then(|| floor.cpu_s * 1e6 / floor.sends as f64)
+        (floor.cpu_s >= MEASURABLE_S).then(|| floor.cpu_s * 1e6 / floor.sends as f64)
     }
 
     pub(super) fn json(&self) -> Value {

@@ -63,10 +63,10 @@ pub(crate) struct ServerOptions {
     #[arg(long, env = "DUNLIN_CONFIG", value_name = "FILE")]
     pub(crate) config: Option<PathBuf>,
     /// Where clients and backends connect [default: 127.0.0.1:6001].
-    #[arg(long, env = "DUNLIN_LISTEN", value_name = "ADDRESS")]
+    #[arg(long, env = "DUNLIN_LISTEN", value_name = "IP:PORT", value_parser = address)]
     pub(crate) listen: Option<SocketAddr>,
     /// Where health, metrics and administration are [default: 127.0.0.1:9601].
-    #[arg(long, env = "DUNLIN_ADMIN", value_name = "ADDRESS")]
+    #[arg(long, env = "DUNLIN_ADMIN", value_name = "IP:PORT", value_parser = address)]
     pub(crate) admin: Option<SocketAddr>,
     /// Tokens for the admin address, one a line, made by `dunlin token`. Without them it must be a
     /// loopback address.
@@ -84,9 +84,16 @@ pub(crate) struct ServerOptions {
     /// How to write logs [default: text].
     #[arg(long, env = "DUNLIN_LOG", value_name = "FORMAT")]
     pub(crate) log: Option<LogFormat>,
-    /// Threads that own connections [default: one per core].
-    #[arg(long, env = "DUNLIN_WORKERS", value_name = "N", value_parser = clap::value_parser!(u8).range(1..=64))]
+    /// Threads that own connections, up to 64; 0 is one per core [default: 0].
+    #[arg(long, env = "DUNLIN_WORKERS", value_name = "N", value_parser = clap::value_parser!(u8).range(0..=64))]
     pub(crate) workers: Option<u8>,
+}
+
+/// An address to listen on.
+fn address(text: &str) -> Result<SocketAddr, String> {
+    text.parse().map_err(|_| {
+        "expected IP:PORT, such as 127.0.0.1:6001 or [::1]:6001; names are not looked up".to_owned()
+    })
 }
 
 /// How logs are written.

@@ -6,7 +6,7 @@ use std::time::Duration;
 use clap::Args;
 use hyper::StatusCode;
 use proto::channel::ChannelName;
-use tokio::io::{AsyncBufReadExt, BufReader};
+use tokio::io::{AsyncBufRead, AsyncBufReadExt, BufReader};
 
 use super::{ServerArguments, Target};
 use crate::client::{Connection, Failed, problem};
@@ -15,6 +15,8 @@ use crate::exit::{Exit, Failure};
 /// How often and how long to try to reach a server that is not there (yet).
 const CONNECT_EVERY: Duration = Duration::from_millis(500);
 const CONNECT_TRIES: u32 = 20;
+/// Bytes of a line that any server might take.
+const LINE_BYTES_MAX: usize = gateway::app::PAYLOAD_BYTES_LIMIT;
 
 #[derive(Debug, Args)]
 pub(crate) struct Options {
@@ -43,11 +45,20 @@ async fn publish(options: &Options, target: &Target) -> Result<(), Failure> {
     let (mut number, mut refused) = (0_u64, 0_u64);
     loop {
         line.clear();
-        let read = input.read_until(b'\n', &mut line).await;
-        if read.map_err(|error| Exit::Io.because(format!("could not read stdin: {error}")))? == 0 {
+        let read = read_line(&mut input, &mut line).await;
+        let length =
+            read.map_err(|error| Exit::Io.because(format!("could not read stdin: {error}")))?;
+        if length == 0 {
             break;
         }
         number += 1;
+        if length > line.len() {
+            eprintln!(
+                "dunlin: line {number} was refused: it has {length} bytes, and no app takes more than {LINE_BYTES_MAX}"
+            );
+            refused += 1;
+            continue;
+        }
         let text = line.strip_suffix(b"\n").unwrap_or(&line);
         let Ok(text) = std::str::from_utf8(text) else {
             eprintln!("dunlin: line {number} is not UTF-8 and was not published");
@@ -63,6 +74,30 @@ async fn publish(options: &Options, target: &Target) -> Result<(), Failure> {
         return Err(Exit::Data.because(format!("{refused} of {number} lines were not published")));
     }
     Ok(())
+}
+
+/// Reads a line, with its end. Of one that is too long only the beginning is
+/// kept. How long it was; zero: there is none.
+async fn read_line(
+    input: &mut (impl AsyncBufRead + Unpin),
+    line: &mut Vec<u8>,
+) -> std::io::Result<usize> {
+    let mut length = 0;
+    loop {
+        let bytes = input.fill_buf().await?;
+        let end = bytes
+            .iter()
+            .position(|byte| *byte == b'\n')
+            .map(|at| at + 1);
+        let taken = end.unwrap_or(bytes.len());
+        let room = (LINE_BYTES_MAX + 1).saturating_sub(line.len());
+        line.extend_from_slice(&bytes[..taken.min(room)]);
+        length += taken;
+        input.consume(taken);
+        if end.is_some() || taken == 0 {
+            return Ok(length);
+        }
+    }
 }
 
 enum Verdict {
@@ -98,6 +133,9 @@ async fn one(
                 // The first time it may only be that the server has closed a
                 // connection that was idle for long.
                 if tries > 1 {
+                    if tries == 2 {
+                        eprintln!("dunlin: line {number} waits: {error:#}");
+                    }
                     super::wait(CONNECT_EVERY).await;
                 }
                 continue;
@@ -131,4 +169,33 @@ async fn attempt(
     };
     open.publish(&target.app, options.channel.as_str(), &options.event, text)
         .await
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn lines_are_read_and_long_ones_measured() {
+        let text = [&b"one\n\n"[..], &vec![b'x'; LINE_BYTES_MAX + 5], b"\nlast"].concat();
+        let mut input = BufReader::with_capacity(1_000, &text[..]);
+        let mut lines = Vec::new();
+        loop {
+            let mut line = Vec::new();
+            let length = read_line(&mut input, &mut line).await.unwrap();
+            if length == 0 {
+                break;
+            }
+            lines.push((length, line.len()));
+        }
+        assert_eq!(
+            lines,
+            [
+                (4, 4),
+                (1, 1),
+                (LINE_BYTES_MAX + 6, LINE_BYTES_MAX + 1),
+                (4, 4)
+            ]
+        );
+    }
 }

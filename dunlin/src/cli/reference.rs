@@ -50,6 +50,7 @@ fn cli() -> String {
     for exit in Exit::ALL {
         let _ = writeln!(page, "| {} | {} |", exit as u8, exit.meaning());
     }
+    page.push_str("| 128 + n | Ended by signal n: 130 after Ctrl-C. A server ends with 0. |\n");
     page
 }
 
@@ -127,7 +128,7 @@ fn labels(family: &MetricFamily) -> String {
 
 fn errors() -> String {
     let mut page = String::from(
-        "# Errors\n\n## HTTP\n\nBodies are JSON: `error` (for people), `code` (for programs), `status`. A publish into several channels \
+        "# Errors\n\n## HTTP\n\nOn the client address, bodies are JSON: `error` (for people), `code` (for programs), `status`. A publish into several channels \
          that was not taken by all of them also has `accepted` and `failed`, lists of channels. 503 comes with `Retry-After`.\n\n\
          | code | status | meaning | what to do |\n|---|---|---|---|\n",
     );

@@ -1,7 +1,7 @@
 //! `dunlin sub`: prints what arrives. Public channels come by SSE, private ones
 //! over WebSocket, signed with the app's secret. Connects again by itself.
 
-use std::io::{BufWriter, ErrorKind, Write};
+use std::io::{BufWriter, ErrorKind, IsTerminal, Write};
 use std::time::Duration;
 
 use anyhow::{Context, anyhow};
@@ -82,7 +82,9 @@ async fn subscribe(options: &Options, target: &Target) -> Result<(), Failure> {
         ));
     }
     drop(reports);
+    let terminal = std::io::stdout().is_terminal();
     let mut output = Output {
+        terminal,
         out: BufWriter::new(std::io::stdout()),
         json: options.json,
     };
@@ -106,6 +108,8 @@ async fn subscribe(options: &Options, target: &Target) -> Result<(), Failure> {
 }
 
 struct Output {
+    /// Somebody's: what is printed must not command it.
+    terminal: bool,
     out: BufWriter<std::io::Stdout>,
     json: bool,
 }
@@ -119,6 +123,7 @@ impl Output {
             Report::Message(message) => {
                 let data = &message["data"];
                 match data.as_str() {
+                    Some(text) if self.terminal => writeln!(self.out, "{}", printable(text)),
                     Some(text) => writeln!(self.out, "{text}"),
                     None => writeln!(self.out, "{data}"),
                 }
@@ -133,6 +138,18 @@ impl Output {
             }
         }
     }
+}
+
+/// Text with control characters spelled out, but for those that make lines.
+fn printable(text: &str) -> String {
+    let spell = |c: char| {
+        if c.is_control() && c != '\n' && c != '\t' {
+            c.escape_default().to_string()
+        } else {
+            c.to_string()
+        }
+    };
+    text.chars().map(spell).collect()
 }
 
 /// How channels come.
@@ -365,4 +382,15 @@ async fn socket(
 
 fn text(value: &Value) -> Message {
     Message::Text(Utf8Bytes::from(value.to_string()))
+}
+
+#[cfg(test)]
+mod tests {
+    #[test]
+    fn messages_do_not_command_a_terminal() {
+        assert_eq!(
+            super::printable("a\tb\nc\u{1b}[31m\r\u{9b}é"),
+            "a\tb\nc\\u{1b}[31m\\r\\u{9b}é"
+        );
+    }
 }

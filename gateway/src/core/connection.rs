@@ -11,6 +11,7 @@ use super::auth;
 use super::limits::{Bucket, Rate};
 use crate::app::App;
 use crate::protocol::pusher::Malformed;
+use crate::protocol::pusher::event::is_served;
 use crate::protocol::{Close, CloseCode, Command, Frame};
 
 /// How long a client has to answer a ping.
@@ -194,7 +195,7 @@ impl Connection {
             Ok(channel) => channel,
             Err(invalid) => return vec![refused("InvalidChannel", format!("{invalid}"), 400)],
         };
-        if channel.kind() == ChannelKind::Presence || channel.is_cache() {
+        if !is_served(&channel) {
             let message = "presence and cache channels are not available in this version".into();
             return vec![refused("NotSupported", message, 400)];
         }
@@ -228,6 +229,9 @@ fn unsupported(event: &str) -> Effect {
         return error(Some(MESSAGE_REJECTED), message);
     }
     let event: String = event.chars().take(50).collect();
+    if event.starts_with("pusher:") {
+        return error(None, format!("{event} is not available in this version"));
+    }
     error(None, format!("{event:?} is not an event that clients send"))
 }
 
