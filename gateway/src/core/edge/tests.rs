@@ -1,9 +1,12 @@
 use std::sync::Arc;
 
 use bytes::Bytes;
+use proto::codec;
 use proto::error::ErrorCode;
 use proto::id::ClusterUuid;
-use proto::message::{Joined, Missed};
+use proto::message::{
+    Batch, Entry, Join, Joined, Missed, NodeBeat, Published, Refusal, Replies, Reply,
+};
 use proto::position::{Epoch, Offset, Position};
 use proto::publication::Publication;
 use proto::time::UnixTime;

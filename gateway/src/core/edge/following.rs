@@ -1,0 +1,201 @@
+//! Following channels: joins, leaves, and what comes of them.
+
+use proto::channel::ChannelKey;
+use proto::message::{Join, JoinResult, Leave, Refusal, Request};
+use proto::shard::ShardId;
+use proto::time::Timestamp;
+
+use super::{Edge, Effect, LINGER, RETRY, Timer};
+use crate::core::attachment::{Ask, Attachment, FollowId, Step};
+use crate::core::workers::WorkerId;
+
+impl Edge {
+    pub(super) fn follow(
+        &mut self,
+        now: Timestamp,
+        worker: WorkerId,
+        follow: FollowId,
+        key: &ChannelKey,
+        effects: &mut Vec<Effect>,
+    ) {
+        let id = self.sharding.shard_of(key);
+        self.shard(id).channels.entry(key.clone()).or_default();
+        self.change(now, id, key, effects, |attachment, steps| {
+            attachment.follow(worker, follow, steps)
+        });
+    }
+
+    pub(super) fn unfollow(&mut self, now: Timestamp, worker: WorkerId, key: &ChannelKey) {
+        let shard = self.shard_of(key);
+        let id = shard.id;
+        let Some(attachment) = shard.channels.get_mut(key) else {
+            return;
+        };
+        attachment.unfollow(worker);
+        if !attachment.is_followed() {
+            let leave_at = now + LINGER;
+            attachment.leave_at = Some(leave_at);
+            self.timers.set(leave_at, Timer::Linger(id, key.clone()));
+        }
+    }
+
+    pub(super) fn joined(
+        &mut self,
+        now: Timestamp,
+        version: u64,
+        result: JoinResult,
+        effects: &mut Vec<Effect>,
+    ) {
+        match result {
+            Ok(joined) => {
+                let Some((id, _)) = self.joins.get(&version) else {
+                    return;
+                };
+                let id = *id;
+                let fence = joined.fence;
+                if fence < self.shard(id).floor {
+                    return;
+                }
+                // Before the answer counts: a new owner detaches its channels,
+                // and this join was one that it answered.
+                let Some((_, key)) = self.joins.remove(&version) else {
+                    return;
+                };
+                self.heard_from_owner(now, id, fence, Some(&key), effects);
+                let mine = |a: &Attachment| a.asked() == Some(version);
+                if !self.shard(id).channels.get(&key).is_some_and(mine) {
+                    return;
+                }
+                self.change(now, id, &key, effects, |a, steps| a.joined(joined, steps));
+            }
+            Err(Refusal::NotOwner { owner, fence }) => {
+                if let Some((id, _)) = self.joins.get(&version) {
+                    self.reroute(now, *id, owner, fence, effects);
+                }
+            }
+            // The timer asks again.
+            Err(_) => {}
+        }
+    }
+
+    pub(super) fn left(
+        &mut self,
+        now: Timestamp,
+        version: u64,
+        result: Result<(), Refusal>,
+        effects: &mut Vec<Effect>,
+    ) {
+        match result {
+            Ok(()) => {
+                self.leaves.remove(&version);
+            }
+            Err(Refusal::NotOwner { owner, fence }) => {
+                if let Some((id, _)) = self.leaves.get(&version) {
+                    self.reroute(now, *id, owner, fence, effects);
+                }
+            }
+            Err(_) => {}
+        }
+    }
+
+    /// Asks a channel's owner for what comes after our position.
+    fn ask(&mut self, now: Timestamp, id: ShardId, key: &ChannelKey, effects: &mut Vec<Effect>) {
+        self.version += 1;
+        let version = self.version;
+        if let Some(attachment) = self.shard(id).channels.get_mut(key) {
+            attachment.set_asked(version);
+            self.joins.insert(version, (id, key.clone()));
+            self.send_join(now, version, effects);
+        }
+    }
+
+    /// Sends a join, for the first time or again, and sees to it that it is
+    /// sent again if no answer comes.
+    pub(super) fn send_join(&mut self, now: Timestamp, version: u64, effects: &mut Vec<Effect>) {
+        let Some((id, key)) = self.joins.get(&version) else {
+            return;
+        };
+        let shard = &self.shards[usize::from(id.0)];
+        let Some(attachment) = shard
+            .channels
+            .get(key)
+            .filter(|a| a.asked() == Some(version))
+        else {
+            self.joins.remove(&version);
+            return;
+        };
+        let join = Join {
+            shard: *id,
+            fence: shard.fence,
+            key: key.clone(),
+            count: attachment.followers(),
+            have: attachment.position(),
+            version,
+        };
+        effects.push(Effect::Request {
+            node: shard.owner.id.clone(),
+            request: Request::Join(join),
+        });
+        self.timers.set(now + RETRY, Timer::Join(version));
+    }
+
+    pub(super) fn send_leave(&mut self, now: Timestamp, version: u64, effects: &mut Vec<Effect>) {
+        let Some((id, key)) = self.leaves.get(&version) else {
+            return;
+        };
+        let shard = &self.shards[usize::from(id.0)];
+        let leave = Leave {
+            shard: *id,
+            fence: shard.fence,
+            key: key.clone(),
+            version,
+        };
+        effects.push(Effect::Request {
+            node: shard.owner.id.clone(),
+            request: Request::Leave(leave),
+        });
+        self.timers.set(now + RETRY, Timer::Leave(version));
+    }
+
+    pub(super) fn leave_if_unfollowed(
+        &mut self,
+        now: Timestamp,
+        id: ShardId,
+        key: ChannelKey,
+        effects: &mut Vec<Effect>,
+    ) {
+        let channels = &mut self.shard(id).channels;
+        let due = |a: &Attachment| !a.is_followed() && a.leave_at.is_some_and(|at| at <= now);
+        if !channels.get(&key).is_some_and(due) {
+            return;
+        }
+        channels.remove(&key);
+        self.version += 1;
+        let version = self.version;
+        self.leaves.insert(version, (id, key));
+        self.send_leave(now, version, effects);
+    }
+
+    /// Changes an attachment, passes on what that did, and asks the owner if
+    /// that is needed. A channel that is not followed is left alone.
+    pub(super) fn change(
+        &mut self,
+        now: Timestamp,
+        id: ShardId,
+        key: &ChannelKey,
+        effects: &mut Vec<Effect>,
+        change: impl FnOnce(&mut Attachment, &mut Vec<Step>) -> Ask,
+    ) {
+        let Some(attachment) = self.shards[usize::from(id.0)].channels.get_mut(key) else {
+            return;
+        };
+        let ask = change(attachment, &mut self.steps);
+        effects.extend(self.steps.drain(..).map(|step| Effect::Step {
+            key: key.clone(),
+            step,
+        }));
+        if ask == Ask::Join {
+            self.ask(now, id, key, effects);
+        }
+    }
+}

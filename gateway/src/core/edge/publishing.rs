@@ -1,0 +1,75 @@
+//! Publishing: the uplinks of all shards.
+
+use proto::message::{PublishResult, Published, Refusal};
+use proto::shard::ShardId;
+use proto::time::Timestamp;
+
+use super::{Edge, Effect, Shard, to};
+use crate::core::uplink::{Order, Ticket};
+
+impl Edge {
+    pub(super) fn publish(
+        &mut self,
+        now: Timestamp,
+        ticket: Ticket,
+        order: Order,
+        effects: &mut Vec<Effect>,
+    ) {
+        let shard = self.shard_of(&order.key);
+        match shard.uplink.push(now, ticket, order) {
+            Ok(()) => {
+                shard.send(now, effects);
+                let id = shard.id;
+                self.busy.insert(id);
+            }
+            Err(code) => effects.push(Effect::Answer((ticket, Err(code)))),
+        }
+    }
+
+    pub(super) fn published(
+        &mut self,
+        now: Timestamp,
+        shard: ShardId,
+        sequence: u64,
+        result: PublishResult,
+        effects: &mut Vec<Effect>,
+    ) {
+        let Some(shard) = self.shards.get_mut(usize::from(shard.0)) else {
+            return;
+        };
+        match &result {
+            Ok(Published::Accepted { fence, .. }) if *fence < shard.floor => return,
+            Err(Refusal::OutOfSequence { expected }) => {
+                let Shard {
+                    uplink,
+                    owner,
+                    fence,
+                    ..
+                } = shard;
+                uplink.fill_hole(now, *fence, *expected, to(&owner.id, effects));
+                return;
+            }
+            _ => {}
+        }
+        if let Some(answer) = shard.uplink.answered(sequence, result) {
+            effects.push(Effect::Answer(answer));
+        }
+        shard.send(now, effects);
+    }
+
+    pub(super) fn tick_uplinks(&mut self, now: Timestamp, effects: &mut Vec<Effect>) {
+        let mut answers = Vec::new();
+        let shards = &mut self.shards;
+        self.busy.retain(|id| {
+            let Shard {
+                uplink,
+                owner,
+                fence,
+                ..
+            } = &mut shards[usize::from(id.0)];
+            uplink.tick(now, *fence, &mut answers, to(&owner.id, effects));
+            !uplink.is_idle()
+        });
+        effects.extend(answers.into_iter().map(Effect::Answer));
+    }
+}
