@@ -22,6 +22,7 @@ use tokio::time::MissedTickBehavior;
 use crate::broadcast::Broadcast;
 use crate::core::attachment::{FollowId, Step};
 use crate::core::edge::{Edge, Effect, Input};
+use crate::core::requests::batches;
 use crate::core::uplink::{Accepted, DEADLINE, Order, Ticket};
 use crate::core::workers::{WorkerId, Workers};
 use crate::metrics::Metrics;
@@ -39,8 +40,6 @@ const TICK: Duration = Duration::from_millis(20);
 const MAP_PATIENCE: Duration = Duration::from_secs(1);
 /// How often a gateway that finds no node says so.
 const COMPLAIN: Duration = Duration::from_secs(5);
-/// Bytes of requests in one message, as estimated; the rest goes into the next.
-const BATCH_BYTES_MAX: usize = codec::PAYLOAD_BYTES_MAX - 64 * 1_024;
 
 type AnswerSender = oneshot::Sender<Result<Accepted, ErrorCode>>;
 
@@ -334,32 +333,17 @@ impl Mesh {
     }
 
     fn send(&self, node: &NodeId, requests: Vec<Request>) {
-        let mut batch = Vec::new();
-        let mut bytes = 0;
-        for request in requests {
-            let size = estimate(&request);
-            if bytes + size > BATCH_BYTES_MAX && !batch.is_empty() {
-                publish(
-                    &self.config,
-                    &self.bus,
-                    &self.metrics,
-                    node,
-                    self.edge.map_version(),
-                    std::mem::take(&mut batch),
-                );
-                bytes = 0;
-            }
-            bytes += size;
-            batch.push(request);
+        let map_version = self.edge.map_version();
+        for batch in batches(requests) {
+            publish(
+                &self.config,
+                &self.bus,
+                &self.metrics,
+                node,
+                map_version,
+                batch,
+            );
         }
-        publish(
-            &self.config,
-            &self.bus,
-            &self.metrics,
-            node,
-            self.edge.map_version(),
-            batch,
-        );
     }
 }
 
@@ -369,15 +353,6 @@ enum Source {
     Inbox,
     Links,
     Beats,
-}
-
-/// Upper bound of a request's encoded bytes.
-fn estimate(request: &Request) -> usize {
-    const REST: usize = 512;
-    match request {
-        Request::Publish(publish) => publish.data.len() + publish.event.len() + REST,
-        _ => REST,
-    }
 }
 
 fn publish(

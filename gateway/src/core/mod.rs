@@ -26,5 +26,6 @@ pub mod fanout;
 pub mod hub;
 pub mod limits;
 pub mod outbox;
+pub mod requests;
 pub mod uplink;
 pub mod workers;

@@ -1,0 +1,93 @@
+//! The requests of one round, cut into messages that the bus takes.
+
+use proto::codec::PAYLOAD_BYTES_MAX;
+use proto::message::Request;
+
+/// Bytes of requests in one message, as estimated; the rest goes into the next.
+const BATCH_BYTES_MAX: usize = PAYLOAD_BYTES_MAX - 64 * 1_024;
+/// What a request has besides a publication's texts: names at their longest,
+/// numbers, and what MessagePack puts around them.
+const REST_BYTES: usize = 512;
+
+/// Cuts requests for one node into batches, in order. None is empty.
+pub fn batches(requests: impl IntoIterator<Item = Request>) -> Vec<Vec<Request>> {
+    let mut batches: Vec<Vec<Request>> = Vec::new();
+    let mut room = 0;
+    for request in requests {
+        let bytes = estimate(&request);
+        match batches.last_mut() {
+            Some(batch) if bytes <= room => batch.push(request),
+            _ => {
+                batches.push(vec![request]);
+                room = BATCH_BYTES_MAX;
+            }
+        }
+        room = room.saturating_sub(bytes);
+    }
+    batches
+}
+
+/// Upper bound of a request's encoded bytes.
+fn estimate(request: &Request) -> usize {
+    match request {
+        Request::Publish(publish) => publish.data.len() + publish.event.len() + REST_BYTES,
+        _ => REST_BYTES,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::app::PAYLOAD_BYTES_LIMIT;
+    use proptest::prelude::*;
+    use proto::channel::{CHANNEL_BYTES_MAX, ChannelKey};
+    use proto::codec;
+    use proto::id::{ConnectionId, GatewayRef, ID_BYTES_MAX, Incarnation};
+    use proto::message::{Message, Publish, Requests, Sequenced};
+    use proto::publication::EVENT_BYTES_MAX;
+    use proto::shard::{Fence, ShardId};
+    use proto::time::UnixTime;
+
+    /// A publish with everything at its largest.
+    fn publish(sequence: u64, data: usize) -> Request {
+        let place = Sequenced {
+            shard: ShardId(u16::MAX),
+            fence: Fence(u64::MAX),
+            sequence,
+            low_mark: u64::MAX,
+        };
+        Request::Publish(Publish {
+            place,
+            key: ChannelKey {
+                app: "a".repeat(ID_BYTES_MAX).parse().unwrap(),
+                channel: "c".repeat(CHANNEL_BYTES_MAX).parse().unwrap(),
+            },
+            event: "e".repeat(EVENT_BYTES_MAX).into(),
+            data: "d".repeat(data).into(),
+            exclude: Some(ConnectionId {
+                gateway: u64::MAX,
+                number: u64::MAX,
+            }),
+            accepted_at: UnixTime(u64::MAX),
+        })
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(32))]
+        #[test]
+        fn every_batch_fits_and_order_is_kept(sizes in prop::collection::vec(0..=PAYLOAD_BYTES_LIMIT, 0..20)) {
+            let requests: Vec<Request> = (u64::MAX - 20..).zip(&sizes).map(|(n, size)| publish(n, *size)).collect();
+            let batches = batches(requests.clone());
+            for batch in &batches {
+                prop_assert!(!batch.is_empty());
+                let message = Message::Requests(Requests {
+                    from: GatewayRef { id: "g".repeat(ID_BYTES_MAX).parse().unwrap(), incarnation: Incarnation(u64::MAX) },
+                    map_version: u64::MAX,
+                    requests: batch.clone(),
+                });
+                prop_assert!(codec::encode(&message).len() <= PAYLOAD_BYTES_MAX);
+            }
+            prop_assert_eq!(batches.concat(), requests);
+        }
+    }
+}
