@@ -14,7 +14,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result};
 use bytes::Bytes;
-use cluster_tests::client::{EventStream, KEY, Pusher, post_event_to};
+use cluster_tests::client::{EventStream, KEY, Pusher, get, post_event_to};
 use futures_util::future::{BoxFuture, try_join_all};
 use gateway::app::{App, Apps};
 use prometheus::Registry;
@@ -214,6 +214,10 @@ async fn a_node_that_cannot_be_reached_is_a_clear_answer() -> Result<()> {
     let address = pair.address.to_string();
     let mut client = Pusher::connect_to(&address).await?;
     client.subscribe("before").await?;
+    // The page and its way to publish are `dev`'s alone.
+    for path in ["/", "/dev/app", "/dev/publish"] {
+        assert_eq!(get(&address, path).await?.status, 404, "{path}");
+    }
     bus.off.store(1, Ordering::Relaxed);
     let event = json!({ "name": "e", "channel": "before", "data": "d" });
     let answer = post_event_to(&address, &event).await?;

@@ -428,6 +428,45 @@ async fn pub_goes_on_over_a_new_connection() -> Result<()> {
     Ok(())
 }
 
+/// Small, and against a server that runs: every delivery is accounted for.
+#[tokio::test]
+async fn the_benchmark_accounts_for_every_delivery() -> Result<()> {
+    let server = Dev::start().await?;
+    let (url, pid) = (server.url(), server.pid().to_string());
+    let small = [
+        "--subscribers",
+        "30",
+        "--rate",
+        "50",
+        "--seconds",
+        "1",
+        "--url",
+        &url,
+        "--pid",
+        &pid,
+    ];
+    let ended = run(["bench", "fanout"].iter().chain(&small)).await?;
+    assert!(ended.status.success(), "{ended:?}");
+    let report: serde_json::Value = serde_json::from_str(&ended.stdout)?;
+    assert_eq!(report["deliveries"], 30 * 50, "{report}");
+    assert_eq!(report["connections_lost"], 0, "{report}");
+    let latency = |name: &str| report["latency_us"][name].as_u64().unwrap_or_default();
+    assert!(
+        latency("p50") > 0 && latency("p50") <= latency("p99") && latency("p99") <= latency("max"),
+        "{report}"
+    );
+    assert!(
+        ended.stderr.contains("deliveries") && ended.stderr.contains("1500 of 1500"),
+        "{}",
+        ended.stderr
+    );
+    let counted = metric(&server, "dunlin_deliveries_total", &["ok"]).await?;
+    assert_eq!(counted, 1_500.0);
+    let too_many = run(["bench", "fanout", "--subscribers", "100000000"]).await?;
+    assert_eq!(too_many.status.code(), Some(64), "{too_many:?}");
+    Ok(())
+}
+
 /// `dunlin sub | head -1` ends when `head` does.
 #[tokio::test]
 async fn sub_ends_when_nobody_reads() -> Result<()> {
