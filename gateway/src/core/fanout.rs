@@ -93,10 +93,10 @@ impl Fanout {
         self.waiting >= WAITING_MAX
     }
 
-    /// Whether only one publication, in one slice, is to be done: then it is
-    /// written at once, for there is nothing to gather.
-    pub fn is_single(&self) -> bool {
-        self.waiting == 1 && self.jobs.len() == 1
+    /// Whether nothing but this slice is to be done, and it has one publication:
+    /// then there is nothing to gather, and each write is best made at once.
+    pub fn is_alone(&self, slice: &Slice) -> bool {
+        slice.broadcasts.len() == 1 && self.waiting == 0 && self.jobs.len() == 1
     }
 
     /// The next piece of work, to be done and then reported with
@@ -275,6 +275,27 @@ mod tests {
             slices += u32::from(step(&mut fanout, &mut hub).unwrap().0 == "large");
         }
         assert_eq!(slices, 2);
+    }
+
+    #[test]
+    fn a_slice_is_alone_when_nothing_can_be_gathered() {
+        let mut hub = hub(&[("a", 300), ("b", 2)]);
+        let mut fanout = Fanout::default();
+        push(&mut fanout, &hub, "a", 1);
+        let first = fanout.next(&mut hub).unwrap();
+        assert!(
+            fanout.is_alone(&first),
+            "every slice of it, not only the last"
+        );
+        fanout.done(&first, &mut hub);
+        push(&mut fanout, &hub, "a", 2);
+        let second = fanout.next(&mut hub).unwrap();
+        assert!(!fanout.is_alone(&second), "more of the channel waits");
+        fanout.done(&second, &mut hub);
+        let third = fanout.next(&mut hub).unwrap();
+        assert!(fanout.is_alone(&third));
+        push(&mut fanout, &hub, "b", 1);
+        assert!(!fanout.is_alone(&third), "others wait");
     }
 
     #[test]

@@ -16,13 +16,13 @@ const ROUND_VISITS: usize = 512;
 
 impl State {
     pub(super) fn fan_out(&mut self) -> bool {
-        let direct = self.fanout.is_single();
         let mut room = ROUND_VISITS;
         while room > 0 {
             let Some(slice) = self.fanout.next(&mut self.hub) else {
                 break;
             };
-            self.spread(&slice, direct && slice.last);
+            let direct = self.fanout.is_alone(&slice);
+            self.spread(&slice, direct);
             if slice.last {
                 self.observe(&slice);
             }
