@@ -395,10 +395,17 @@ async fn find_map(
         let Ok(Message::NodeBeat(beat)) = codec::decode(&bytes) else {
             continue;
         };
-        publish(config, bus, metrics, &beat.from.id, 0, vec![Request::Map]);
+        publish(
+            config,
+            bus,
+            metrics,
+            &beat.from.id,
+            0,
+            vec![Request::Map { since: 0 }],
+        );
         match tokio::time::timeout(MAP_PATIENCE, next_map(config, inbox)).await {
-            Ok(map) if map.is_sound() => return map,
-            Ok(_) => {
+            Ok(Some(map)) => return map,
+            Ok(None) => {
                 tracing::warn!(node = %beat.from.id, "the node's map makes no sense; asking again")
             }
             Err(_) => {
@@ -408,7 +415,7 @@ async fn find_map(
     }
 }
 
-async fn next_map(config: &Config, inbox: &mut Subscription) -> ShardMap {
+async fn next_map(config: &Config, inbox: &mut Subscription) -> Option<ShardMap> {
     loop {
         let Some(bytes) = inbox.next().await else {
             std::future::pending().await
@@ -420,8 +427,14 @@ async fn next_map(config: &Config, inbox: &mut Subscription) -> ShardMap {
             continue;
         }
         for reply in replies.replies {
-            if let Reply::Map(map) = reply {
-                return map;
+            if let Reply::Map { update, .. } = reply {
+                return update.is_sound().then(|| ShardMap {
+                    cluster: update.cluster,
+                    version: update.version,
+                    sharding: update.sharding,
+                    nodes: update.nodes,
+                    rows: update.rows.into_iter().map(|(_, row)| row).collect(),
+                });
             }
         }
     }

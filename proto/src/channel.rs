@@ -142,6 +142,19 @@ pub struct ChannelKey {
     pub channel: ChannelName,
 }
 
+impl ChannelKey {
+    /// A hash of app and name, the same in every process; for digests of sets
+    /// of channels ([`crate::message::InterestDigest`]).
+    pub fn fingerprint(&self) -> u64 {
+        let app = self.app.as_str().as_bytes();
+        let mut hash = xxhash_rust::xxh3::Xxh3::new();
+        hash.update(&(app.len() as u32).to_le_bytes());
+        hash.update(app);
+        hash.update(self.channel.as_str().as_bytes());
+        hash.digest()
+    }
+}
+
 impl fmt::Display for ChannelKey {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}/{}", self.app, self.channel)

@@ -12,10 +12,11 @@ use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 
 use crate::channel::ChannelKey;
-use crate::id::{ConnectionId, GatewayRef, Incarnation, NodeRef};
-use crate::position::{Epoch, Gap, Position};
+use crate::id::{ClusterUuid, ConnectionId, GatewayId, GatewayRef, Incarnation, NodeId, NodeRef};
+use crate::namespace::Namespaces;
+use crate::position::{Epoch, Gap, Offset, Position};
 use crate::publication::Publication;
-use crate::shard::{Fence, ShardId, ShardMap};
+use crate::shard::{Fence, MapUpdate, ShardId};
 use crate::time::UnixTime;
 
 /// One message on the bus.
@@ -30,6 +31,10 @@ pub enum Message {
     Batch(Batch),
     /// Node to everyone.
     NodeBeat(NodeBeat),
+    /// Gateway to all nodes.
+    GatewayBeat(GatewayBeat),
+    /// Node to all gateways: the shard map has changed.
+    Map(MapUpdate),
 }
 
 /// What a gateway asks of one node, collected while the last batch was sent.
@@ -55,8 +60,20 @@ pub enum Request {
     Join(Join),
     /// Follow it no longer.
     Leave(Leave),
-    /// Send the map.
-    Map,
+    /// All interest of this gateway in a shard has been stated anew.
+    RestateEnd(RestateEnd),
+    /// Send what has changed in the map since this version; zero asks for all.
+    Map {
+        /// The version that the gateway has.
+        since: u64,
+    },
+    /// Tell something for a person who looks inside.
+    Inspect {
+        /// Comes back with the answer.
+        id: u64,
+        /// What.
+        question: Question,
+    },
 }
 
 /// The place of a publish in its gateway's sequence for one shard.
@@ -120,6 +137,19 @@ pub struct Leave {
     pub version: u64,
 }
 
+/// Ends a restatement: whatever this gateway wanted in the shard under a lower
+/// version than `since` it wants no longer.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RestateEnd {
+    /// The shard.
+    pub shard: ShardId,
+    /// The fence under which the gateway believes the owner to be.
+    pub fence: Fence,
+    /// Every channel that the gateway follows was joined anew with this
+    /// interest version or a higher one.
+    pub since: u64,
+}
+
 /// Answers, collected like requests.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Replies {
@@ -161,7 +191,28 @@ pub enum Reply {
         result: Result<(), Refusal>,
     },
     /// To a request for the map.
-    Map(ShardMap),
+    Map {
+        /// What has changed.
+        update: MapUpdate,
+        /// What channels keep.
+        namespaces: Namespaces,
+    },
+    /// Unasked: the owner knows something else of this gateway's interest in a
+    /// shard than its beats say, so the gateway is to join all its channels
+    /// there anew and then to send [`Request::RestateEnd`].
+    Restate {
+        /// The shard.
+        shard: ShardId,
+        /// The owner's fence.
+        fence: Fence,
+    },
+    /// To [`Request::Inspect`].
+    Inspected {
+        /// The question's.
+        id: u64,
+        /// The answer.
+        answer: Answer,
+    },
     /// To anything of an incarnation that a higher one has voided.
     Gone {
         /// The higher one.
@@ -266,11 +317,169 @@ pub struct Entry {
     pub publication: Arc<Publication>,
 }
 
-/// Says that a node is there, and how new its map is.
+/// Says that a node is there, and what it goes by.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct NodeBeat {
     /// The node.
     pub from: NodeRef,
+    /// Its cluster.
+    pub cluster: ClusterUuid,
     /// The version of its map.
     pub map_version: u64,
+    /// [`Namespaces::digest`] of its configuration.
+    pub namespaces: u64,
+}
+
+/// Says that a gateway is there, and what it wants.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct GatewayBeat {
+    /// The gateway.
+    pub from: GatewayRef,
+    /// Its cluster.
+    pub cluster: ClusterUuid,
+    /// The version of its map.
+    pub map_version: u64,
+    /// [`Namespaces::digest`] of what it was given.
+    pub namespaces: u64,
+    /// Clients.
+    pub connections: u32,
+    /// What it wants in some shards; other shards follow in the next beats.
+    pub interest: Vec<ShardInterest>,
+}
+
+/// What a gateway wants in a shard, as short as can be.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ShardInterest {
+    /// The shard.
+    pub shard: ShardId,
+    /// The channels that the gateway follows there.
+    pub digest: InterestDigest,
+}
+
+/// A set of channels: how many, and the exclusive or of their hashes. Kept up
+/// to date one channel at a time, by both sides alike.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct InterestDigest {
+    /// How many.
+    pub count: u32,
+    /// The exclusive or of [`ChannelKey::fingerprint`].
+    pub hash: u64,
+}
+
+impl InterestDigest {
+    /// A channel has come into the set.
+    pub fn insert(&mut self, key: &ChannelKey) {
+        self.count += 1;
+        self.hash ^= key.fingerprint();
+    }
+
+    /// A channel has gone from the set.
+    pub fn remove(&mut self, key: &ChannelKey) {
+        self.count = self.count.saturating_sub(1);
+        self.hash ^= key.fingerprint();
+    }
+}
+
+/// What a person who looks inside can ask.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Question {
+    /// Who is a member of the cluster. Any node knows.
+    Nodes,
+    /// Which gateways are heard of. Any node knows.
+    Gateways,
+    /// Who owns what. Any node knows.
+    Shards,
+    /// One channel. Its owner knows.
+    Channel {
+        /// The channel.
+        key: ChannelKey,
+    },
+}
+
+/// An answer to a [`Question`]; serialised as it is for `dunlin inspect --json`.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Answer {
+    /// Members, by name.
+    Nodes(Vec<NodeInfo>),
+    /// Gateways, by name.
+    Gateways(Vec<GatewayInfo>),
+    /// The whole map.
+    Shards(MapUpdate),
+    /// The channel.
+    Channel(ChannelInfo),
+    /// Somebody else knows.
+    NotOwner {
+        /// Who, as far as this node knows.
+        owner: NodeRef,
+    },
+    /// Nobody can tell now; why.
+    Unavailable(String),
+}
+
+/// One member of the cluster.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct NodeInfo {
+    /// Its name.
+    pub name: NodeId,
+    /// Its present life; `None` until it has registered.
+    pub incarnation: Option<Incarnation>,
+    /// Where other nodes reach it.
+    pub address: String,
+    /// Where it stands.
+    pub zone: String,
+    /// Votes, owns nothing.
+    pub witness: bool,
+    /// `leader`, `voter` or `learner`.
+    pub role: String,
+    /// `alive`, `suspect` or `down`, as gossip sees it: advice.
+    pub gossip: String,
+    /// Shards that it owns.
+    pub shards: u32,
+    /// The version of the program, as gossip tells it.
+    pub version: String,
+}
+
+/// One gateway, as a node hears it.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct GatewayInfo {
+    /// Its name.
+    pub name: GatewayId,
+    /// Its present life.
+    pub incarnation: Incarnation,
+    /// Milliseconds since it was heard of.
+    pub heard_ms: u64,
+    /// The version of its map.
+    pub map_version: u64,
+    /// Its clients.
+    pub connections: u32,
+}
+
+/// One channel, as its owner knows it.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct ChannelInfo {
+    /// The channel.
+    pub key: ChannelKey,
+    /// Its shard.
+    pub shard: ShardId,
+    /// Who answers.
+    pub owner: NodeRef,
+    /// Since when.
+    pub fence: Fence,
+    /// `None`: the channel has no state; nobody follows it and nothing is kept.
+    pub state: Option<ChannelState>,
+}
+
+/// The state of a channel at its owner.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct ChannelState {
+    /// Where it stands.
+    pub position: Position,
+    /// The lowest offset that can still be had.
+    pub earliest: Offset,
+    /// Publications that are kept.
+    pub kept: u32,
+    /// Which gateways follow it, with how many subscribers, as they last said.
+    pub followers: Vec<(GatewayRef, u32)>,
 }

@@ -56,6 +56,13 @@ impl Namespaces {
         }
     }
 
+    /// Says whether two processes have the same namespaces: a hash of their
+    /// encoded form.
+    pub fn digest(&self) -> u64 {
+        let bytes = rmp_serde::to_vec(self).expect("our types always encode into memory");
+        xxhash_rust::xxh3::xxh3_64(&bytes)
+    }
+
     /// The history limits of a channel.
     pub fn history(&self, key: &ChannelKey) -> &HistoryLimits {
         let base = key.channel.base();

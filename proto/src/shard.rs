@@ -112,8 +112,36 @@ impl ShardMap {
         Some((self.nodes.get(usize::from(row.owner))?, row.fence))
     }
 
-    /// Whether a map that came from outside makes sense: every channel has a
-    /// row, and every row an owner.
+    /// What a map has in which nothing is owned yet: the first state of every
+    /// cluster, and of a node that has not heard of any.
+    pub fn unassigned(cluster: ClusterUuid, sharding: Sharding) -> Self {
+        Self {
+            cluster,
+            version: 0,
+            sharding,
+            nodes: Vec::new(),
+            rows: Vec::new(),
+        }
+    }
+
+    /// What has changed since a version: the rows with a higher fence, for a
+    /// row's fence is the version at which it got its owner. Since zero:
+    /// everything.
+    pub fn since(&self, version: u64) -> MapUpdate {
+        let changed = |row: &&(ShardId, Row)| row.1.fence.0 > version;
+        let all = self.rows.iter().enumerate();
+        let all = all.map(|(number, row)| (ShardId(number as u16), row.clone()));
+        MapUpdate {
+            cluster: self.cluster,
+            sharding: self.sharding,
+            since: version,
+            version: self.version,
+            nodes: self.nodes.clone(),
+            rows: all.filter(|row| changed(&row)).collect(),
+        }
+    }
+
+    /// Whether every channel has a row, and every row an owner.
     pub fn is_sound(&self) -> bool {
         self.sharding.count > 0
             && self.rows.len() == usize::from(self.sharding.count)
@@ -121,6 +149,48 @@ impl ShardMap {
                 .rows
                 .iter()
                 .all(|row| usize::from(row.owner) < self.nodes.len())
+    }
+}
+
+/// A change of the map on its way to those who route by it. Applied to a map of
+/// version `since` or any later one it gives version `version`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct MapUpdate {
+    /// The cluster it is the map of.
+    pub cluster: ClusterUuid,
+    /// How channels fall into shards.
+    pub sharding: Sharding,
+    /// Rows that changed after this version are here. Zero: all rows.
+    pub since: u64,
+    /// The version that this leads to.
+    pub version: u64,
+    /// The nodes that rows refer to.
+    pub nodes: Vec<NodeRef>,
+    /// The rows that have changed.
+    pub rows: Vec<(ShardId, Row)>,
+}
+
+impl MapUpdate {
+    /// The owner that a row of this update names.
+    pub fn owner(&self, row: &Row) -> Option<&NodeRef> {
+        self.nodes.get(usize::from(row.owner))
+    }
+
+    /// Whether an update that came from outside makes sense: each row is of a
+    /// shard that exists and names a node, and one since zero has all rows in
+    /// order.
+    pub fn is_sound(&self) -> bool {
+        let count = usize::from(self.sharding.count);
+        let row_is_sound = |(shard, row): &(ShardId, Row)| {
+            usize::from(shard.0) < count && self.owner(row).is_some()
+        };
+        let whole = self.rows.len() == count
+            && self
+                .rows
+                .iter()
+                .enumerate()
+                .all(|(number, (shard, _))| usize::from(shard.0) == number);
+        count > 0 && self.rows.iter().all(row_is_sound) && (self.since > 0 || whole)
     }
 }
 
@@ -176,6 +246,26 @@ mod tests {
             counts.iter().all(|n| (800..1_200).contains(n)),
             "{counts:?}"
         );
+    }
+
+    #[test]
+    fn an_update_holds_the_rows_that_changed_after_its_version() {
+        let node = NodeRef {
+            id: "n".parse().unwrap(),
+            incarnation: Incarnation(1),
+        };
+        let mut map = ShardMap::standalone(ClusterUuid(1), 0, node);
+        map.rows[3].fence = Fence(9);
+        map.version = 9;
+        let whole = map.since(0);
+        assert!(whole.is_sound());
+        assert_eq!(whole.rows.len(), 1_024);
+        let update = map.since(1);
+        assert!(update.is_sound());
+        assert_eq!(update.rows, [(ShardId(3), map.rows[3].clone())]);
+        assert_eq!(update.owner(&update.rows[0].1), map.nodes.first());
+        let hole = MapUpdate { since: 0, ..update };
+        assert!(!hole.is_sound(), "a whole map has all rows");
     }
 
     #[test]

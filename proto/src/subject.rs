@@ -16,6 +16,10 @@ pub enum Address {
     Inbox(GatewayId),
     /// Beats of all nodes, to whoever listens.
     NodeBeats,
+    /// Beats of all gateways, to all nodes.
+    GatewayBeats,
+    /// Changes of the shard map, to all gateways.
+    Map,
 }
 
 /// A full subject: `dunlin.<cluster>.<address>`.
@@ -50,6 +54,8 @@ impl fmt::Display for Subject {
             Address::Gateway(id) => write!(f, "gw.{id}"),
             Address::Inbox(id) => write!(f, "inbox.{id}"),
             Address::NodeBeats => f.write_str("beat.node"),
+            Address::GatewayBeats => f.write_str("beat.gw"),
+            Address::Map => f.write_str("map"),
         }
     }
 }
@@ -59,14 +65,16 @@ impl FromStr for Subject {
 
     fn from_str(text: &str) -> Result<Self, InvalidSubject> {
         let tokens: Vec<&str> = text.split('.').collect();
-        let ["dunlin", cluster, kind, id] = tokens[..] else {
+        let ["dunlin", cluster, ref address @ ..] = tokens[..] else {
             return Err(InvalidSubject::Unknown(text.into()));
         };
-        let address = match (kind, id) {
-            ("node", id) => Address::Node(id.parse()?),
-            ("gw", id) => Address::Gateway(id.parse()?),
-            ("inbox", id) => Address::Inbox(id.parse()?),
-            ("beat", "node") => Address::NodeBeats,
+        let address = match *address {
+            ["node", id] => Address::Node(id.parse()?),
+            ["gw", id] => Address::Gateway(id.parse()?),
+            ["inbox", id] => Address::Inbox(id.parse()?),
+            ["beat", "node"] => Address::NodeBeats,
+            ["beat", "gw"] => Address::GatewayBeats,
+            ["map"] => Address::Map,
             _ => return Err(InvalidSubject::Unknown(text.into())),
         };
         Ok(Self {
@@ -87,6 +95,8 @@ mod tests {
             "dunlin.c.gw.g-1",
             "dunlin.c.inbox.g-1",
             "dunlin.c.beat.node",
+            "dunlin.c.beat.gw",
+            "dunlin.c.map",
         ] {
             assert_eq!(text.parse::<Subject>().unwrap().to_string(), text);
         }

@@ -198,8 +198,11 @@ impl Edge {
             Input::Message(Message::Batch(batch)) => self.batch(now, &batch, effects),
             Input::Message(Message::Replies(replies)) => self.replies(now, replies, effects),
             Input::Message(Message::NodeBeat(beat)) => self.node_beat(now, &beat, effects),
-            // Requests are for nodes.
-            Input::Message(Message::Requests(_)) => effects.push(Effect::Malformed),
+            Input::Message(Message::Map(_)) => {}
+            // For nodes.
+            Input::Message(Message::Requests(_) | Message::GatewayBeat(_)) => {
+                effects.push(Effect::Malformed);
+            }
             Input::Tick => self.tick(now, effects),
         }
     }

@@ -109,7 +109,9 @@ impl Outbound {
     pub fn beat(&self) -> Parcel {
         let beat = NodeBeat {
             from: self.from.clone(),
+            cluster: proto::id::ClusterUuid(0),
             map_version: self.map_version,
+            namespaces: 0,
         };
         Parcel {
             to: Address::NodeBeats,

@@ -23,7 +23,14 @@ pub fn route(map: &ShardMap, me: &NodeRef, request: &Request) -> Route {
         Request::Skip(place) => place.shard,
         Request::Join(join) => join.shard,
         Request::Leave(leave) => leave.shard,
-        Request::Map => return Route::Answer(Reply::Map(map.clone())),
+        Request::RestateEnd(end) => end.shard,
+        Request::Map { since } => {
+            return Route::Answer(Reply::Map {
+                update: map.since(*since),
+                namespaces: proto::namespace::Namespaces::default(),
+            });
+        }
+        Request::Inspect { .. } => return Route::Drop,
     };
     let Some((owner, fence)) = map.owner(shard) else {
         return Route::Drop;
@@ -46,7 +53,8 @@ pub fn route(map: &ShardMap, me: &NodeRef, request: &Request) -> Route {
             version: leave.version,
             result: Err(refusal),
         },
-        Request::Map => unreachable!("answered above"),
+        Request::RestateEnd(_) => return Route::Drop,
+        Request::Map { .. } | Request::Inspect { .. } => unreachable!("answered above"),
     })
 }
 
@@ -94,9 +102,5 @@ mod tests {
             Route::Answer(published(ShardId(3), 4, refusal))
         );
         assert_eq!(route(&map, &node("a"), &skip(1_024)), Route::Drop);
-        assert_eq!(
-            route(&map, &node("b"), &Request::Map),
-            Route::Answer(Reply::Map(map.clone()))
-        );
     }
 }

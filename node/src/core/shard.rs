@@ -169,7 +169,7 @@ impl Shard {
                 result: self.leave(now, from, &leave),
             },
             // The node answers it before it comes to a shard.
-            Request::Map => return,
+            Request::Map { .. } | Request::Inspect { .. } | Request::RestateEnd(_) => return,
         };
         effects.push(Effect::Reply {
             to: from.clone(),

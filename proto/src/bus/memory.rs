@@ -73,6 +73,9 @@ impl Bus for MemoryBus {
         Stats {
             subscriptions: feeds.values().map(|feeds| feeds.len() as u64).sum(),
             dropped: self.inner.dropped.load(Ordering::Relaxed),
+            unsent: 0,
+            connected: true,
+            reconnects: 0,
         }
     }
 }

@@ -32,7 +32,9 @@ pub trait Bus: Send + Sync + std::fmt::Debug + 'static {
     /// `Ok` promises nothing about its arrival.
     fn publish(&self, subject: &Subject, payload: Bytes) -> Result<(), Error>;
 
-    /// Receives what is published to a subject from when this returns.
+    /// Receives what is published to a subject, from before anything that this
+    /// process publishes after this has returned: who asks after subscribing
+    /// gets the answer. Other processes may publish a little before it counts.
     fn subscribe(&self, subject: Subject) -> BoxFuture<'_, Result<Subscription, Error>>;
 
     /// Which bus it is, as metrics name it: `memory`, `nats`.
@@ -60,4 +62,10 @@ pub struct Stats {
     pub subscriptions: u64,
     /// Messages dropped because a subscriber was too slow.
     pub dropped: u64,
+    /// Messages that did not leave: the bus was away, or too much waited.
+    pub unsent: u64,
+    /// Whether the bus can be reached.
+    pub connected: bool,
+    /// How often it was reached again after it had been away.
+    pub reconnects: u64,
 }

@@ -7,9 +7,10 @@ use super::*;
 use crate::channel::ChannelKey;
 use crate::id::{ClusterUuid, ConnectionId, GatewayRef, Incarnation, NodeRef};
 use crate::message::*;
+use crate::namespace::{HistoryLimits, Namespace, Namespaces};
 use crate::position::{Epoch, Gap, GapReason, Offset, Position};
 use crate::publication::Publication;
-use crate::shard::{Fence, Row, ShardId, ShardMap, Sharding};
+use crate::shard::{Fence, MapUpdate, Row, ShardId, Sharding};
 use crate::time::UnixTime;
 
 fn gateway() -> GatewayRef {
@@ -147,8 +148,8 @@ fn golden_leave() {
 #[test]
 fn golden_map_request() {
     check(
-        &requests(Request::Map),
-        expect!["0181a872657175657374739392a467772d31070291a36d6170"],
+        &requests(Request::Map { since: 4 }),
+        expect!["0181a872657175657374739392a467772d3107029181a36d61709104"],
     );
 }
 
@@ -257,27 +258,101 @@ fn golden_gone() {
     );
 }
 
+fn map_update() -> MapUpdate {
+    let row = Row {
+        owner: 0,
+        fence: Fence(4),
+    };
+    MapUpdate {
+        cluster: ClusterUuid(0x0123_4567_89ab_cdef_0123_4567_89ab_cdef),
+        sharding: Sharding { seed: 42, count: 2 },
+        since: 0,
+        version: 4,
+        nodes: vec![node()],
+        rows: vec![(ShardId(0), row.clone()), (ShardId(1), row)],
+    }
+}
+
 #[test]
 fn golden_map() {
-    let map = ShardMap {
-        cluster: ClusterUuid(0x0123_4567_89ab_cdef_0123_4567_89ab_cdef),
-        version: 2,
-        sharding: Sharding { seed: 42, count: 2 },
-        nodes: vec![node()],
-        rows: vec![
-            Row {
-                owner: 0,
-                fence: Fence(4)
-            };
-            2
-        ],
-    };
+    let namespaces = Namespaces::new(vec![Namespace {
+        pattern: "chat-*".into(),
+        app: None,
+        history: HistoryLimits::default(),
+    }]);
     check(
-        &replies(Reply::Map(map)),
-        expect![
-            "0181a77265706c6965739492a66e6f64652d310307029181a36d617095c4100123456789abcdef0123456789abcdef02922a029192a66e6f64652d310392920004920004"
-        ],
+        &replies(Reply::Map {
+            update: map_update(),
+            namespaces,
+        }),
+        expect!["0181a77265706c6965739492a66e6f64652d310307029181a36d61709296c4100123456789abcdef0123456789abcdef922a0200049192a66e6f64652d31039292009200049201920004929193a6636861742d2ac093cd010092cd012c00ce0004000093cd010092cd012c00ce00040000"],
     );
+    check(&Message::Map(map_update()), expect!["0181a36d617096c4100123456789abcdef0123456789abcdef922a0200049192a66e6f64652d31039292009200049201920004"]);
+}
+
+#[test]
+fn golden_restatement() {
+    check(
+        &replies(Reply::Restate {
+            shard: ShardId(9),
+            fence: Fence(4),
+        }),
+        expect!["0181a77265706c6965739492a66e6f64652d310307029181a772657374617465920904"],
+    );
+    check(
+        &requests(Request::RestateEnd(RestateEnd {
+            shard: ShardId(9),
+            fence: Fence(4),
+            since: 33,
+        })),
+        expect!["0181a872657175657374739392a467772d3107029181ab726573746174655f656e6493090421"],
+    );
+}
+
+#[test]
+fn golden_inspection() {
+    let ask = |question| requests(Request::Inspect { id: 5, question });
+    let tell = |answer| replies(Reply::Inspected { id: 5, answer });
+    check(&ask(Question::Nodes), expect!["0181a872657175657374739392a467772d3107029181a7696e73706563749205a56e6f646573"]);
+    check(&ask(Question::Gateways), expect!["0181a872657175657374739392a467772d3107029181a7696e73706563749205a86761746577617973"]);
+    check(&ask(Question::Shards), expect!["0181a872657175657374739392a467772d3107029181a7696e73706563749205a6736861726473"]);
+    check(&ask(Question::Channel { key: key() }), expect!["0181a872657175657374739392a467772d3107029181a7696e7370656374920581a76368616e6e656c9192a66170702d6964a4726f6f6d"]);
+    let member = NodeInfo {
+        name: node().id,
+        incarnation: Some(Incarnation(3)),
+        address: "127.0.0.1:7601".into(),
+        zone: "a".into(),
+        witness: false,
+        role: "voter".into(),
+        gossip: "alive".into(),
+        shards: 2,
+        version: "0.1.0".into(),
+    };
+    check(&tell(Answer::Nodes(vec![member])), expect!["0181a77265706c6965739492a66e6f64652d310307029181a9696e73706563746564920581a56e6f6465739199a66e6f64652d3103ae3132372e302e302e313a37363031a161c2a5766f746572a5616c69766502a5302e312e30"]);
+    let heard = GatewayInfo {
+        name: gateway().id,
+        incarnation: Incarnation(7),
+        heard_ms: 20,
+        map_version: 4,
+        connections: 12,
+    };
+    check(&tell(Answer::Gateways(vec![heard])), expect!["0181a77265706c6965739492a66e6f64652d310307029181a9696e73706563746564920581a867617465776179739195a467772d310714040c"]);
+    check(&tell(Answer::Shards(map_update())), expect!["0181a77265706c6965739492a66e6f64652d310307029181a9696e73706563746564920581a673686172647396c4100123456789abcdef0123456789abcdef922a0200049192a66e6f64652d31039292009200049201920004"]);
+    let channel = ChannelInfo {
+        key: key(),
+        shard: ShardId(9),
+        owner: node(),
+        fence: Fence(4),
+        state: Some(ChannelState {
+            position: position(),
+            earliest: Offset(1),
+            kept: 5,
+            followers: vec![(gateway(), 2)],
+        }),
+    };
+    check(&tell(Answer::Channel(channel)), expect!["0181a77265706c6965739492a66e6f64652d310307029181a9696e73706563746564920581a76368616e6e656c9592a66170702d6964a4726f6f6d0992a66e6f64652d3103049492cf1122334455667788050105919292a467772d310702"]);
+    check(&tell(Answer::NotOwner { owner: node() }), expect!["0181a77265706c6965739492a66e6f64652d310307029181a9696e73706563746564920581a96e6f745f6f776e65729192a66e6f64652d3103"]);
+    check(&tell(Answer::Unavailable("why".into())), expect!["0181a77265706c6965739492a66e6f64652d310307029181a9696e73706563746564920581ab756e617661696c61626c65a3776879"]);
 }
 
 #[test]
@@ -306,13 +381,31 @@ fn golden_batch() {
 }
 
 #[test]
-fn golden_node_beat() {
+fn golden_beats() {
     check(
         &Message::NodeBeat(NodeBeat {
             from: node(),
+            cluster: ClusterUuid(1),
             map_version: 2,
+            namespaces: 6,
         }),
-        expect!["0181a96e6f64655f626561749292a66e6f64652d310302"],
+        expect!["0181a96e6f64655f626561749492a66e6f64652d3103c410000000000000000000000000000000010206"],
+    );
+    let mut digest = InterestDigest::default();
+    digest.insert(&key());
+    check(
+        &Message::GatewayBeat(GatewayBeat {
+            from: gateway(),
+            cluster: ClusterUuid(1),
+            map_version: 2,
+            namespaces: 6,
+            connections: 12,
+            interest: vec![ShardInterest {
+                shard: ShardId(9),
+                digest,
+            }],
+        }),
+        expect!["0181ac676174657761795f626561749692a467772d3107c4100000000000000000000000000000000102060c9192099201cff8efa16b69f38f3f"],
     );
 }
 
@@ -321,7 +414,7 @@ fn what_is_not_ours_is_refused_with_a_reason() {
     assert!(matches!(decode(b""), Err(Error::Empty)));
     assert!(matches!(decode(b"\x02\x00"), Err(Error::Version(2))));
     assert!(matches!(decode(b"\x01\xc1"), Err(Error::Malformed(_))));
-    let mut bytes = encode(&requests(Request::Map)).to_vec();
+    let mut bytes = encode(&requests(Request::Map { since: 4 })).to_vec();
     bytes.push(0);
     assert!(matches!(decode(&bytes), Err(Error::Trailing(1))));
 }

@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 use proto::channel::ChannelKey;
 use proto::id::NodeRef;
 use proto::message::{NodeBeat, Refusal, Replies, Reply, Request};
-use proto::shard::{Fence, ShardId, ShardMap};
+use proto::shard::{Fence, MapUpdate, ShardId};
 use proto::time::Timestamp;
 
 use super::{Edge, Effect, MAP_RETRY, Shard, to};
@@ -88,23 +88,25 @@ impl Edge {
             self.map_asked_at = Some(now);
             effects.push(Effect::Request {
                 node: beat.from.id.clone(),
-                request: Request::Map,
+                request: Request::Map {
+                    since: self.map_version,
+                },
             });
         }
     }
 
-    fn map(&mut self, now: Timestamp, map: &ShardMap, effects: &mut Vec<Effect>) {
-        if map.version <= self.map_version {
+    fn map(&mut self, now: Timestamp, update: &MapUpdate, effects: &mut Vec<Effect>) {
+        if update.version <= self.map_version || update.since > self.map_version {
             return;
         }
-        if !map.is_sound() || map.sharding != self.sharding {
+        if !update.is_sound() || update.sharding != self.sharding {
             effects.push(Effect::Malformed);
             return;
         }
-        self.map_version = map.version;
-        for number in 0..map.sharding.count {
-            if let Some((owner, fence)) = map.owner(ShardId(number)) {
-                self.reroute(now, ShardId(number), owner.clone(), fence, effects);
+        self.map_version = update.version;
+        for (shard, row) in &update.rows {
+            if let Some(owner) = update.owner(row) {
+                self.reroute(now, *shard, owner.clone(), row.fence, effects);
             }
         }
     }
@@ -130,7 +132,8 @@ impl Edge {
                 }
                 Reply::Joined { version, result } => self.joined(now, version, result, effects),
                 Reply::Left { version, result } => self.left(now, version, result, effects),
-                Reply::Map(map) => self.map(now, &map, effects),
+                Reply::Map { update, .. } => self.map(now, &update, effects),
+                Reply::Restate { .. } | Reply::Inspected { .. } => {}
                 Reply::Gone { newer } => effects.push(Effect::Superseded { newer }),
             }
         }

@@ -7,6 +7,7 @@ use proto::id::ClusterUuid;
 use proto::message::{
     Batch, Entry, Join, Joined, Missed, NodeBeat, Published, Refusal, Replies, Reply,
 };
+use proto::namespace::Namespaces;
 use proto::position::{Epoch, Offset, Position};
 use proto::publication::Publication;
 use proto::time::UnixTime;
@@ -30,6 +31,13 @@ fn map(version: u64, owner: &str, fence: u64) -> ShardMap {
         row.fence = Fence(fence);
     }
     map
+}
+
+fn whole(map: &ShardMap) -> Reply {
+    Reply::Map {
+        update: map.since(0),
+        namespaces: Namespaces::default(),
+    }
 }
 
 fn me() -> GatewayRef {
@@ -400,16 +408,18 @@ fn a_newer_map_is_fetched_and_changes_routes() {
     bench.attach("c", 4);
     let beat = NodeBeat {
         from: node("b"),
+        cluster: ClusterUuid(1),
         map_version: 2,
+        namespaces: 0,
     };
     let effects = bench.tell(0, Input::Message(Message::NodeBeat(beat.clone())));
-    assert_eq!(requests(effects), [("b", &Request::Map)]);
+    assert_eq!(requests(effects), [("b", &Request::Map { since: 1 })]);
     assert_eq!(
         bench.tell(10, Input::Message(Message::NodeBeat(beat))),
         [],
         "asked already"
     );
-    let effects = bench.reply(20, "b", Reply::Map(map(2, "b", 2)));
+    let effects = bench.reply(20, "b", whole(&map(2, "b", 2)));
     assert!(matches!(
         requests(effects)[..],
         [(
@@ -433,7 +443,7 @@ fn a_map_of_another_sharding_is_refused() {
     let mut bench = Bench::new();
     let mut other = map(2, "b", 2);
     other.sharding.seed = 99;
-    assert_eq!(bench.reply(0, "b", Reply::Map(other)), [Effect::Malformed]);
+    assert_eq!(bench.reply(0, "b", whole(&other)), [Effect::Malformed]);
 }
 
 #[test]
