@@ -4,8 +4,14 @@
 //! from the bus to the workers, `worker` drives the shards, `egress` sends
 //! replies and links. [`start`] puts them together.
 
+mod addresses;
 pub mod core;
+#[expect(clippy::disallowed_methods, reason = "shell: owns the clock of gossip")]
+mod gossip;
 mod metrics;
+#[expect(clippy::disallowed_methods, reason = "shell: connects and answers")]
+mod peers;
+mod raft;
 
 #[expect(
     clippy::disallowed_methods,
@@ -13,6 +19,11 @@ mod metrics;
 )]
 mod egress;
 mod ingress;
+#[expect(
+    clippy::disallowed_methods,
+    reason = "shell: waits for other nodes, mints ids"
+)]
+mod membership;
 #[expect(clippy::disallowed_methods, reason = "shell: owns the clock of shards")]
 mod worker;
 
@@ -25,8 +36,11 @@ use proto::subject::{Address, ClusterName, Subject};
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
 
-pub use metrics::Metrics;
+pub use membership::{Membership, MembershipConfig, MembershipError};
+pub use metrics::{ClusterMetrics, Metrics};
+pub use peers::tls::TlsError;
 use proto::id::NodeRef;
+pub use raft::store::StoreError;
 
 /// What a node is told before it starts.
 #[derive(Debug, Clone)]
@@ -41,6 +55,17 @@ pub struct Config {
     pub namespaces: Namespaces,
     /// Tasks that share the shards; shard n is served by worker n modulo this.
     pub workers: usize,
+}
+
+/// What a node's mesh side follows of the cluster.
+#[derive(Debug, Clone)]
+pub struct View {
+    /// Who owns what; version 0 and no rows until the cluster has a map.
+    pub map: watch::Receiver<Arc<ShardMap>>,
+    /// Members, for those who look inside.
+    pub members: watch::Receiver<Arc<Vec<proto::message::NodeInfo>>>,
+    /// Whether this node leads: the leader pushes map changes to gateways.
+    pub leads: watch::Receiver<bool>,
 }
 
 /// Why a node stopped by itself.

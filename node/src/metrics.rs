@@ -135,6 +135,114 @@ impl Metrics {
     }
 }
 
+/// What a node counts of its cluster.
+#[derive(Debug)]
+pub struct ClusterMetrics {
+    is_leader: IntGauge,
+    term: IntGauge,
+    voters: IntGauge,
+    last_log: IntGauge,
+    applied: IntGauge,
+    leader_changes: IntCounter,
+    gossip: IntGaugeVec,
+    unassigned: IntGauge,
+    leader: std::sync::Mutex<Option<u64>>,
+}
+
+/// The states in which gossip can see a node.
+const GOSSIP_STATES: [&str; 4] = ["alive", "suspect", "down", "unknown"];
+
+impl ClusterMetrics {
+    /// Registers everything.
+    ///
+    /// # Errors
+    /// When a name is taken: a node has been registered here before.
+    pub fn register(registry: &Registry) -> Result<Self, prometheus::Error> {
+        let gauge = |name: &str, help: &str| add(registry, IntGauge::new(name, help)?);
+        let gossip = add(
+            registry,
+            IntGaugeVec::new(
+                Opts::new(
+                    "dunlin_gossip_members",
+                    "Members of the cluster, as gossip sees them.",
+                ),
+                &["state"],
+            )?,
+        )?;
+        for state in GOSSIP_STATES {
+            gossip.with_label_values(&[state]).set(0);
+        }
+        Ok(Self {
+            is_leader: gauge("dunlin_raft_is_leader", "1 on the node that leads.")?,
+            term: gauge("dunlin_raft_term", "The term of Raft.")?,
+            voters: gauge("dunlin_raft_voters", "Nodes that vote.")?,
+            last_log: gauge(
+                "dunlin_raft_last_log_index",
+                "The last entry of the log on this node.",
+            )?,
+            applied: gauge(
+                "dunlin_raft_applied_index",
+                "The last entry of the log that this node has applied.",
+            )?,
+            leader_changes: add(
+                registry,
+                IntCounter::new(
+                    "dunlin_raft_leader_changes_total",
+                    "How often this node has seen another leader than before.",
+                )?,
+            )?,
+            gossip,
+            unassigned: gauge(
+                "dunlin_shards_unassigned",
+                "Shards whose owner is not registered, or that have none.",
+            )?,
+            leader: std::sync::Mutex::new(None),
+        })
+    }
+
+    pub(crate) fn observe(
+        &self,
+        cluster: &crate::core::cluster::Cluster,
+        standing: &crate::raft::Standing,
+        rumours: &crate::gossip::Rumours,
+    ) {
+        self.is_leader.set(i64::from(standing.leads));
+        self.term.set(standing.term as i64);
+        self.voters.set(standing.voters.len() as i64);
+        self.last_log.set(standing.last_log as i64);
+        self.applied.set(standing.applied as i64);
+        let mut leader = self
+            .leader
+            .lock()
+            .unwrap_or_else(std::sync::PoisonError::into_inner);
+        if standing.leader.is_some() && *leader != standing.leader {
+            if leader.is_some() {
+                self.leader_changes.inc();
+            }
+            *leader = standing.leader;
+        }
+        let members = cluster.members();
+        let state_of = |raft_id: &u64| rumours.get(raft_id).map_or("unknown", |r| r.state);
+        for state in GOSSIP_STATES {
+            let count = members
+                .values()
+                .filter(|member| state_of(&member.registration.raft_id) == state);
+            self.gossip
+                .with_label_values(&[state])
+                .set(count.count() as i64);
+        }
+        let served = |row: &&Option<(proto::id::NodeRef, proto::shard::Fence)>| {
+            row.as_ref().is_some_and(|(owner, _)| {
+                members
+                    .get(&owner.id)
+                    .is_some_and(|member| member.incarnation == owner.incarnation)
+            })
+        };
+        let served = cluster.rows().iter().filter(served).count();
+        self.unassigned.set((cluster.rows().len() - served) as i64);
+    }
+}
+
 fn add<C: Collector + Clone + 'static>(
     registry: &Registry,
     collector: C,

@@ -17,9 +17,12 @@
 //! of it, and the driver keeps that order.
 
 pub mod channel;
+pub mod cluster;
+pub mod formation;
 pub mod history;
 pub mod interest;
 pub mod outbound;
+pub mod placement;
 pub mod publish_table;
 pub mod routing;
 pub mod shard;

@@ -1,0 +1,208 @@
+//! Who should own what, and who should vote: pure functions of what is agreed.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use proto::id::{NodeId, NodeRef};
+use proto::shard::ShardId;
+
+use super::cluster::{Assignment, Cluster, Member, RaftId};
+
+/// What the leader should decide next. Empty: all is as it should be.
+///
+/// Shards that nobody has had are given out evenly, once as many nodes have
+/// registered as were expected. A node that has started anew gets back what its
+/// earlier life had. Nobody else's shards move.
+pub fn plan(cluster: &Cluster) -> Vec<Assignment> {
+    let Some(founding) = cluster.founding() else {
+        return Vec::new();
+    };
+    let members = cluster.members();
+    let complete = members.len() >= usize::from(founding.expect);
+    let owners: Vec<NodeRef> = members.values().filter_map(owner).collect();
+    let mut load: BTreeMap<&NodeRef, usize> = owners.iter().map(|owner| (owner, 0)).collect();
+    for (owner, _) in cluster.rows().iter().flatten() {
+        if let Some(shards) = load.get_mut(owner) {
+            *shards += 1;
+        }
+    }
+    let mut plan = Vec::new();
+    for (number, row) in cluster.rows().iter().enumerate() {
+        let next = match row {
+            Some((owner, _)) => current(members, owner),
+            None if complete => {
+                load.iter_mut()
+                    .min_by_key(|(_, shards)| **shards)
+                    .map(|(owner, shards)| {
+                        *shards += 1;
+                        (*owner).clone()
+                    })
+            }
+            None => None,
+        };
+        if let Some(owner) = next {
+            plan.push(Assignment {
+                shard: ShardId(number as u16),
+                owner,
+                under: row.as_ref().map(|(_, fence)| *fence),
+            });
+        }
+    }
+    plan
+}
+
+/// The life to which a shard of this one should go, if that is another.
+fn current(members: &BTreeMap<NodeId, Member>, owner: &NodeRef) -> Option<NodeRef> {
+    let now = self::owner(members.get(&owner.id)?)?;
+    (now != *owner).then_some(now)
+}
+
+/// A member as an owner; a witness is none.
+fn owner(member: &Member) -> Option<NodeRef> {
+    let registration = &member.registration;
+    (!registration.witness).then(|| NodeRef {
+        id: registration.name.clone(),
+        incarnation: member.incarnation,
+    })
+}
+
+/// Who should vote, given who votes now and who is a member and keeps up. With
+/// three members three, with five or more five; an even number of voters would
+/// survive no more deaths than one fewer. `None`: leave it as it is.
+pub fn voters(
+    voting: &BTreeSet<RaftId>,
+    members: &BTreeSet<RaftId>,
+    keep_up: &BTreeSet<RaftId>,
+) -> Option<BTreeSet<RaftId>> {
+    let present: BTreeSet<RaftId> = voting.intersection(members).copied().collect();
+    let wanted = match members.len() {
+        0..=2 => present.len().max(1),
+        3..=4 => 3,
+        _ => 5,
+    };
+    let mut next = present;
+    // Those who vote already stay: each change of voters is a risk of its own.
+    for candidate in keep_up.intersection(members) {
+        if next.len() >= wanted {
+            break;
+        }
+        next.insert(*candidate);
+    }
+    // Two of two, or four of four, would be worse than what is there.
+    let better = next.len() % 2 == 1 || next.len() < voting.len();
+    (next != *voting && better && !next.is_empty()).then_some(next)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::core::cluster::tests::{founding, node, registration};
+    use crate::core::cluster::{Command, Registration};
+    use proto::shard::Fence;
+
+    fn cluster(shards: u16, expect: u16, names: &[&str]) -> Cluster {
+        let mut cluster = Cluster::default();
+        cluster.apply(1, Command::Found(founding(shards, expect)));
+        for (at, name) in names.iter().enumerate() {
+            cluster.apply(at as u64 + 2, Command::Register(registration(name, 1)));
+        }
+        cluster
+    }
+
+    fn counts(cluster: &Cluster) -> BTreeMap<String, usize> {
+        let mut counts = BTreeMap::new();
+        for (owner, _) in cluster.rows().iter().flatten() {
+            *counts.entry(owner.id.to_string()).or_default() += 1;
+        }
+        counts
+    }
+
+    #[test]
+    fn shards_are_given_out_evenly_when_all_expected_nodes_are_there() {
+        let mut cluster = cluster(1_024, 3, &["a", "b"]);
+        assert_eq!(plan(&cluster), []);
+        cluster.apply(9, Command::Register(registration("c", 1)));
+        let assignments = plan(&cluster);
+        cluster.apply(10, Command::Assign(assignments));
+        let counts: Vec<usize> = counts(&cluster).into_values().collect();
+        assert_eq!(counts, [342, 341, 341]);
+        assert_eq!(plan(&cluster), [], "and then there is nothing to do");
+    }
+
+    #[test]
+    fn a_witness_counts_as_expected_but_owns_nothing() {
+        let mut cluster = cluster(8, 3, &["a", "b"]);
+        let witness = Registration {
+            witness: true,
+            ..registration("w", 1)
+        };
+        cluster.apply(9, Command::Register(witness));
+        cluster.apply(10, Command::Assign(plan(&cluster)));
+        assert_eq!(counts(&cluster), [("a".into(), 4), ("b".into(), 4)].into());
+    }
+
+    #[test]
+    fn a_new_node_gets_nothing_and_a_restarted_one_gets_its_own_back() {
+        let mut cluster = cluster(8, 2, &["a", "b"]);
+        cluster.apply(10, Command::Assign(plan(&cluster)));
+        cluster.apply(11, Command::Register(registration("c", 1)));
+        assert_eq!(plan(&cluster), []);
+        cluster.apply(12, Command::Register(registration("a", 2)));
+        let assignments = plan(&cluster);
+        assert_eq!(assignments.len(), 4);
+        assert!(assignments.iter().all(|assignment| {
+            assignment.owner == node("a", 12) && assignment.under == Some(Fence(10))
+        }));
+        cluster.apply(13, Command::Assign(assignments));
+        assert_eq!(plan(&cluster), []);
+        let of_b = cluster.rows().iter().flatten();
+        assert_eq!(of_b.filter(|(_, fence)| *fence == Fence(10)).count(), 4);
+    }
+
+    #[test]
+    fn what_belonged_to_a_forgotten_name_waits_for_it() {
+        let mut cluster = cluster(2, 1, &["a"]);
+        cluster.apply(3, Command::Assign(plan(&cluster)));
+        cluster.apply(4, Command::Forget(registration("a", 1).raft_id));
+        assert_eq!(plan(&cluster), []);
+        let back = Registration {
+            raft_id: 5,
+            ..registration("a", 9)
+        };
+        cluster.apply(5, Command::Register(back));
+        assert_eq!(plan(&cluster).len(), 2);
+    }
+
+    fn set(ids: &[RaftId]) -> BTreeSet<RaftId> {
+        ids.iter().copied().collect()
+    }
+
+    #[test]
+    fn three_vote_then_five_and_never_an_even_number() {
+        for (voting, members, keep_up, next) in [
+            (&[1][..], &[1, 2][..], &[1, 2][..], None),
+            (&[1], &[1, 2, 3], &[1, 2], None),
+            (&[1], &[1, 2, 3], &[1, 2, 3], Some(&[1, 2, 3][..])),
+            (&[1, 2, 3], &[1, 2, 3, 4], &[1, 2, 3, 4], None),
+            (&[1, 2, 3], &[1, 2, 3, 4, 5], &[1, 2, 3, 4], None),
+            (
+                &[1, 2, 3],
+                &[1, 2, 3, 4, 5],
+                &[1, 2, 3, 4, 5],
+                Some(&[1, 2, 3, 4, 5]),
+            ),
+            (&[1, 2, 3], &[1, 2, 4], &[1, 2, 4], Some(&[1, 2, 4])),
+            (
+                &[1, 2, 3, 4, 5],
+                &[1, 2, 3, 4, 5, 6],
+                &[1, 2, 3, 4, 5, 6],
+                None,
+            ),
+        ] {
+            assert_eq!(
+                voters(&set(voting), &set(members), &set(keep_up)),
+                next.map(set),
+                "{voting:?} {members:?} {keep_up:?}"
+            );
+        }
+    }
+}

@@ -1,0 +1,509 @@
+//! What a node knows of itself, and how it answers other nodes.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::time::Duration;
+
+use futures_util::future::BoxFuture;
+use proto::id::{ClusterUuid, Incarnation, NodeId};
+use proto::message::{Answer, Question};
+use tokio::sync::{Notify, watch};
+
+use super::{Identity, MembershipConfig};
+use crate::addresses::Addresses;
+use crate::core::cluster::{Cluster, Command, Outcome, RaftId, Registration};
+use crate::core::formation::{Pledge, Status, may_pledge};
+use crate::gossip::{News, Rumours};
+use crate::peers::wire::{Call, Hello, Reply};
+use crate::peers::{Peers, Serve};
+use crate::raft::store::{Store, StoreError};
+use crate::raft::{Consensus, Peer, ProposeError};
+
+/// The cluster that the node is a member of.
+const MEMBER_OF: &str = "member-of";
+/// To whom it has pledged itself.
+const PLEDGE: &str = "pledge";
+/// How long another node may take to decide something.
+pub(super) const DECIDE: Duration = Duration::from_secs(3);
+/// How long another node may take to say who it is.
+pub(super) const ASK: Duration = Duration::from_secs(1);
+/// Addresses of callers that are remembered while there is no cluster.
+const CALLERS_MAX: usize = 64;
+
+/// Answers a question for a person.
+type Inspect = Arc<dyn Fn(Question) -> BoxFuture<'static, Answer> + Send + Sync>;
+
+/// See the [module](self).
+pub(super) struct Host {
+    pub(super) config: MembershipConfig,
+    pub(super) store: Store,
+    pub(super) addresses: Addresses,
+    pub(super) gossip_members: watch::Sender<Vec<(RaftId, Incarnation)>>,
+    pub(super) rumours: watch::Sender<Arc<Rumours>>,
+    /// Something has changed that a node outside any cluster waits for.
+    pub(super) stirred: Notify,
+    identity: Identity,
+    /// Names this start of the process.
+    start: u64,
+    address: OnceLock<String>,
+    inspect: OnceLock<Inspect>,
+    news: OnceLock<watch::Sender<News>>,
+    changing: Mutex<Changing>,
+}
+
+#[derive(Default)]
+struct Changing {
+    member_of: Option<ClusterUuid>,
+    pledge: Option<Pledge>,
+    consensus: Option<Consensus>,
+    peers: Option<Peers>,
+    /// Where callers say that they can be reached.
+    callers: BTreeSet<String>,
+}
+
+impl std::fmt::Debug for Host {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Host").finish_non_exhaustive()
+    }
+}
+
+impl Host {
+    pub(super) fn new(
+        config: MembershipConfig,
+        identity: Identity,
+        store: Store,
+    ) -> Result<Self, StoreError> {
+        let changing = Changing {
+            member_of: store.get(MEMBER_OF)?,
+            pledge: store.get(PLEDGE)?,
+            ..Changing::default()
+        };
+        Ok(Self {
+            config,
+            store,
+            addresses: Addresses::default(),
+            gossip_members: watch::Sender::new(Vec::new()),
+            rumours: watch::Sender::new(Arc::default()),
+            stirred: Notify::new(),
+            identity,
+            start: random(),
+            address: OnceLock::new(),
+            inspect: OnceLock::new(),
+            news: OnceLock::new(),
+            changing: Mutex::new(changing),
+        })
+    }
+
+    /// The node can be reached from now on.
+    pub(super) fn listen(&self, address: String, peers: Peers) {
+        self.addresses.set(self.identity.raft_id, &address);
+        let _ = self.address.set(address);
+        self.changing().peers = Some(peers);
+    }
+
+    /// Lets go of everything that goes on by itself.
+    pub(super) fn end(&self) -> Option<Consensus> {
+        let mut changing = self.changing();
+        changing.peers = None;
+        changing.consensus.take()
+    }
+
+    fn peers(&self) -> Option<Peers> {
+        self.changing().peers.clone()
+    }
+
+    pub(super) fn answer_with(&self, inspect: Inspect) {
+        let _ = self.inspect.set(inspect);
+    }
+
+    pub(super) fn registration(&self) -> Registration {
+        Registration {
+            raft_id: self.identity.raft_id,
+            name: self.identity.name.clone(),
+            start: self.start,
+            address: self.address(),
+            zone: self.config.zone.clone(),
+            witness: self.config.witness,
+        }
+    }
+
+    pub(super) fn status(&self) -> Status {
+        Status {
+            raft_id: self.identity.raft_id,
+            name: self.identity.name.clone(),
+            address: self.address(),
+            member_of: self.member_of(),
+            expect: self.config.bootstrap_expect,
+        }
+    }
+
+    pub(super) fn raft_id(&self) -> RaftId {
+        self.identity.raft_id
+    }
+
+    pub(super) fn member_of(&self) -> Option<ClusterUuid> {
+        self.changing().member_of
+    }
+
+    pub(super) fn callers(&self) -> BTreeSet<String> {
+        self.changing().callers.clone()
+    }
+
+    /// From now on, and after every restart, the node belongs to this cluster.
+    pub(super) fn enter(&self, cluster: ClusterUuid) -> Result<(), StoreError> {
+        let mut changing = self.changing();
+        self.store.put(MEMBER_OF, &cluster)?;
+        changing.member_of = Some(cluster);
+        self.stirred.notify_waiters();
+        Ok(())
+    }
+
+    pub(super) fn consensus(&self) -> Option<Consensus> {
+        self.changing().consensus.clone()
+    }
+
+    pub(super) fn set_consensus(&self, consensus: Consensus) {
+        self.changing().consensus = Some(consensus);
+    }
+
+    /// Pledges the node, if it may.
+    pub(super) fn pledge(&self, to: Pledge) -> Result<bool, StoreError> {
+        let mut changing = self.changing();
+        if changing.member_of.is_some() || !may_pledge(changing.pledge, to) {
+            return Ok(false);
+        }
+        self.store.put(PLEDGE, &to)?;
+        changing.pledge = Some(to);
+        Ok(true)
+    }
+
+    /// Takes a pledge back, if the node is not a member by it.
+    pub(super) fn release(&self, from: Pledge) -> Result<bool, StoreError> {
+        let mut changing = self.changing();
+        if changing.member_of.is_some() || changing.pledge != Some(from) {
+            return Ok(false);
+        }
+        self.store.remove(PLEDGE)?;
+        changing.pledge = None;
+        Ok(true)
+    }
+
+    /// What gossip says of this node.
+    pub(super) fn begin_news(&self, news: News) -> watch::Receiver<News> {
+        self.news
+            .get_or_init(|| watch::Sender::new(news))
+            .subscribe()
+    }
+
+    /// Keeps gossip up to date with what is agreed.
+    pub(super) fn tell_news(&self, cluster: &Cluster) {
+        let members: Vec<_> = cluster
+            .members()
+            .values()
+            .map(|member| (member.registration.raft_id, member.incarnation))
+            .collect();
+        self.gossip_members.send_if_modified(|known| {
+            let changed = *known != members;
+            *known = members;
+            changed
+        });
+        if let Some(news) = self.news.get() {
+            let owned = cluster.rows().iter().flatten();
+            let owned = owned.filter(|(owner, _)| owner.id == self.identity.name);
+            let shards = owned.count() as u32;
+            news.send_if_modified(|news| std::mem::replace(&mut news.shards, shards) != shards);
+        }
+    }
+
+    /// Has something decided, wherever the leader is. `Err`: why it is not yet.
+    pub(super) async fn propose(
+        &self,
+        consensus: &Consensus,
+        command: Command,
+    ) -> Result<Outcome, String> {
+        let leader = match consensus.propose(command.clone()).await {
+            Ok(outcome) => return Ok(outcome),
+            Err(ProposeError::Failed(why)) => return Err(why),
+            Err(ProposeError::NotLeader(leader)) => leader,
+        };
+        let leader = leader.ok_or("the cluster has no leader now")?;
+        let address = self
+            .addresses
+            .get(leader)
+            .or_else(|| consensus.address_of(leader))
+            .ok_or("it is not known where the leader is")?;
+        let peers = self.peers().ok_or("the node does not listen yet")?;
+        match peers.call(&address, &Call::Propose(command), DECIDE).await {
+            Ok(Reply::Outcome(outcome)) => Ok(outcome),
+            Ok(Reply::Refused(why)) => Err(why),
+            Ok(Reply::Elsewhere(_)) => Err("the leader has just changed".into()),
+            Ok(_) => Err("the leader answered something else".into()),
+            Err(error) => Err(error.to_string()),
+        }
+    }
+
+    /// Passes a question on to another node.
+    pub(super) async fn ask(&self, node: &NodeId, question: Question) -> Answer {
+        let unavailable = |why: &str| Answer::Unavailable(format!("node {node}: {why}"));
+        let Some((peers, consensus)) = self.peers().zip(self.consensus()) else {
+            return unavailable("this node is in no cluster yet");
+        };
+        let raft_id = consensus
+            .cluster()
+            .borrow()
+            .members()
+            .get(node)
+            .map(|member| member.registration.raft_id);
+        let Some(address) = raft_id.and_then(|raft_id| self.addresses.get(raft_id)) else {
+            return unavailable("it is no member");
+        };
+        match peers.call(&address, &Call::Inspect(question), ASK).await {
+            Ok(Reply::Inspected(answer)) => answer,
+            Ok(Reply::Refused(why)) => unavailable(&why),
+            Ok(_) => unavailable("it answered something else"),
+            Err(error) => unavailable(&error.to_string()),
+        }
+    }
+
+    fn address(&self) -> String {
+        self.address.get().cloned().unwrap_or_default()
+    }
+
+    fn changing(&self) -> MutexGuard<'_, Changing> {
+        self.changing.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    async fn take(self: Arc<Self>, from: Hello, call: Call) -> Reply {
+        let done = |done: Result<bool, StoreError>| match done {
+            Ok(done) => Reply::Pledged(done),
+            Err(error) => Reply::Refused(error.to_string()),
+        };
+        match call {
+            Call::Status => Reply::Status(self.status()),
+            Call::Pledge(pledge) => done(self.pledge(pledge)),
+            Call::Release(pledge) => done(self.release(pledge)),
+            Call::Raft { cluster, to, rpc } => self.take_raft(cluster, to, &rpc).await,
+            Call::Join(registration) => self.take_join(registration).await,
+            Call::Propose(command) => self.take_proposal(&from, command).await,
+            Call::Inspect(question) => match self.inspect.get() {
+                Some(inspect) => Reply::Inspected(inspect(question).await),
+                None => Reply::Refused("the node does not serve yet".into()),
+            },
+        }
+    }
+
+    async fn take_raft(&self, cluster: ClusterUuid, to: RaftId, rpc: &[u8]) -> Reply {
+        if to != self.identity.raft_id {
+            return Reply::Refused("the node that this is for is not here any more".into());
+        }
+        let (member_of, pledge) = {
+            let changing = self.changing();
+            (changing.member_of, changing.pledge)
+        };
+        if member_of.is_none() && pledge.is_some_and(|pledge| pledge.cluster == cluster) {
+            // The founder got through.
+            if let Err(error) = self.enter(cluster) {
+                return Reply::Refused(error.to_string());
+            }
+        } else if member_of != Some(cluster) {
+            return Reply::Refused("this node is not a member of that cluster".into());
+        }
+        let Some(consensus) = self.consensus() else {
+            return Reply::Refused("the node has just begun".into());
+        };
+        match consensus.receive(rpc).await {
+            Ok(bytes) => Reply::Raft(bytes),
+            Err(why) => Reply::Refused(why),
+        }
+    }
+
+    /// On the leader: lets a node in.
+    async fn take_join(&self, registration: Registration) -> Reply {
+        let (consensus, cluster) = match self.leading() {
+            Ok(leading) => leading,
+            Err(reply) => return *reply,
+        };
+        let agreed = Arc::clone(&consensus.cluster().borrow());
+        let namesake = agreed
+            .members()
+            .get(&registration.name)
+            .map(|member| member.registration.clone())
+            .filter(|known| known.raft_id != registration.raft_id);
+        if let Some(known) = namesake
+            && let Err(why) = self.replace(&consensus, &registration, &known).await
+        {
+            return Reply::Refused(why);
+        }
+        let peer = Peer {
+            address: registration.address,
+        };
+        match consensus.add(registration.raft_id, peer).await {
+            Ok(()) => Reply::Joined(cluster),
+            Err(ProposeError::NotLeader(leader)) => {
+                Reply::Elsewhere(leader.and_then(|leader| self.addresses.get(leader)))
+            }
+            Err(ProposeError::Failed(why)) => Reply::Refused(why),
+        }
+    }
+
+    /// A node comes with the name of a member, but with another data directory:
+    /// it takes the member's place only if that is not there any more.
+    async fn replace(
+        &self,
+        consensus: &Consensus,
+        registration: &Registration,
+        known: &Registration,
+    ) -> Result<(), String> {
+        let Some(peers) = self.peers() else {
+            return Err("the node does not listen yet".into());
+        };
+        let address = self
+            .addresses
+            .get(known.raft_id)
+            .unwrap_or_else(|| known.address.clone());
+        if let Ok(Reply::Status(status)) = peers.call(&address, &Call::Status, ASK).await
+            && status.raft_id == known.raft_id
+        {
+            return Err(format!(
+                "the name {} is taken: a node of that name runs at {address} with another data directory; give each node its own --name",
+                known.name
+            ));
+        }
+        tracing::warn!(node = %registration.name, "a node has come with an empty data directory; it takes the place of its namesake, which cannot be reached");
+        let failed = |error: ProposeError| error.to_string();
+        let forget = Command::Forget(known.raft_id);
+        consensus.propose(forget).await.map_err(failed)?;
+        let mut voters = consensus.standing().voters;
+        if voters.remove(&known.raft_id) {
+            consensus.set_voters(voters).await.map_err(failed)?;
+        }
+        consensus.strike(known.raft_id).await.map_err(failed)
+    }
+
+    async fn take_proposal(&self, from: &Hello, command: Command) -> Reply {
+        let (consensus, _) = match self.leading() {
+            Ok(leading) => leading,
+            Err(reply) => return *reply,
+        };
+        // Nodes speak for themselves and for nobody else.
+        match &command {
+            Command::Register(registration) if registration.raft_id == from.raft_id => {}
+            _ => return Reply::Refused("only the leader decides that".into()),
+        }
+        match consensus.propose(command).await {
+            Ok(outcome) => Reply::Outcome(outcome),
+            Err(ProposeError::NotLeader(leader)) => {
+                Reply::Elsewhere(leader.and_then(|leader| self.addresses.get(leader)))
+            }
+            Err(ProposeError::Failed(why)) => Reply::Refused(why),
+        }
+    }
+
+    /// The agreement and its cluster, if this node leads; else what to answer.
+    fn leading(&self) -> Result<(Consensus, ClusterUuid), Box<Reply>> {
+        let (consensus, cluster) = {
+            let changing = self.changing();
+            (changing.consensus.clone(), changing.member_of)
+        };
+        let Some((consensus, cluster)) = consensus.zip(cluster) else {
+            return Err(Box::new(Reply::Refused(
+                "the node is in no cluster yet".into(),
+            )));
+        };
+        let standing = consensus.standing();
+        if standing.leads {
+            return Ok((consensus, cluster));
+        }
+        let leader = standing.leader.and_then(|leader| {
+            self.addresses
+                .get(leader)
+                .or_else(|| consensus.address_of(leader))
+        });
+        Err(Box::new(Reply::Elsewhere(leader)))
+    }
+}
+
+impl Serve for Host {
+    fn hello(&self) -> Hello {
+        Hello {
+            cluster: self.config.cluster.clone(),
+            member_of: self.member_of(),
+            name: self.identity.name.clone(),
+            raft_id: self.identity.raft_id,
+            address: self.address(),
+        }
+    }
+
+    fn meet(&self, other: &Hello) -> Result<(), String> {
+        if other.cluster != self.config.cluster {
+            return Err(format!(
+                "{} was started with --cluster {}, and {} with --cluster {}",
+                other.name, other.cluster, self.identity.name, self.config.cluster
+            ));
+        }
+        if let (Some(theirs), Some(ours)) = (other.member_of, self.member_of())
+            && theirs != ours
+        {
+            return Err(format!(
+                "{} is a member of cluster {theirs}, and {} of cluster {ours}: they have the same name, but are not the same",
+                other.name, self.identity.name
+            ));
+        }
+        let mine = other.raft_id == self.identity.raft_id;
+        if mine != (other.name == self.identity.name) {
+            return Err(if mine {
+                format!(
+                    "{} uses a copy of the data directory of {}",
+                    other.name, self.identity.name
+                )
+            } else {
+                format!(
+                    "two nodes are named {}, at {} and at {}: give each its own --name",
+                    other.name,
+                    other.address,
+                    self.address()
+                )
+            });
+        }
+        if mine && other.address != self.address() {
+            return Err(format!(
+                "the nodes at {} and {} use copies of one data directory",
+                other.address,
+                self.address()
+            ));
+        }
+        self.addresses.set(other.raft_id, &other.address);
+        let mut changing = self.changing();
+        if !mine && changing.callers.len() < CALLERS_MAX {
+            changing.callers.insert(other.address.clone());
+        }
+        Ok(())
+    }
+
+    fn serve(self: Arc<Self>, from: Hello, call: Call) -> BoxFuture<'static, Reply> {
+        Box::pin(self.take(from, call))
+    }
+}
+
+/// What a founder asks of its members, by Raft id.
+pub(super) fn peers_of(members: &[Status]) -> BTreeMap<RaftId, Peer> {
+    let peer = |member: &Status| {
+        let address = member.address.clone();
+        (member.raft_id, Peer { address })
+    };
+    members.iter().map(peer).collect()
+}
+
+/// A random number of the system, not zero.
+///
+/// # Panics
+/// When the system has none to give, which it has from early after its start.
+pub(super) fn random() -> u64 {
+    let mut bytes = [0; 8];
+    let mut filled = 0;
+    while filled < bytes.len() {
+        let flags = rustix::rand::GetRandomFlags::empty();
+        filled += rustix::rand::getrandom(&mut bytes[filled..], flags).expect("random numbers");
+    }
+    u64::from_le_bytes(bytes).max(1)
+}

@@ -1,0 +1,99 @@
+//! What the leader does: decides what `core::placement` plans.
+
+use std::collections::BTreeSet;
+use std::sync::Arc;
+
+use proto::shard::{SHARDS_DEFAULT, Sharding};
+
+use super::host::{Host, random};
+use crate::core::cluster::{Cluster, Command, Founding, RaftId};
+use crate::core::placement;
+use crate::raft::{Consensus, ProposeError, Standing};
+
+/// The duties of whoever leads.
+pub(super) struct Leader {
+    host: Arc<Host>,
+    /// Said already: two nodes and no witness.
+    warned: bool,
+}
+
+impl Leader {
+    pub(super) fn new(host: Arc<Host>) -> Self {
+        Self {
+            host,
+            warned: false,
+        }
+    }
+
+    /// Looks at what is agreed and has the next thing decided.
+    pub(super) async fn lead(
+        &mut self,
+        consensus: &Consensus,
+        cluster: &Cluster,
+        standing: &Standing,
+    ) {
+        let result = if cluster.founding().is_none() {
+            self.found(consensus, standing).await
+        } else {
+            self.assign(consensus, cluster, standing).await
+        };
+        // Somebody else leads now, or will.
+        if let Err(error) = result {
+            tracing::debug!(%error, "a decision was not made");
+        }
+        self.warn(cluster);
+    }
+
+    async fn found(&self, consensus: &Consensus, standing: &Standing) -> Result<(), ProposeError> {
+        let Some(uuid) = self.host.member_of() else {
+            return Ok(());
+        };
+        let founding = Founding {
+            uuid,
+            sharding: Sharding {
+                seed: random(),
+                count: SHARDS_DEFAULT,
+            },
+            expect: standing.voters.len() as u16,
+        };
+        consensus.propose(Command::Found(founding)).await.map(drop)
+    }
+
+    async fn assign(
+        &self,
+        consensus: &Consensus,
+        cluster: &Cluster,
+        standing: &Standing,
+    ) -> Result<(), ProposeError> {
+        let plan = placement::plan(cluster);
+        if !plan.is_empty() {
+            tracing::info!(shards = plan.len(), "giving shards to their owners");
+            consensus.propose(Command::Assign(plan)).await?;
+        }
+        let registered = cluster.members().values();
+        let members: BTreeSet<RaftId> = registered
+            .map(|member| member.registration.raft_id)
+            .filter(|raft_id| standing.members.contains(raft_id))
+            .collect();
+        // While the founders have not all registered, they vote nevertheless.
+        let expected = cluster.founding().map_or(0, |founding| founding.expect);
+        if members.len() < usize::from(expected) {
+            return Ok(());
+        }
+        if let Some(voters) = placement::voters(&standing.voters, &members, &standing.keep_up) {
+            tracing::info!(voters = voters.len(), "changing who votes");
+            consensus.set_voters(voters).await?;
+        }
+        Ok(())
+    }
+
+    fn warn(&mut self, cluster: &Cluster) {
+        let two = cluster.members().len() == 2;
+        if two && !self.warned {
+            tracing::warn!(
+                "two nodes without a witness: if either fails, nothing can be decided until it is back; start a third with --witness"
+            );
+        }
+        self.warned = two;
+    }
+}

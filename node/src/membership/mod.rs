@@ -1,0 +1,549 @@
+//! Shell: a node's place in the cluster. Opens the data directory, listens to
+//! other nodes, comes into a cluster, registers, and then follows what is
+//! agreed; leads, when it is this node's turn.
+
+mod host;
+mod join;
+mod lead;
+
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use proto::id::{ClusterUuid, Incarnation, NodeId, NodeRef};
+use proto::message::{Answer, NodeInfo, Question};
+use proto::shard::{ShardMap, Sharding};
+use proto::subject::ClusterName;
+use serde::{Deserialize, Serialize};
+use tokio::sync::{mpsc, oneshot, watch};
+
+use crate::View;
+use crate::core::cluster::{Cluster, Command, Outcome, RaftId, Registration};
+use crate::gossip::{Gossip, News, Rumours};
+use crate::metrics::ClusterMetrics;
+use crate::peers::Peers;
+use crate::peers::tls::{Tls, TlsError};
+use crate::raft::store::{Store, StoreError};
+use crate::raft::{Consensus, Standing};
+use host::Host;
+
+/// How often a node looks whether there is something to do, besides when it is
+/// told.
+const TICK: Duration = Duration::from_millis(100);
+/// How often a node that waits says why.
+const COMPLAIN: Duration = Duration::from_secs(5);
+/// Datagrams of gossip that may wait; more are lost.
+const DATAGRAMS: usize = 1_024;
+
+/// What the data directory says of the node.
+const IDENTITY: &str = "identity";
+
+/// What a node is told about its cluster.
+#[derive(Debug, Clone)]
+pub struct MembershipConfig {
+    /// The cluster's name.
+    pub cluster: ClusterName,
+    /// The node's name.
+    pub name: NodeId,
+    /// Its data directory.
+    pub data: PathBuf,
+    /// Where it listens to other nodes.
+    pub quic: SocketAddr,
+    /// Where they reach it; `None`: where it listens.
+    pub advertise: Option<String>,
+    /// Where other nodes are: `HOST:PORT`.
+    pub join: Vec<String>,
+    /// Found a cluster with this many fresh nodes, if there is none to join.
+    pub bootstrap_expect: Option<u16>,
+    /// Where the node stands; nodes of one zone may fail together.
+    pub zone: String,
+    /// Votes, owns nothing.
+    pub witness: bool,
+    /// The directory with `ca.crt`, `NAME.crt` and `NAME.key`.
+    pub certs: PathBuf,
+    /// The version of the program, told to others.
+    pub version: &'static str,
+}
+
+/// Why a node is in no cluster, or not any more.
+#[derive(Debug, Clone, thiserror::Error)]
+pub enum MembershipError {
+    /// Of the data directory.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    /// Of the certificates.
+    #[error(transparent)]
+    Tls(#[from] TlsError),
+    /// The data directory is another node's.
+    #[error(
+        "the data directory {data} belongs to {found}, but this node was started as {wanted}: start it under its old names, or with another --data"
+    )]
+    OtherNode {
+        /// The directory.
+        data: String,
+        /// Whose it is.
+        found: String,
+        /// What was asked for.
+        wanted: String,
+    },
+    /// The address is taken, or not this machine's.
+    #[error("could not listen on {address} (UDP): {problem}; choose another address with --quic")]
+    Listen {
+        /// The address.
+        address: SocketAddr,
+        /// What the system said.
+        problem: String,
+    },
+    /// The other nodes do not take it.
+    #[error("{0}")]
+    Refused(String),
+    /// Agreement has failed on this node; it cannot vote any more.
+    #[error(
+        "this node cannot take part in decisions any more: {0}; it ends, so that it does not harm the others"
+    )]
+    Failed(String),
+}
+
+/// Kept in the data directory.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+struct Identity {
+    raft_id: RaftId,
+    name: NodeId,
+    cluster: ClusterName,
+}
+
+/// How far a node has come.
+#[derive(Debug, Clone)]
+enum Phase {
+    /// Not registered yet; why, if something holds it up.
+    Starting(String),
+    /// A member, in this life.
+    Registered(NodeRef),
+    Failed(MembershipError),
+}
+
+/// A node's place in the cluster.
+#[derive(Debug)]
+pub struct Membership {
+    /// Where other nodes reach it: the port is known now.
+    pub address: String,
+    /// What is agreed, for the node's mesh side.
+    pub view: View,
+    phase: watch::Receiver<Phase>,
+    has_leader: watch::Receiver<bool>,
+    host: Arc<Host>,
+    ended: oneshot::Receiver<()>,
+}
+
+/// Senders of what a [`View`] shows, and of the rest that is watched.
+struct Shown {
+    map: watch::Sender<Arc<ShardMap>>,
+    members: watch::Sender<Arc<Vec<NodeInfo>>>,
+    leads: watch::Sender<bool>,
+    has_leader: watch::Sender<bool>,
+    phase: watch::Sender<Phase>,
+}
+
+impl Membership {
+    /// Opens the data directory and listens. The rest goes on by itself:
+    /// [`Self::registered`] says when the node is a member.
+    ///
+    /// # Errors
+    /// All of [`MembershipError`] that can be known at once: a damaged data
+    /// directory, certificates that cannot be used, an address that is taken.
+    pub fn open(
+        config: MembershipConfig,
+        metrics: Arc<ClusterMetrics>,
+        shutdown: watch::Receiver<bool>,
+    ) -> Result<Self, MembershipError> {
+        let tls = Tls::load(&config.certs, &config.name)?;
+        let store = Store::open(&config.data)?;
+        let identity = identity(&store, &config)?;
+        let host = Arc::new(Host::new(config.clone(), identity, store)?);
+        let (datagrams, heard) = mpsc::channel(DATAGRAMS);
+        let peers =
+            Peers::bind(config.quic, tls, Arc::clone(&host) as _, datagrams).map_err(|error| {
+                MembershipError::Listen {
+                    address: config.quic,
+                    problem: error.to_string(),
+                }
+            })?;
+        let bound = peers.local_address().unwrap_or(config.quic);
+        let address = match &config.advertise {
+            // Port 0 took any; the others must know which.
+            Some(advertise) => match advertise.strip_suffix(":0") {
+                Some(name) => format!("{name}:{}", bound.port()),
+                None => advertise.clone(),
+            },
+            None => bound.to_string(),
+        };
+        host.listen(address.clone(), peers.clone());
+        let nobody = ShardMap::unassigned(ClusterUuid(0), Sharding { seed: 0, count: 0 });
+        let (map, map_seen) = watch::channel(Arc::new(nobody));
+        let (members, members_seen) = watch::channel(Arc::default());
+        let (leads, leads_seen) = watch::channel(false);
+        let (has_leader, has_leader_seen) = watch::channel(false);
+        let (phase, phase_seen) = watch::channel(Phase::Starting("it has just begun".into()));
+        let shown = Shown {
+            map,
+            members,
+            leads,
+            has_leader,
+            phase,
+        };
+        let (end, ended) = oneshot::channel();
+        let driver = Driver {
+            host: Arc::clone(&host),
+            peers,
+            shown,
+            metrics,
+        };
+        tokio::spawn(async move {
+            driver.run(heard, shutdown).await;
+            // Nobody waits for it any more: the process is ending.
+            let _ = end.send(());
+        });
+        Ok(Self {
+            address,
+            view: View {
+                map: map_seen,
+                members: members_seen,
+                leads: leads_seen,
+            },
+            phase: phase_seen,
+            has_leader: has_leader_seen,
+            host,
+            ended,
+        })
+    }
+
+    /// Waits until the node is a member of a cluster. The life that it lives
+    /// there.
+    ///
+    /// # Errors
+    /// [`MembershipError`]: it never will be.
+    pub async fn registered(&self) -> Result<NodeRef, MembershipError> {
+        let mut phase = self.phase.clone();
+        loop {
+            match &*phase.borrow_and_update() {
+                Phase::Registered(node) => return Ok(node.clone()),
+                Phase::Failed(error) => return Err(error.clone()),
+                Phase::Starting(_) => {}
+            }
+            if phase.changed().await.is_err() {
+                return Err(MembershipError::Failed("it was ended".into()));
+            }
+        }
+    }
+
+    /// Waits until the node cannot go on.
+    pub async fn failed(&self) -> MembershipError {
+        let mut phase = self.phase.clone();
+        loop {
+            if let Phase::Failed(error) = &*phase.borrow_and_update() {
+                return error.clone();
+            }
+            if phase.changed().await.is_err() {
+                std::future::pending::<()>().await;
+            }
+        }
+    }
+
+    /// Whether the node is registered and knows a leader; if not, why.
+    ///
+    /// # Errors
+    /// A reason for people.
+    pub fn readiness(&self) -> Result<(), String> {
+        match &*self.phase.borrow() {
+            Phase::Starting(why) => return Err(why.clone()),
+            Phase::Failed(error) => return Err(error.to_string()),
+            Phase::Registered(_) => {}
+        }
+        if *self.has_leader.borrow() {
+            Ok(())
+        } else {
+            Err("it knows no leader: a majority of the voters cannot be reached".into())
+        }
+    }
+
+    /// Who answers questions that other nodes pass on.
+    pub fn answer_with(
+        &self,
+        answer: impl Fn(Question) -> futures_util::future::BoxFuture<'static, Answer>
+        + Send
+        + Sync
+        + 'static,
+    ) {
+        self.host.answer_with(Arc::new(answer));
+    }
+
+    /// Asks another member.
+    pub async fn ask(&self, node: &NodeId, question: Question) -> Answer {
+        self.host.ask(node, question).await
+    }
+
+    /// Returns when everything has ended after a shutdown.
+    pub async fn join(self) {
+        // An error means that it has ended, too.
+        let _ = self.ended.await;
+    }
+}
+
+/// The node's identity: from its data directory, or new.
+fn identity(store: &Store, config: &MembershipConfig) -> Result<Identity, MembershipError> {
+    if let Some(identity) = store.get::<Identity>(IDENTITY)? {
+        if identity.name != config.name || identity.cluster != config.cluster {
+            return Err(MembershipError::OtherNode {
+                data: config.data.display().to_string(),
+                found: format!("node {} of cluster {}", identity.name, identity.cluster),
+                wanted: format!("node {} of cluster {}", config.name, config.cluster),
+            });
+        }
+        return Ok(identity);
+    }
+    let identity = Identity {
+        raft_id: host::random(),
+        name: config.name.clone(),
+        cluster: config.cluster.clone(),
+    };
+    store.put(IDENTITY, &identity)?;
+    Ok(identity)
+}
+
+/// The task that takes a node through its life.
+struct Driver {
+    host: Arc<Host>,
+    peers: Peers,
+    shown: Shown,
+    metrics: Arc<ClusterMetrics>,
+}
+
+impl Driver {
+    async fn run(
+        self,
+        datagrams: mpsc::Receiver<crate::peers::Datagram>,
+        mut shutdown: watch::Receiver<bool>,
+    ) {
+        let mut stopped = shutdown.clone();
+        let lived = tokio::select! {
+            lived = self.live(datagrams, shutdown.clone()) => lived,
+            _ = shutdown.wait_for(|stop| *stop) => Ok(()),
+        };
+        if let Err(error) = lived {
+            self.shown.phase.send_replace(Phase::Failed(error));
+            // Until whoever started the node has heard of it.
+            let _ = stopped.wait_for(|stop| *stop).await;
+        }
+        if let Some(consensus) = self.host.end() {
+            consensus.shutdown().await;
+        }
+        self.peers.close().await;
+    }
+
+    async fn live(
+        &self,
+        datagrams: mpsc::Receiver<crate::peers::Datagram>,
+        shutdown: watch::Receiver<bool>,
+    ) -> Result<(), MembershipError> {
+        let consensus = join::enter(&self.host, &self.peers, |why| self.wait_for(why)).await?;
+        tokio::select! {
+            node = self.register(&consensus) => {
+                let node = node?;
+                tracing::info!(node = %node.id, incarnation = node.incarnation.0, "registered");
+                self.spawn_gossip(datagrams, &node, shutdown);
+                self.shown.phase.send_replace(Phase::Registered(node));
+            }
+            // A founder has to lead before anyone can register.
+            failed = self.follow(&consensus) => return Err(failed),
+        }
+        Err(self.follow(&consensus).await)
+    }
+
+    fn wait_for(&self, why: String) {
+        self.shown.phase.send_if_modified(|phase| match phase {
+            Phase::Starting(known) if *known == why => false,
+            _ => {
+                *phase = Phase::Starting(why);
+                true
+            }
+        });
+    }
+
+    /// Tells the cluster that this node has started, until it is agreed.
+    async fn register(&self, consensus: &Consensus) -> Result<NodeRef, MembershipError> {
+        let registration = self.host.registration();
+        let name = registration.name.clone();
+        let mut complained = tokio::time::Instant::now();
+        let incarnation = loop {
+            let command = Command::Register(registration.clone());
+            match self.host.propose(consensus, command).await {
+                Ok(Outcome::Registered(incarnation)) => break incarnation,
+                Ok(Outcome::Refused(why)) => return Err(MembershipError::Refused(why)),
+                Ok(Outcome::Done) => {}
+                Err(why) => {
+                    self.wait_for(format!("it is not registered yet: {why}"));
+                    if complained.elapsed() >= COMPLAIN {
+                        complained = tokio::time::Instant::now();
+                        tracing::warn!(%why, "not registered yet; trying on");
+                    }
+                }
+            }
+            tokio::time::sleep(TICK / 2).await;
+        };
+        let mut cluster = consensus.cluster();
+        let here = |cluster: &Arc<Cluster>| {
+            cluster.founding().is_some()
+                && cluster
+                    .members()
+                    .get(&name)
+                    .is_some_and(|member| member.incarnation >= incarnation)
+        };
+        if cluster.wait_for(here).await.is_err() {
+            return Err(MembershipError::Failed("agreement has ended".into()));
+        }
+        Ok(NodeRef {
+            id: name,
+            incarnation,
+        })
+    }
+
+    fn spawn_gossip(
+        &self,
+        datagrams: mpsc::Receiver<crate::peers::Datagram>,
+        node: &NodeRef,
+        shutdown: watch::Receiver<bool>,
+    ) {
+        let registration = self.host.registration();
+        let news = News {
+            raft_id: registration.raft_id,
+            incarnation: node.incarnation,
+            edition: 0,
+            name: node.id.clone(),
+            zone: registration.zone,
+            version: self.host.config.version.to_owned(),
+            shards: 0,
+        };
+        let gossip = Gossip {
+            peers: self.peers.clone(),
+            addresses: self.host.addresses.clone(),
+            datagrams,
+            news: self.host.begin_news(news),
+            members: self.host.gossip_members.subscribe(),
+            rumours: self.host.rumours.clone(),
+            seed: host::random(),
+        };
+        tokio::spawn(gossip.run(shutdown));
+    }
+
+    /// Shows what is agreed, and leads when it is this node's turn. Returns
+    /// only when the node cannot go on.
+    async fn follow(&self, consensus: &Consensus) -> MembershipError {
+        let mut cluster = consensus.cluster();
+        let mut rumours = self.host.rumours.subscribe();
+        let mut tick = tokio::time::interval(TICK);
+        tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        let mut leader = lead::Leader::new(Arc::clone(&self.host));
+        loop {
+            let standing = consensus.standing();
+            if let Some(failure) = &standing.failure {
+                return MembershipError::Failed(failure.clone());
+            }
+            let agreed = Arc::clone(&cluster.borrow_and_update());
+            self.show(&agreed, &standing, &rumours.borrow_and_update().clone());
+            if standing.leads {
+                leader.lead(consensus, &agreed, &standing).await;
+            }
+            tokio::select! {
+                changed = cluster.changed() => {
+                    if changed.is_err() {
+                        return MembershipError::Failed("agreement has ended".into());
+                    }
+                }
+                going_on = consensus.changes() => {
+                    if !going_on {
+                        return MembershipError::Failed("agreement has ended".into());
+                    }
+                    // Every heartbeat is a change: once per tick is enough.
+                    tick.tick().await;
+                }
+                _ = rumours.changed() => {}
+                _ = tick.tick() => {}
+            }
+        }
+    }
+
+    fn show(&self, cluster: &Cluster, standing: &Standing, rumours: &Rumours) {
+        for member in cluster.members().values() {
+            let Registration {
+                raft_id, address, ..
+            } = &member.registration;
+            self.host.addresses.set_default(*raft_id, address);
+        }
+        if let Some(map) = cluster.map() {
+            self.shown.map.send_if_modified(|shown| {
+                let changed = **shown != map;
+                if changed {
+                    tracing::info!(version = map.version, "the shard map has changed");
+                    *shown = Arc::new(map);
+                }
+                changed
+            });
+        }
+        let infos = infos(cluster, standing, rumours);
+        self.host.tell_news(cluster);
+        self.shown.members.send_if_modified(|shown| {
+            let changed = **shown != infos;
+            if changed {
+                *shown = Arc::new(infos);
+            }
+            changed
+        });
+        set(&self.shown.leads, standing.leads);
+        set(&self.shown.has_leader, standing.leader.is_some());
+        self.metrics.observe(cluster, standing, rumours);
+    }
+}
+
+fn set(shown: &watch::Sender<bool>, value: bool) {
+    shown.send_if_modified(|shown| std::mem::replace(shown, value) != value);
+}
+
+/// Members as people see them.
+fn infos(cluster: &Cluster, standing: &Standing, rumours: &Rumours) -> Vec<NodeInfo> {
+    let mut shards: BTreeMap<&NodeRef, u32> = BTreeMap::new();
+    for (owner, _) in cluster.rows().iter().flatten() {
+        *shards.entry(owner).or_default() += 1;
+    }
+    let info = |(name, member): (&NodeId, &crate::core::cluster::Member)| {
+        let registration = &member.registration;
+        let raft_id = registration.raft_id;
+        let rumour = rumours.get(&raft_id);
+        let own = NodeRef {
+            id: name.clone(),
+            incarnation: member.incarnation,
+        };
+        NodeInfo {
+            name: name.clone(),
+            incarnation: Some(Incarnation(member.incarnation.0)),
+            address: registration.address.clone(),
+            zone: registration.zone.clone(),
+            witness: registration.witness,
+            role: if standing.leader == Some(raft_id) {
+                "leader"
+            } else if standing.voters.contains(&raft_id) {
+                "voter"
+            } else {
+                "learner"
+            }
+            .into(),
+            gossip: rumour.map_or("unknown", |rumour| rumour.state).into(),
+            shards: shards.get(&own).copied().unwrap_or(0),
+            version: rumour
+                .and_then(|rumour| rumour.news.as_ref())
+                .map_or_else(String::new, |news| news.version.clone()),
+        }
+    };
+    cluster.members().iter().map(info).collect()
+}

@@ -1,0 +1,402 @@
+//! Shell: QUIC between nodes. Calls with one reply each, and datagrams that may
+//! be lost. One connection per direction and pair of nodes, made when it is
+//! needed and made again when it broke; nobody waits for longer than they said.
+
+pub(crate) mod tls;
+pub(crate) mod wire;
+
+use std::collections::HashMap;
+use std::net::SocketAddr;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use bytes::Bytes;
+use futures_util::future::BoxFuture;
+use proto::id::NodeId;
+use quinn::{Connection, Endpoint, TransportConfig, VarInt};
+use rustls::pki_types::CertificateDer;
+use tokio::sync::{mpsc, watch};
+use tokio::time::timeout;
+
+use crate::core::cluster::RaftId;
+use tls::Tls;
+use wire::{BYTES_MAX, Call, Greeting, Hello, Reply, decode, encode};
+
+/// How long a connection may take to be made.
+const CONNECT: Duration = Duration::from_secs(2);
+/// How long a failed connection is not tried again.
+const COOL_DOWN: Duration = Duration::from_millis(200);
+/// Silence after which a connection is given up.
+const IDLE: Duration = Duration::from_secs(3);
+/// How often a silent connection is kept alive.
+const KEEP_ALIVE: Duration = Duration::from_millis(500);
+/// How long the end of all connections may take.
+const FAREWELL: Duration = Duration::from_millis(500);
+/// Calls of one peer that are answered at the same time.
+const STREAMS_MAX: u32 = 256;
+/// Connections that are accepted at most.
+const CONNECTIONS_MAX: usize = 512;
+/// Bytes of the first message at most.
+const HELLO_BYTES_MAX: usize = 4_096;
+
+/// What a node does with what others say.
+pub(crate) trait Serve: Send + Sync + 'static {
+    /// Who this node is now.
+    fn hello(&self) -> Hello;
+
+    /// Whether this node and another can be in one cluster. Called for both
+    /// ends of every connection.
+    fn meet(&self, other: &Hello) -> Result<(), String>;
+
+    /// Answers a call.
+    fn serve(self: Arc<Self>, from: Hello, call: Call) -> BoxFuture<'static, Reply>;
+}
+
+/// A datagram that has come.
+#[derive(Debug)]
+pub(crate) struct Datagram {
+    pub(crate) from: RaftId,
+    pub(crate) bytes: Bytes,
+}
+
+/// Why there is no reply.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub(crate) enum CallError {
+    /// The two cannot be in one cluster.
+    #[error("the node at {address} and this one cannot be in one cluster: {reason}")]
+    Refused { address: String, reason: String },
+    /// It cannot be reached, or did not answer.
+    #[error("could not reach a node at {address}: {reason}")]
+    Unreachable { address: String, reason: String },
+}
+
+/// The state of the way to one address.
+#[derive(Debug, Clone)]
+enum Way {
+    Connecting,
+    Up(Connection),
+    Down(CallError),
+}
+
+/// This node's end of all connections. Clones are the same.
+#[derive(Clone)]
+pub(crate) struct Peers {
+    endpoint: Endpoint,
+    node: Arc<dyn Serve>,
+    ways: Arc<Mutex<HashMap<String, watch::Receiver<Way>>>>,
+}
+
+impl Peers {
+    /// Listens, and answers what comes. Must be called on a runtime.
+    pub(crate) fn bind(
+        address: SocketAddr,
+        tls: Tls,
+        node: Arc<dyn Serve>,
+        datagrams: mpsc::Sender<Datagram>,
+    ) -> std::io::Result<Self> {
+        let mut transport = TransportConfig::default();
+        transport
+            .max_idle_timeout(Some(IDLE.try_into().map_err(std::io::Error::other)?))
+            .keep_alive_interval(Some(KEEP_ALIVE))
+            .max_concurrent_bidi_streams(VarInt::from_u32(STREAMS_MAX))
+            .max_concurrent_uni_streams(VarInt::from_u32(0));
+        let transport = Arc::new(transport);
+        let Tls {
+            mut client,
+            mut server,
+        } = tls;
+        client.transport_config(Arc::clone(&transport));
+        server.transport_config(transport);
+        let mut endpoint = Endpoint::server(server, address)?;
+        endpoint.set_default_client_config(client);
+        let peers = Self {
+            endpoint,
+            node,
+            ways: Arc::default(),
+        };
+        tokio::spawn(peers.clone().accept(datagrams));
+        Ok(peers)
+    }
+
+    /// Where this node listens.
+    pub(crate) fn local_address(&self) -> std::io::Result<SocketAddr> {
+        self.endpoint.local_addr()
+    }
+
+    /// Ends all connections, and waits a little until the others know.
+    pub(crate) async fn close(&self) {
+        self.endpoint.close(VarInt::from_u32(0), b"the node ends");
+        // Whoever does not answer finds out by silence.
+        let _ = timeout(FAREWELL, self.endpoint.wait_idle()).await;
+    }
+
+    /// Asks the node at an address.
+    pub(crate) async fn call(
+        &self,
+        address: &str,
+        call: &Call,
+        within: Duration,
+    ) -> Result<Reply, CallError> {
+        let unreachable = |reason: String| CallError::Unreachable {
+            address: address.to_owned(),
+            reason,
+        };
+        let asking = async {
+            let connection = self.connection(address).await?;
+            ask(&connection, call).await.map_err(unreachable)
+        };
+        match timeout(within, asking).await {
+            Ok(reply) => reply,
+            Err(_) => Err(unreachable(format!("no answer within {within:?}"))),
+        }
+    }
+
+    /// Sends a datagram if there is a connection; makes one for the next if
+    /// there is none.
+    pub(crate) fn datagram(&self, address: &str, bytes: Bytes) {
+        let way = self.way(address);
+        if let Way::Up(connection) = &*way.borrow() {
+            // Too large or not supported: our datagrams are small, and lost
+            // ones are sent again by whoever needs them.
+            let _ = connection.send_datagram(bytes);
+        }
+    }
+
+    async fn connection(&self, address: &str) -> Result<Connection, CallError> {
+        let mut way = self.way(address);
+        let state = way
+            .wait_for(|way| !matches!(way, Way::Connecting))
+            .await
+            .map(|way| way.clone());
+        match state {
+            Ok(Way::Up(connection)) => Ok(connection),
+            Ok(Way::Down(error)) => Err(error),
+            Ok(Way::Connecting) | Err(_) => Err(CallError::Unreachable {
+                address: address.to_owned(),
+                reason: "the attempt to connect was given up".into(),
+            }),
+        }
+    }
+
+    /// The way to an address; one that broke is made anew.
+    fn way(&self, address: &str) -> watch::Receiver<Way> {
+        let mut ways = self.ways.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(way) = ways.get(address) {
+            let usable = match &*way.borrow() {
+                Way::Connecting => way.has_changed().is_ok(),
+                Way::Up(connection) => connection.close_reason().is_none(),
+                // Its maker holds it for as long as it cools down.
+                Way::Down(_) => way.has_changed().is_ok(),
+            };
+            if usable {
+                return way.clone();
+            }
+        }
+        let (made, way) = watch::channel(Way::Connecting);
+        let peers = self.clone();
+        let to = address.to_owned();
+        tokio::spawn(async move {
+            let connected = match timeout(CONNECT, peers.connect(&to)).await {
+                Ok(connected) => connected,
+                Err(_) => Err(CallError::Unreachable {
+                    reason: format!("no answer within {CONNECT:?}"),
+                    address: to,
+                }),
+            };
+            match connected {
+                Ok(connection) => {
+                    made.send_replace(Way::Up(connection));
+                }
+                Err(error) => {
+                    tracing::debug!(%error, "no connection to a node");
+                    made.send_replace(Way::Down(error));
+                    tokio::time::sleep(COOL_DOWN).await;
+                }
+            }
+        });
+        // Addresses come from configuration and from members: they are few.
+        ways.insert(address.to_owned(), way.clone());
+        way
+    }
+
+    async fn connect(&self, address: &str) -> Result<Connection, CallError> {
+        let unreachable = |reason: String| CallError::Unreachable {
+            address: address.to_owned(),
+            reason,
+        };
+        let refused = |reason: String| CallError::Refused {
+            address: address.to_owned(),
+            reason,
+        };
+        let mut resolved = tokio::net::lookup_host(address)
+            .await
+            .map_err(|error| unreachable(format!("the name could not be looked up: {error}")))?;
+        let to = resolved
+            .next()
+            .ok_or_else(|| unreachable("the name has no address".into()))?;
+        let connection = self
+            .endpoint
+            .connect(to, tls::ANY_NODE)
+            .map_err(|error| unreachable(error.to_string()))?
+            .await
+            .map_err(|error| unreachable(tls::explain_handshake(&error)))?;
+        let greet = async {
+            let (mut send, mut receive) = connection.open_bi().await?;
+            send.write_all(&encode(&self.node.hello())).await?;
+            send.finish()?;
+            to_the_end(receive.read_to_end(HELLO_BYTES_MAX).await)
+        };
+        let bytes = greet.await.map_err(|error: Failed| {
+            // Client certificates are refused after the handshake has ended
+            // for the client.
+            unreachable(
+                connection
+                    .close_reason()
+                    .map_or(error.0, |reason| tls::explain_handshake(&reason)),
+            )
+        })?;
+        match decode::<Greeting>(&bytes).map_err(refused)? {
+            Greeting::Refused(reason) => Err(refused(reason)),
+            Greeting::Welcome(hello) => {
+                check_certificate(&connection, &hello.name).map_err(refused)?;
+                self.node.meet(&hello).map_err(refused)?;
+                Ok(connection)
+            }
+        }
+    }
+
+    async fn accept(self, datagrams: mpsc::Sender<Datagram>) {
+        while let Some(incoming) = self.endpoint.accept().await {
+            if self.endpoint.open_connections() > CONNECTIONS_MAX {
+                incoming.refuse();
+                continue;
+            }
+            let (peers, datagrams) = (self.clone(), datagrams.clone());
+            tokio::spawn(async move {
+                match incoming.await {
+                    Ok(connection) => peers.attend(connection, datagrams).await,
+                    Err(error) => {
+                        let reason = tls::explain_handshake(&error);
+                        tracing::warn!(%reason, "a connection from another node was not accepted");
+                    }
+                }
+            });
+        }
+    }
+
+    /// Serves one accepted connection to its end.
+    async fn attend(self, connection: Connection, datagrams: mpsc::Sender<Datagram>) {
+        let other = match timeout(CONNECT, self.greet(&connection)).await {
+            Ok(Ok(other)) => other,
+            Ok(Err(Failed(reason))) => {
+                tracing::warn!(from = %connection.remote_address(), %reason, "another node was refused");
+                return;
+            }
+            Err(_) => return,
+        };
+        loop {
+            tokio::select! {
+                stream = connection.accept_bi() => {
+                    let Ok((send, receive)) = stream else { return };
+                    let (node, other) = (Arc::clone(&self.node), other.clone());
+                    tokio::spawn(async move {
+                        // A call that breaks off is the caller's to repeat.
+                        let _ = answer(node, other, send, receive).await;
+                    });
+                }
+                datagram = connection.read_datagram() => {
+                    let Ok(bytes) = datagram else { return };
+                    // Full: lost, as datagrams may be.
+                    let _ = datagrams.try_send(Datagram { from: other.raft_id, bytes });
+                }
+            }
+        }
+    }
+
+    async fn greet(&self, connection: &Connection) -> Result<Hello, Failed> {
+        let (mut send, mut receive) = connection.accept_bi().await?;
+        let bytes = receive.read_to_end(HELLO_BYTES_MAX).await?;
+        let checked = decode::<Hello>(&bytes).and_then(|other| {
+            check_certificate(connection, &other.name)?;
+            self.node.meet(&other)?;
+            Ok(other)
+        });
+        let greeting = match &checked {
+            Ok(_) => Greeting::Welcome(self.node.hello()),
+            Err(reason) => Greeting::Refused(reason.clone()),
+        };
+        send.write_all(&encode(&greeting)).await?;
+        send.finish()?;
+        if checked.is_err() {
+            // Until it has been read; then the connection is dropped.
+            let _ = send.stopped().await;
+        }
+        checked.map_err(Failed)
+    }
+}
+
+/// A stream or connection that broke, in words.
+struct Failed(String);
+
+macro_rules! failed_from {
+    ($($error:ty),+) => {
+        $(impl From<$error> for Failed {
+            fn from(error: $error) -> Self {
+                Self(error.to_string())
+            }
+        })+
+    };
+}
+
+failed_from!(
+    quinn::ConnectionError,
+    quinn::WriteError,
+    quinn::ClosedStream,
+    quinn::ReadToEndError
+);
+
+fn to_the_end<T>(result: Result<T, quinn::ReadToEndError>) -> Result<T, Failed> {
+    result.map_err(Into::into)
+}
+
+async fn ask(connection: &Connection, call: &Call) -> Result<Reply, String> {
+    let asked = async {
+        let (mut send, mut receive) = connection.open_bi().await?;
+        send.write_all(&encode(call)).await?;
+        send.finish()?;
+        to_the_end(receive.read_to_end(BYTES_MAX).await)
+    };
+    let bytes = asked.await.map_err(|Failed(reason)| reason)?;
+    decode(&bytes)
+}
+
+async fn answer(
+    node: Arc<dyn Serve>,
+    from: Hello,
+    mut send: quinn::SendStream,
+    mut receive: quinn::RecvStream,
+) -> Result<(), Failed> {
+    let bytes = receive.read_to_end(BYTES_MAX).await?;
+    let reply = match decode(&bytes) {
+        Ok(call) => node.serve(from, call).await,
+        Err(reason) => Reply::Refused(reason),
+    };
+    send.write_all(&encode(&reply)).await?;
+    send.finish()?;
+    Ok(())
+}
+
+/// Whether the other end's certificate holds for the name that it gives.
+fn check_certificate(connection: &Connection, name: &NodeId) -> Result<(), String> {
+    let chain = connection
+        .peer_identity()
+        .and_then(|identity| identity.downcast::<Vec<CertificateDer<'static>>>().ok());
+    let own = chain.as_ref().and_then(|chain| chain.first());
+    if own.is_some_and(|own| tls::holds_for(own, name)) {
+        Ok(())
+    } else {
+        Err(format!(
+            "it says that it is {name}, but its certificate is not for that name"
+        ))
+    }
+}

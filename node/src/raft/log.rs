@@ -1,0 +1,115 @@
+//! The log of `openraft` in the [`Store`].
+
+use std::fmt::Debug;
+use std::ops::RangeBounds;
+
+use openraft::storage::{LogFlushed, LogState, RaftLogStorage};
+use openraft::{AnyError, LogId, OptionalSend, RaftLogReader, StorageError, StorageIOError, Vote};
+
+use super::store::{Store, StoreError};
+use super::{Entry, Types};
+use crate::core::cluster::RaftId;
+
+const VOTE: &str = "raft-vote";
+const COMMITTED: &str = "raft-committed";
+const PURGED: &str = "raft-purged";
+
+/// Clones are the same log.
+#[derive(Debug, Clone)]
+pub(super) struct Log(pub(super) Store);
+
+type Result<T> = std::result::Result<T, StorageError<RaftId>>;
+
+fn read_failed(error: StoreError) -> StorageError<RaftId> {
+    StorageIOError::read_logs(AnyError::new(&error)).into()
+}
+
+fn write_failed(error: StoreError) -> StorageError<RaftId> {
+    StorageIOError::write_logs(AnyError::new(&error)).into()
+}
+
+impl Log {
+    /// Writes beside the runtime: a write waits for the disk.
+    async fn write(
+        &self,
+        write: impl FnOnce(&Store) -> std::result::Result<(), StoreError> + Send + 'static,
+    ) -> Result<()> {
+        let store = self.0.clone();
+        match tokio::task::spawn_blocking(move || write(&store)).await {
+            Ok(written) => written.map_err(write_failed),
+            Err(error) => Err(StorageIOError::write_logs(AnyError::new(&error)).into()),
+        }
+    }
+}
+
+impl RaftLogReader<Types> for Log {
+    async fn try_get_log_entries<R: RangeBounds<u64> + Clone + Debug + OptionalSend>(
+        &mut self,
+        range: R,
+    ) -> Result<Vec<Entry>> {
+        self.0.entries(range).map_err(read_failed)
+    }
+}
+
+impl RaftLogStorage<Types> for Log {
+    type LogReader = Self;
+
+    async fn get_log_state(&mut self) -> Result<LogState<Types>> {
+        let purged: Option<LogId<RaftId>> = self.0.get(PURGED).map_err(read_failed)?;
+        let last: Option<Entry> = self.0.last().map_err(read_failed)?;
+        Ok(LogState {
+            last_purged_log_id: purged,
+            last_log_id: last.map(|entry| entry.log_id).or(purged),
+        })
+    }
+
+    async fn get_log_reader(&mut self) -> Self {
+        self.clone()
+    }
+
+    async fn save_vote(&mut self, vote: &Vote<RaftId>) -> Result<()> {
+        let vote = *vote;
+        self.write(move |store| store.put(VOTE, &vote)).await
+    }
+
+    async fn read_vote(&mut self) -> Result<Option<Vote<RaftId>>> {
+        self.0.get(VOTE).map_err(read_failed)
+    }
+
+    async fn save_committed(&mut self, committed: Option<LogId<RaftId>>) -> Result<()> {
+        self.write(move |store| match committed {
+            Some(committed) => store.put(COMMITTED, &committed),
+            None => store.remove(COMMITTED),
+        })
+        .await
+    }
+
+    async fn read_committed(&mut self) -> Result<Option<LogId<RaftId>>> {
+        self.0.get(COMMITTED).map_err(read_failed)
+    }
+
+    /// Entries are on disk, so readable and durable, before this returns.
+    async fn append<I>(&mut self, entries: I, callback: LogFlushed<Types>) -> Result<()>
+    where
+        I: IntoIterator<Item = Entry> + OptionalSend,
+        I::IntoIter: OptionalSend,
+    {
+        let entries: Vec<(u64, Entry)> = entries
+            .into_iter()
+            .map(|entry| (entry.log_id.index, entry))
+            .collect();
+        self.write(move |store| store.append(&entries)).await?;
+        callback.log_io_completed(Ok(()));
+        Ok(())
+    }
+
+    async fn truncate(&mut self, log_id: LogId<RaftId>) -> Result<()> {
+        self.write(move |store| store.cut::<()>(log_id.index.., None))
+            .await
+    }
+
+    async fn purge(&mut self, log_id: LogId<RaftId>) -> Result<()> {
+        self.write(move |store| store.cut(..=log_id.index, Some((PURGED, &log_id))))
+            .await
+    }
+}
