@@ -1,6 +1,8 @@
 //! Starts the real binary, and ends it by its process id.
 
+use std::collections::HashMap;
 use std::ffi::OsStr;
+use std::ops::{Deref, DerefMut};
 use std::path::{Path, PathBuf};
 use std::process::{ExitStatus, Stdio};
 use std::sync::OnceLock;
@@ -108,19 +110,112 @@ pub async fn run_command(mut command: Command, input: &str) -> Result<Ended> {
     })
 }
 
-/// A `dunlin dev` that serves.
+/// A server process.
+#[derive(Debug)]
+pub struct Running {
+    child: Child,
+    log: PathBuf,
+}
+
+impl Running {
+    /// Starts a server and reads the addresses that it prints first, up to that
+    /// of `admin`, which is the last.
+    async fn start(mut command: Command) -> Result<(Self, HashMap<String, String>)> {
+        static STARTED: AtomicU32 = AtomicU32::new(0);
+        let number = STARTED.fetch_add(1, Ordering::Relaxed);
+        let log =
+            std::env::temp_dir().join(format!("dunlin-test-{}-{number}.log", std::process::id()));
+        let file = std::fs::File::create(&log).context("a log file")?;
+        let mut child = command.stdout(Stdio::piped()).stderr(file).spawn()?;
+        let stdout = child.stdout.take().context("stdout is piped")?;
+        let mut lines = BufReader::new(stdout).lines();
+        let began = timeout(PATIENCE, addresses(&mut lines)).await;
+        let running = Self { child, log };
+        match began {
+            Ok(Ok(addresses)) => {
+                // What else it prints must not fill the pipe.
+                tokio::spawn(async move { while let Ok(Some(_)) = lines.next_line().await {} });
+                Ok((running, addresses))
+            }
+            failed => bail!("the server did not begin: {failed:?}\n{}", running.log()),
+        }
+    }
+
+    /// Its process id.
+    ///
+    /// # Panics
+    /// When it has ended.
+    pub fn pid(&self) -> u32 {
+        self.child.id().expect("it has not been waited for")
+    }
+
+    /// What it has logged.
+    pub fn log(&self) -> String {
+        std::fs::read_to_string(&self.log).unwrap_or_default()
+    }
+
+    /// Sends SIGTERM and waits for its end.
+    ///
+    /// # Errors
+    /// When it does not end in time.
+    pub async fn terminate(&mut self) -> Result<ExitStatus> {
+        self.signal(rustix::process::Signal::TERM)?;
+        self.ended().await
+    }
+
+    /// Ends it at once; it says goodbye to nobody.
+    ///
+    /// # Errors
+    /// When it does not end in time.
+    pub async fn kill(&mut self) -> Result<ExitStatus> {
+        self.signal(rustix::process::Signal::KILL)?;
+        self.ended().await
+    }
+
+    /// Sends a signal.
+    ///
+    /// # Errors
+    /// When it has ended.
+    pub fn signal(&self, signal: rustix::process::Signal) -> Result<()> {
+        let pid = i32::try_from(self.pid())
+            .ok()
+            .and_then(rustix::process::Pid::from_raw)
+            .context("a pid")?;
+        Ok(rustix::process::kill_process(pid, signal)?)
+    }
+
+    /// Waits for its end.
+    ///
+    /// # Errors
+    /// When it does not end in time.
+    pub async fn ended(&mut self) -> Result<ExitStatus> {
+        Ok(timeout(PATIENCE, self.child.wait())
+            .await
+            .context("the server did not end")??)
+    }
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        // Kept when a test has failed, to be read.
+        if !std::thread::panicking() {
+            let _ = std::fs::remove_file(&self.log);
+        }
+    }
+}
+
+/// A `dunlin dev` or `dunlin gateway` that serves.
 #[derive(Debug)]
 pub struct Dev {
-    child: Child,
+    process: Running,
     /// Where clients connect: `127.0.0.1:PORT`.
     pub clients: String,
     /// Where health and metrics are.
     pub admin: String,
-    log: PathBuf,
 }
 
 impl Dev {
-    /// Starts one with default settings on free ports.
+    /// Starts `dunlin dev` with default settings on free ports.
     ///
     /// # Errors
     /// When it does not begin to serve.
@@ -144,94 +239,87 @@ impl Dev {
     ///
     /// # Errors
     /// When it does not begin to serve; with its log.
-    pub async fn start_command(mut command: Command) -> Result<Self> {
-        static STARTED: AtomicU32 = AtomicU32::new(0);
-        let number = STARTED.fetch_add(1, Ordering::Relaxed);
-        let log =
-            std::env::temp_dir().join(format!("dunlin-test-{}-{number}.log", std::process::id()));
-        let file = std::fs::File::create(&log).context("a log file")?;
-        let mut child = command.stdout(Stdio::piped()).stderr(file).spawn()?;
-        let stdout = child.stdout.take().context("stdout is piped")?;
-        let mut lines = BufReader::new(stdout).lines();
-        match timeout(PATIENCE, addresses(&mut lines)).await {
-            Ok(Ok((clients, admin))) => {
-                // What else it prints must not fill the pipe.
-                tokio::spawn(async move { while let Ok(Some(_)) = lines.next_line().await {} });
-                Ok(Self {
-                    child,
-                    clients,
-                    admin,
-                    log,
-                })
-            }
-            failed => {
-                let log = std::fs::read_to_string(&log).unwrap_or_default();
-                bail!("the server did not begin: {failed:?}\n{log}")
-            }
-        }
-    }
-
-    /// Its process id.
-    ///
-    /// # Panics
-    /// When it has ended.
-    pub fn pid(&self) -> u32 {
-        self.child.id().expect("it has not been waited for")
+    pub async fn start_command(command: Command) -> Result<Self> {
+        let (process, mut addresses) = Running::start(command).await?;
+        Ok(Self {
+            process,
+            clients: addresses.remove("clients").context("a client address")?,
+            admin: addresses.remove("admin").context("an admin address")?,
+        })
     }
 
     /// `http://127.0.0.1:PORT`.
     pub fn url(&self) -> String {
         format!("http://{}", self.clients)
     }
+}
 
-    /// What it has logged.
-    pub fn log(&self) -> String {
-        std::fs::read_to_string(&self.log).unwrap_or_default()
+impl Deref for Dev {
+    type Target = Running;
+
+    fn deref(&self) -> &Running {
+        &self.process
     }
+}
 
-    /// Sends SIGTERM and waits for its end.
+impl DerefMut for Dev {
+    fn deref_mut(&mut self) -> &mut Running {
+        &mut self.process
+    }
+}
+
+/// A `dunlin node` that runs.
+#[derive(Debug)]
+pub struct NodeProcess {
+    process: Running,
+    /// Where other nodes reach it.
+    pub quic: String,
+    /// Where health and metrics are.
+    pub admin: String,
+}
+
+impl NodeProcess {
+    /// Starts one.
     ///
     /// # Errors
-    /// When it does not end in time.
-    pub async fn terminate(&mut self) -> Result<ExitStatus> {
-        let pid = i32::try_from(self.pid())
-            .ok()
-            .and_then(rustix::process::Pid::from_raw)
-            .context("a pid")?;
-        rustix::process::kill_process(pid, rustix::process::Signal::TERM)?;
-        Ok(timeout(PATIENCE, self.child.wait())
-            .await
-            .context("the server did not end")??)
+    /// When it does not begin; with its log.
+    pub async fn start(command: Command) -> Result<Self> {
+        let (process, mut addresses) = Running::start(command).await?;
+        Ok(Self {
+            process,
+            quic: addresses.remove("quic").context("a quic address")?,
+            admin: addresses.remove("admin").context("an admin address")?,
+        })
     }
 }
 
-impl Drop for Dev {
-    fn drop(&mut self) {
-        // Kept when a test has failed, to be read.
-        if !std::thread::panicking() {
-            let _ = std::fs::remove_file(&self.log);
-        }
+impl Deref for NodeProcess {
+    type Target = Running;
+
+    fn deref(&self) -> &Running {
+        &self.process
     }
 }
 
-/// Finds the two addresses in what a server prints first.
-async fn addresses(lines: &mut Lines<BufReader<ChildStdout>>) -> Result<(String, String)> {
-    let mut clients = None;
+impl DerefMut for NodeProcess {
+    fn deref_mut(&mut self) -> &mut Running {
+        &mut self.process
+    }
+}
+
+/// Finds the addresses in what a server prints first; `admin` is the last.
+async fn addresses(lines: &mut Lines<BufReader<ChildStdout>>) -> Result<HashMap<String, String>> {
+    let mut addresses = HashMap::new();
     while let Some(line) = lines.next_line().await? {
         let mut words = line.split_whitespace();
-        let (name, url) = (
-            words.next(),
-            words.next().and_then(|word| word.strip_prefix("http://")),
-        );
-        match (name, url) {
-            (Some("clients"), Some(address)) => clients = Some(address.to_owned()),
-            (Some("admin"), Some(address)) => {
-                return Ok((
-                    clients.context("clients come before admin")?,
-                    address.to_owned(),
-                ));
+        if let (Some(name @ ("clients" | "quic" | "admin")), Some(address)) =
+            (words.next(), words.next())
+        {
+            let address = address.trim_start_matches("http://");
+            addresses.insert(name.to_owned(), address.to_owned());
+            if name == "admin" {
+                return Ok(addresses);
             }
-            _ => {}
         }
     }
     bail!("it printed no addresses")
