@@ -35,3 +35,25 @@ impl View {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use futures_util::FutureExt;
+    use proto::id::{ClusterUuid, Incarnation, NodeRef};
+
+    #[test]
+    fn a_map_that_nobody_can_change_any_more_is_no_news() {
+        let node = NodeRef {
+            id: "n".parse().unwrap(),
+            incarnation: Incarnation(1),
+        };
+        let first = Arc::new(ShardMap::standalone(ClusterUuid(1), 0, node));
+        let (sender, mut map) = watch::channel(Arc::clone(&first));
+        sender.send_replace(first);
+        drop(sender);
+        let mut changed = || View::map_changed(&mut map).now_or_never();
+        assert_eq!(changed(), Some(()), "the last one is");
+        assert_eq!(changed(), None, "or else a task would spin");
+    }
+}
