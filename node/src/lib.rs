@@ -119,7 +119,7 @@ pub async fn start(
         let (map, namespaces) = (view.map.clone(), Arc::clone(&namespaces));
         let worker = worker::Worker::new(&config, part, namespaces, map, Arc::clone(&metrics));
         let running = worker.run(mail, out.clone(), shutdown.clone());
-        tasks.spawn(async { Ok(running.await) });
+        tasks.spawn(without_failure(running));
     }
     let sending = egress::run(
         Arc::clone(&config),
@@ -129,13 +129,18 @@ pub async fn start(
         Arc::clone(&metrics),
         shutdown.clone(),
     );
-    tasks.spawn(async { Ok(sending.await) });
+    tasks.spawn(without_failure(sending));
     let node = config.node.id.clone();
     let ingress = ingress::Ingress::new(config, namespaces, view, mailboxes, out, metrics);
     tasks.spawn(ingress.run(ears, shutdown));
     tracing::info!(%node, "node serves what the map gives it");
     let inspector = Inspector::new(asks);
     Ok(Node { inspector, tasks })
+}
+
+async fn without_failure(task: impl Future<Output = ()>) -> Result<(), Error> {
+    task.await;
+    Ok(())
 }
 
 async fn subscribe(

@@ -1,11 +1,6 @@
 //! A node on a bus in memory, spoken to as gateways and other nodes do, while
 //! the map of its cluster changes.
 
-#![expect(
-    clippy::disallowed_methods,
-    reason = "shell: tests start tasks and wait for them"
-)]
-
 use std::sync::Arc;
 use std::time::Duration;
 
