@@ -20,6 +20,7 @@ use gateway::app::{App, Apps};
 use prometheus::Registry;
 use proto::bus::{Bus, BusHandle, Error, MemoryBus, Stats, Subscription};
 use proto::id::{ClusterUuid, GatewayRef, Incarnation, NodeRef};
+use proto::message::NodeInfo;
 use proto::namespace::Namespaces;
 use proto::shard::ShardMap;
 use proto::subject::Subject;
@@ -98,10 +99,21 @@ async fn start(bus: BusHandle) -> Result<Pair> {
     let node_config = node::Config {
         cluster: "test".parse()?,
         node: me.clone(),
-        map: ShardMap::standalone(ClusterUuid(1), 7, me),
         namespaces: Namespaces::default(),
         workers: 2,
     };
+    let member = NodeInfo {
+        name: me.id.clone(),
+        incarnation: Some(me.incarnation),
+        address: String::new(),
+        zone: String::new(),
+        witness: false,
+        role: "leader".into(),
+        gossip: "alive".into(),
+        shards: 1_024,
+        version: String::new(),
+    };
+    let view = node::View::fixed(ShardMap::standalone(ClusterUuid(1), 7, me), member);
     let (gateway, node) = tokio::join!(
         gateway::start(
             gateway_config,
@@ -109,7 +121,7 @@ async fn start(bus: BusHandle) -> Result<Pair> {
             gateway_metrics,
             shutdown.clone()
         ),
-        node::start(node_config, bus, node_metrics, shutdown),
+        node::start(node_config, view, bus, node_metrics, shutdown),
     );
     let gateway = gateway?;
     Ok(Pair {

@@ -9,7 +9,8 @@ use std::time::Duration;
 use gateway::app::Apps;
 use proto::bus::{BusHandle, MemoryBus};
 use proto::id::{ClusterUuid, GatewayRef, Incarnation, NodeRef};
-use proto::shard::ShardMap;
+use proto::message::NodeInfo;
+use proto::shard::{SHARDS_DEFAULT, ShardMap};
 use proto::time::UnixTime;
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use serde_json::json;
@@ -95,10 +96,11 @@ async fn serve(config: Config, tokens: Option<Arc<Tokens>>) -> Result<(), Failur
     let node_config = node::Config {
         cluster: identity.node.id.clone(),
         node: identity.node.clone(),
-        map: ShardMap::standalone(identity.cluster, identity.seed, identity.node.clone()),
         namespaces: config.namespaces(),
         workers,
     };
+    let map = ShardMap::standalone(identity.cluster, identity.seed, identity.node.clone());
+    let view = node::View::fixed(map, member(&identity.node));
     // Together: the gateway waits for the node's first beat.
     let (gateway, node) = tokio::join!(
         gateway::start(
@@ -107,7 +109,7 @@ async fn serve(config: Config, tokens: Option<Arc<Tokens>>) -> Result<(), Failur
             gateway_metrics,
             shutdown.clone()
         ),
-        node::start(node_config, bus, node_metrics, node_shutdown),
+        node::start(node_config, view, bus, node_metrics, node_shutdown),
     );
     let node = node.map_err(|error| Exit::Unavailable.with(error))?;
     let gateway = gateway.map_err(|error| match error {
@@ -163,6 +165,21 @@ async fn serve(config: Config, tokens: Option<Arc<Tokens>>) -> Result<(), Failur
             tracing::warn!("not everything ended in time");
             if signal { Ok(()) } else { Err(Exit::Software.because("a part of the server failed")) }
         }
+    }
+}
+
+/// The one member, for those who look inside.
+fn member(node: &NodeRef) -> NodeInfo {
+    NodeInfo {
+        name: node.id.clone(),
+        incarnation: Some(node.incarnation),
+        address: String::new(),
+        zone: String::new(),
+        witness: false,
+        role: "leader".into(),
+        gossip: "alive".into(),
+        shards: SHARDS_DEFAULT.into(),
+        version: env!("CARGO_PKG_VERSION").into(),
     }
 }
 

@@ -12,10 +12,10 @@ use proto::time::Timestamp;
 use tokio::sync::{mpsc, watch};
 use tokio::time::MissedTickBehavior;
 
-use crate::Config;
 use crate::core::outbound::{Kind, Outbound, Parcel};
 use crate::core::shard::Effect;
 use crate::metrics::Metrics;
+use crate::{Config, View};
 
 /// Rounds of effects that may wait; then workers wait.
 pub(crate) const MAILBOX: usize = 1_024;
@@ -29,12 +29,15 @@ const BEAT: Duration = Duration::from_millis(500);
 /// Runs until shutdown.
 pub(crate) async fn run(
     config: Arc<Config>,
+    mut view: View,
     bus: BusHandle,
     mut mailbox: mpsc::Receiver<Vec<Effect>>,
     metrics: Arc<Metrics>,
     mut shutdown: watch::Receiver<bool>,
 ) {
-    let mut outbound = Outbound::new(config.node.clone(), config.map.version);
+    let map = Arc::clone(&view.map.borrow_and_update());
+    metrics.map_version.set(map.version as i64);
+    let mut outbound = Outbound::new(config.node.clone(), config.namespaces.digest(), map);
     let mut tick = tokio::time::interval(TICK);
     tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let mut beat = tokio::time::interval(BEAT);
@@ -45,7 +48,12 @@ pub(crate) async fn run(
         tokio::select! {
             biased;
             _ = shutdown.wait_for(|stop| *stop) => return,
-            _ = beat.tick() => parcels.push(outbound.beat()),
+            () = View::map_changed(&mut view.map) => {
+                let map = Arc::clone(&view.map.borrow_and_update());
+                metrics.map_version.set(map.version as i64);
+                parcels.extend(outbound.follow(map, *view.leads.borrow()));
+            }
+            _ = beat.tick() => parcels.extend(outbound.beat()),
             _ = tick.tick() => outbound.tail_beats(Timestamp::now(), &mut parcels),
             count = mailbox.recv_many(&mut round, ROUND) => {
                 if count == 0 {
@@ -65,6 +73,7 @@ fn publish(config: &Config, bus: &BusHandle, metrics: &Metrics, parcel: Parcel) 
         Kind::Batch => metrics.bus.batches.inc(),
         Kind::Replies => metrics.bus.replies.inc(),
         Kind::Beat => metrics.bus.beats.inc(),
+        Kind::Map => metrics.bus.maps.inc(),
     }
     let subject = Subject {
         cluster: config.cluster.clone(),

@@ -1,93 +1,347 @@
-//! Shell: takes requests from the bus to the workers that own their shards.
+//! Shell: takes what comes from the bus to the workers, and answers what is
+//! asked of the node as a whole.
 
 use std::sync::Arc;
+use std::time::Duration;
 
+use bytes::Bytes;
 use proto::bus::Subscription;
 use proto::codec;
 use proto::id::GatewayRef;
-use proto::message::{Message, Request, Requests};
+use proto::message::{Answer, GatewayBeat, Message, NodeBeat, Question, Reply, Request, Requests};
+use proto::namespace::Namespaces;
+use proto::shard::{ShardId, ShardMap};
+use proto::time::Timestamp;
 use tokio::sync::{mpsc, watch};
+use tokio::time::MissedTickBehavior;
 
+use crate::core::gateways::{self, Gateways};
+use crate::core::neighbours::{self, Neighbours};
 use crate::core::routing::{Route, route};
 use crate::core::shard::Effect;
+use crate::core::shards::Input;
+use crate::core::{inspection, outbound};
 use crate::metrics::Metrics;
-use crate::{Config, worker};
+use crate::{Config, Error, View, inspect, worker};
 
-/// Runs until shutdown. A full worker makes this wait; the bus's own queue then
-/// fills and drops, and gateways send again what got no answer.
-pub(crate) async fn run(
+/// How often what depends on time is looked at.
+const TICK: Duration = Duration::from_millis(500);
+
+/// All that a node hears by.
+pub(crate) struct Ears {
+    pub(crate) requests: Subscription,
+    pub(crate) gateway_beats: Subscription,
+    pub(crate) node_beats: Subscription,
+    pub(crate) questions: mpsc::Receiver<inspect::Mail>,
+}
+
+/// All whom it tells.
+pub(crate) struct Ingress {
     config: Arc<Config>,
-    mut subscription: Subscription,
+    namespaces: Arc<Namespaces>,
+    view: View,
+    gateways: Gateways,
+    neighbours: Neighbours,
     workers: Vec<mpsc::Sender<worker::Mail>>,
     out: mpsc::Sender<Vec<Effect>>,
     metrics: Arc<Metrics>,
-    mut shutdown: watch::Receiver<bool>,
-) {
-    loop {
-        let payload = tokio::select! {
-            payload = subscription.next() => payload,
-            _ = shutdown.wait_for(|stop| *stop) => None,
-        };
-        let Some(payload) = payload else { return };
-        metrics.bus.requests.inc();
-        let Requests { from, requests, .. } = match codec::decode(&payload) {
-            Ok(Message::Requests(requests)) => requests,
-            Ok(_) => {
-                metrics.malformed.inc();
-                continue;
+}
+
+/// What comes next.
+enum Next {
+    Tick,
+    /// `None`: the bus is closed.
+    Payload(Option<Bytes>),
+    Question(inspect::Mail),
+}
+
+/// Why it ends.
+enum End {
+    /// The node is ending: whoever this wanted to talk to has ended.
+    Stopped,
+    Failed(Error),
+}
+
+impl Ingress {
+    pub(crate) fn new(
+        config: Arc<Config>,
+        namespaces: Arc<Namespaces>,
+        view: View,
+        workers: Vec<mpsc::Sender<worker::Mail>>,
+        out: mpsc::Sender<Vec<Effect>>,
+        metrics: Arc<Metrics>,
+    ) -> Self {
+        Self {
+            neighbours: Neighbours::new(config.node.clone(), namespaces.digest()),
+            gateways: Gateways::default(),
+            config,
+            namespaces,
+            view,
+            workers,
+            out,
+            metrics,
+        }
+    }
+
+    /// Runs until shutdown. A full worker makes this wait; the bus's own queue
+    /// then fills and drops, and gateways send again what got no answer.
+    pub(crate) async fn run(
+        mut self,
+        mut ears: Ears,
+        mut shutdown: watch::Receiver<bool>,
+    ) -> Result<(), Error> {
+        let mut tick = tokio::time::interval(TICK);
+        tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        loop {
+            let next = tokio::select! {
+                _ = shutdown.wait_for(|stop| *stop) => return Ok(()),
+                _ = tick.tick() => Next::Tick,
+                payload = ears.requests.next() => Next::Payload(payload),
+                payload = ears.gateway_beats.next() => Next::Payload(payload),
+                payload = ears.node_beats.next() => Next::Payload(payload),
+                Some(mail) = ears.questions.recv() => Next::Question(mail),
+            };
+            let heard = match next {
+                Next::Tick => self.tick().await,
+                Next::Payload(payload) => self.hear(payload).await,
+                Next::Question(mail) => self.question(mail).await,
+            };
+            match heard {
+                Ok(()) => {}
+                Err(End::Stopped) => return Ok(()),
+                Err(End::Failed(error)) => return Err(error),
+            }
+        }
+    }
+
+    async fn hear(&mut self, payload: Option<Bytes>) -> Result<(), End> {
+        let payload = payload.ok_or(End::Stopped)?;
+        match codec::decode(&payload) {
+            Ok(Message::Requests(requests)) => {
+                self.metrics.bus.requests.inc();
+                self.requests(requests).await
+            }
+            Ok(Message::GatewayBeat(beat)) => {
+                self.metrics.bus.beats_heard.inc();
+                self.gateway_beat(beat).await
+            }
+            Ok(Message::NodeBeat(beat)) => {
+                self.metrics.bus.beats_heard.inc();
+                self.node_beat(&beat)
+            }
+            Ok(Message::Replies(_) | Message::Batch(_) | Message::Map(_)) => {
+                self.metrics.malformed.inc();
+                Ok(())
             }
             Err(error) => {
-                metrics.malformed.inc();
-                tracing::warn!(node = %config.node.id, %error, "dropped a message on the node's subject");
-                continue;
+                self.metrics.malformed.inc();
+                tracing::warn!(node = %self.config.node.id, %error, "dropped a message from the bus");
+                Ok(())
             }
+        }
+    }
+
+    async fn requests(&mut self, requests: Requests) -> Result<(), End> {
+        let Requests {
+            from,
+            map_version,
+            requests,
+        } = requests;
+        let now = Timestamp::now();
+        let heard = self.gateways.asked(now, &from, map_version);
+        if !self.met(now, &from, heard).await? {
+            return Ok(());
+        }
+        let map = self.map();
+        let mut mail: Vec<Vec<Input>> = self.workers.iter().map(|_| Vec::new()).collect();
+        let mut answers = Vec::new();
+        for request in requests {
+            match route(&map.sharding, &request) {
+                Route::Shard(shard) => mail[self.worker(shard)].push(Input::Request {
+                    from: from.clone(),
+                    shard,
+                    request,
+                }),
+                Route::Node => answers.extend(self.answer(now, &map, request)),
+            }
+        }
+        self.tell(mail).await?;
+        let to = |reply| Effect::Reply {
+            to: from.clone(),
+            reply,
         };
-        if dispatch(&config, from, requests, &workers, &out, &metrics)
-            .await
-            .is_err()
-        {
-            return;
-        }
+        self.send(answers.into_iter().map(to).collect()).await
     }
-}
 
-/// Sorts one batch by worker. Order is kept per worker, so per shard.
-async fn dispatch(
-    config: &Config,
-    from: GatewayRef,
-    requests: Vec<Request>,
-    workers: &[mpsc::Sender<worker::Mail>],
-    out: &mpsc::Sender<Vec<Effect>>,
-    metrics: &Metrics,
-) -> Result<(), Stopped> {
-    let mut mail = vec![Vec::new(); workers.len()];
-    let mut answers = Vec::new();
-    for request in requests {
-        match route(&config.map, &config.node, &request) {
-            Route::Shard(shard) => {
-                mail[usize::from(shard.0) % workers.len()].push((shard, request));
+    async fn gateway_beat(&mut self, beat: GatewayBeat) -> Result<(), End> {
+        let map = self.map();
+        if map.rows.is_empty() {
+            // We do not know our cluster yet, so nobody can be told from us.
+            return Ok(());
+        }
+        let now = Timestamp::now();
+        let heard = self.gateways.beat(now, map.cluster, &beat);
+        if let gateways::Heard::Stranger { log } = heard {
+            self.metrics.stranger_gateways.inc();
+            if log {
+                let (gateway, theirs, ours) = (&beat.from.id, beat.cluster, map.cluster);
+                tracing::error!(%gateway, %theirs, %ours, cluster = %self.config.cluster, "a gateway of another cluster uses this cluster's name on the bus; ignoring it");
             }
-            Route::Answer(reply) => answers.push(Effect::Reply {
-                to: from.clone(),
-                reply,
-            }),
-            Route::Drop => metrics.malformed.inc(),
         }
-    }
-    for (worker, requests) in workers.iter().zip(mail) {
-        if !requests.is_empty() {
-            let mail = worker::Mail {
-                from: from.clone(),
-                requests,
-            };
-            worker.send(mail).await.map_err(|_| Stopped)?;
+        if !self.met(now, &beat.from, heard).await? {
+            return Ok(());
         }
+        let mut mail: Vec<Vec<Input>> = self.workers.iter().map(|_| Vec::new()).collect();
+        for interest in beat.interest {
+            let from = beat.from.clone();
+            mail[self.worker(interest.shard)].push(Input::Beat { from, interest });
+        }
+        self.tell(mail).await
     }
-    if !answers.is_empty() {
-        out.send(answers).await.map_err(|_| Stopped)?;
-    }
-    Ok(())
-}
 
-/// The node is ending: whoever this wanted to talk to has ended.
-struct Stopped;
+    /// Acts on what the registry says of a gateway, and says whether the
+    /// gateway is to be listened to.
+    async fn met(
+        &mut self,
+        now: Timestamp,
+        from: &GatewayRef,
+        heard: gateways::Heard,
+    ) -> Result<bool, End> {
+        match heard {
+            gateways::Heard::Known => Ok(true),
+            gateways::Heard::New => {
+                self.tell_all(|| Input::Met(from.clone())).await?;
+                self.forget(now).await?;
+                Ok(true)
+            }
+            gateways::Heard::Gone { newer } => {
+                let reply = Reply::Gone { newer };
+                let to = from.clone();
+                self.send(vec![Effect::Reply { to, reply }]).await?;
+                Ok(false)
+            }
+            gateways::Heard::Stranger { .. } => Ok(false),
+        }
+    }
+
+    fn node_beat(&mut self, beat: &NodeBeat) -> Result<(), End> {
+        let map = self.map();
+        if map.rows.is_empty() {
+            return Ok(());
+        }
+        let now = Timestamp::now();
+        let node = &beat.from.id;
+        match self.neighbours.beat(now, map.cluster, beat) {
+            neighbours::Heard::Fine => {}
+            neighbours::Heard::Echo => self.gateways.echo(now),
+            neighbours::Heard::NamespacesDiffer => {
+                tracing::warn!(%node, "this node and that one have DIFFERENT NAMESPACES: what a channel keeps depends on who owns it; give all nodes the same configuration");
+            }
+            neighbours::Heard::Stranger { log } => {
+                self.metrics.stranger_nodes.inc();
+                if log {
+                    let (theirs, ours) = (beat.cluster, map.cluster);
+                    tracing::error!(%node, %theirs, %ours, cluster = %self.config.cluster, "a node of another cluster uses this cluster's name on the bus; ignoring it");
+                }
+            }
+            neighbours::Heard::Superseded { newer } => {
+                let node = self.config.node.id.clone();
+                return Err(End::Failed(Error::Superseded { node, newer }));
+            }
+        }
+        Ok(())
+    }
+
+    async fn tick(&mut self) -> Result<(), End> {
+        let now = Timestamp::now();
+        let metrics = &self.metrics;
+        metrics.gateways.set(self.gateways.present(now) as i64);
+        let differing = self.neighbours.differing(now);
+        metrics.namespaces_differ.set(differing as i64);
+        self.forget(now).await
+    }
+
+    async fn forget(&mut self, now: Timestamp) -> Result<(), End> {
+        while let Some(gateway) = self.gateways.forget(now) {
+            tracing::info!(gateway = %gateway.id, "a gateway has been silent for long; forgetting what it wanted");
+            self.tell_all(|| Input::Forget(gateway.clone())).await?;
+            self.send(vec![Effect::Forget(gateway)]).await?;
+        }
+        Ok(())
+    }
+
+    /// Answers what is not of one shard.
+    fn answer(&self, now: Timestamp, map: &ShardMap, request: Request) -> Option<Reply> {
+        match request {
+            Request::Map { since } => {
+                let update = outbound::update(map, since)?;
+                let namespaces = (*self.namespaces).clone();
+                Some(Reply::Map { update, namespaces })
+            }
+            Request::Inspect { id, question } => {
+                let answer = self.look(now, map, &question);
+                Some(Reply::Inspected { id, answer })
+            }
+            _ => None,
+        }
+    }
+
+    fn look(&self, now: Timestamp, map: &ShardMap, question: &Question) -> Answer {
+        match question {
+            Question::Nodes => inspection::nodes(&self.view.members.borrow()),
+            Question::Gateways => Answer::Gateways(self.gateways.describe(now)),
+            Question::Shards => Answer::Shards(map.since(0)),
+            // Its shard would know, if it could be told which one that is.
+            Question::Channel { .. } => {
+                Answer::Unavailable("this node has no shard map yet".into())
+            }
+        }
+    }
+
+    async fn question(&mut self, (question, answer): inspect::Mail) -> Result<(), End> {
+        let map = self.map();
+        match question {
+            Question::Channel { key } if map.sharding.count > 0 => {
+                let worker = &self.workers[self.worker(map.sharding.shard_of(&key))];
+                let mail = worker::Mail::Describe(key, answer);
+                worker.send(mail).await.map_err(|_| End::Stopped)
+            }
+            question => {
+                // Whoever asked may have gone.
+                let _ = answer.send(self.look(Timestamp::now(), &map, &question));
+                Ok(())
+            }
+        }
+    }
+
+    fn map(&self) -> Arc<ShardMap> {
+        Arc::clone(&self.view.map.borrow())
+    }
+
+    fn worker(&self, shard: ShardId) -> usize {
+        usize::from(shard.0) % self.workers.len()
+    }
+
+    /// Order is kept per worker, so per shard.
+    async fn tell(&self, mail: Vec<Vec<Input>>) -> Result<(), End> {
+        for (worker, inputs) in self.workers.iter().zip(mail) {
+            if !inputs.is_empty() {
+                let mail = worker::Mail::Inputs(inputs);
+                worker.send(mail).await.map_err(|_| End::Stopped)?;
+            }
+        }
+        Ok(())
+    }
+
+    async fn tell_all(&self, input: impl Fn() -> Input) -> Result<(), End> {
+        self.tell(self.workers.iter().map(|_| vec![input()]).collect())
+            .await
+    }
+
+    async fn send(&self, effects: Vec<Effect>) -> Result<(), End> {
+        if effects.is_empty() {
+            return Ok(());
+        }
+        self.out.send(effects).await.map_err(|_| End::Stopped)
+    }
+}

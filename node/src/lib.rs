@@ -1,8 +1,13 @@
 //! The cluster node: owns shards of channels.
 //!
-//! `core` decides; the modules marked as shells act: `ingress` takes requests
+//! `core` decides; the modules marked as shells act: `ingress` takes what comes
 //! from the bus to the workers, `worker` drives the shards, `egress` sends
-//! replies and links. [`start`] puts them together.
+//! replies and links. [`start`] puts them together; a [`View`] of the cluster
+//! tells them what to serve.
+//!
+//! The other half is a node's place in the cluster, [`Membership`]: `membership`
+//! joins, registers and leads, over `raft`, `peers` and `gossip`, as
+//! `core::{cluster, formation, placement}` decide.
 
 mod addresses;
 pub mod core;
@@ -12,13 +17,19 @@ mod metrics;
 #[expect(clippy::disallowed_methods, reason = "shell: connects and answers")]
 mod peers;
 mod raft;
+mod view;
 
 #[expect(
     clippy::disallowed_methods,
     reason = "shell: owns the clock of links and beats"
 )]
 mod egress;
+#[expect(
+    clippy::disallowed_methods,
+    reason = "shell: owns the clock of gateways and neighbours"
+)]
 mod ingress;
+mod inspect;
 #[expect(
     clippy::disallowed_methods,
     reason = "shell: waits for other nodes, mints ids"
@@ -30,17 +41,19 @@ mod worker;
 use std::sync::Arc;
 
 use proto::bus::BusHandle;
+use proto::id::{Incarnation, NodeId, NodeRef};
 use proto::namespace::Namespaces;
-use proto::shard::ShardMap;
 use proto::subject::{Address, ClusterName, Subject};
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
 
+use crate::core::shards::Part;
+pub use inspect::Inspector;
 pub use membership::{Membership, MembershipConfig, MembershipError};
 pub use metrics::{ClusterMetrics, Metrics};
 pub use peers::tls::TlsError;
-use proto::id::NodeRef;
 pub use raft::store::StoreError;
+pub use view::View;
 
 /// What a node is told before it starts.
 #[derive(Debug, Clone)]
@@ -49,23 +62,10 @@ pub struct Config {
     pub cluster: ClusterName,
     /// This node, in this life.
     pub node: NodeRef,
-    /// Who owns what.
-    pub map: ShardMap,
     /// What channels keep.
     pub namespaces: Namespaces,
     /// Tasks that share the shards; shard n is served by worker n modulo this.
     pub workers: usize,
-}
-
-/// What a node's mesh side follows of the cluster.
-#[derive(Debug, Clone)]
-pub struct View {
-    /// Who owns what; version 0 and no rows until the cluster has a map.
-    pub map: watch::Receiver<Arc<ShardMap>>,
-    /// Members, for those who look inside.
-    pub members: watch::Receiver<Arc<Vec<proto::message::NodeInfo>>>,
-    /// Whether this node leads: the leader pushes map changes to gateways.
-    pub leads: watch::Receiver<bool>,
 }
 
 /// Why a node stopped by itself.
@@ -75,11 +75,22 @@ pub enum Error {
     #[error("node {node} could not subscribe to {subject} on the bus: {error}")]
     Subscribe {
         /// The node.
-        node: proto::id::NodeId,
+        node: NodeId,
         /// What it wanted to hear.
         subject: Subject,
         /// What the bus said.
         error: proto::bus::Error,
+    },
+    /// A later life of this node has been heard of. Its shards are served there.
+    #[error(
+        "another process has started as node {node}, so this one has been replaced (its incarnation is {})",
+        newer.0
+    )]
+    Superseded {
+        /// The node.
+        node: NodeId,
+        /// The other one's.
+        newer: Incarnation,
     },
     /// One of its tasks panicked: a bug. Its shards are not served any more, so
     /// the node ends.
@@ -90,70 +101,90 @@ pub enum Error {
 /// A node that is running.
 #[derive(Debug)]
 pub struct Node {
-    tasks: JoinSet<()>,
+    /// Tells what it knows.
+    pub inspector: Inspector,
+    tasks: JoinSet<Result<(), Error>>,
 }
 
-/// Starts a node. It serves until `shutdown` turns true.
+/// Starts a node. It serves what the view says that it owns, until `shutdown`
+/// turns true.
 ///
 /// # Errors
 /// [`Error::Subscribe`].
 pub async fn start(
     config: Config,
+    view: View,
     bus: BusHandle,
     metrics: Arc<Metrics>,
     shutdown: watch::Receiver<bool>,
 ) -> Result<Node, Error> {
-    let subject = Subject {
-        cluster: config.cluster.clone(),
-        address: Address::Node(config.node.id.clone()),
+    let (asks, questions) = mpsc::channel(inspect::MAILBOX);
+    let ears = ingress::Ears {
+        requests: subscribe(&config, &bus, Address::Node(config.node.id.clone())).await?,
+        gateway_beats: subscribe(&config, &bus, Address::GatewayBeats).await?,
+        node_beats: subscribe(&config, &bus, Address::NodeBeats).await?,
+        questions,
     };
-    let subscription = bus
-        .subscribe(subject.clone())
-        .await
-        .map_err(|error| Error::Subscribe {
-            node: config.node.id.clone(),
-            subject,
-            error,
-        })?;
     let config = Arc::new(config);
+    let namespaces = Arc::new(config.namespaces.clone());
     let mut tasks = JoinSet::new();
     let (out, effects) = mpsc::channel(egress::MAILBOX);
-    tasks.spawn(egress::run(
+    let mut mailboxes = Vec::new();
+    let of = config.workers.max(1);
+    for part in (0..of).map(|index| Part { index, of }) {
+        let (mailbox, mail) = mpsc::channel(worker::MAILBOX);
+        mailboxes.push(mailbox);
+        let (map, namespaces) = (view.map.clone(), Arc::clone(&namespaces));
+        let worker = worker::Worker::new(&config, part, namespaces, map, Arc::clone(&metrics));
+        let running = worker.run(mail, out.clone(), shutdown.clone());
+        tasks.spawn(without_failure(running));
+    }
+    let sending = egress::run(
         Arc::clone(&config),
+        view.clone(),
         bus,
         effects,
         Arc::clone(&metrics),
         shutdown.clone(),
-    ));
-    let mailboxes = (0..config.workers.max(1))
-        .map(|index| {
-            let (mailbox, requests) = mpsc::channel(worker::MAILBOX);
-            let worker = worker::Worker::new(&config, index, Arc::clone(&metrics));
-            tasks.spawn(worker.run(requests, out.clone(), shutdown.clone()));
-            mailbox
-        })
-        .collect();
-    tasks.spawn(ingress::run(
-        Arc::clone(&config),
-        subscription,
-        mailboxes,
-        out,
-        metrics,
-        shutdown,
-    ));
-    tracing::info!(node = %config.node.id, shards = config.map.rows.len(), "node serves");
-    Ok(Node { tasks })
+    );
+    tasks.spawn(without_failure(sending));
+    let node = config.node.id.clone();
+    let ingress = ingress::Ingress::new(config, namespaces, view, mailboxes, out, metrics);
+    tasks.spawn(ingress.run(ears, shutdown));
+    tracing::info!(%node, "node serves what the map gives it");
+    let inspector = Inspector::new(asks);
+    Ok(Node { inspector, tasks })
+}
+
+async fn without_failure(task: impl Future<Output = ()>) -> Result<(), Error> {
+    task.await;
+    Ok(())
+}
+
+async fn subscribe(
+    config: &Config,
+    bus: &BusHandle,
+    address: Address,
+) -> Result<proto::bus::Subscription, Error> {
+    let cluster = config.cluster.clone();
+    let subject = Subject { cluster, address };
+    let subscribed = bus.subscribe(subject.clone()).await;
+    subscribed.map_err(|error| Error::Subscribe {
+        node: config.node.id.clone(),
+        subject,
+        error,
+    })
 }
 
 impl Node {
     /// Returns when all tasks have ended after a shutdown, or at the first
-    /// panic.
+    /// failure; then nothing of it runs any more.
     ///
     /// # Errors
-    /// [`Error::Panicked`].
+    /// [`Error::Superseded`], [`Error::Panicked`].
     pub async fn join(mut self) -> Result<(), Error> {
         while let Some(ended) = self.tasks.join_next().await {
-            ended.map_err(Error::Panicked)?;
+            ended.map_err(Error::Panicked)??;
         }
         Ok(())
     }

@@ -20,6 +20,18 @@ pub struct Metrics {
     pub shards_owned: IntGauge,
     /// Requests that made no sense.
     pub malformed: IntCounter,
+    /// The version of the shard map that this node goes by.
+    pub map_version: IntGauge,
+    /// Gateways heard of within 2 s.
+    pub gateways: IntGauge,
+    /// Nodes with other namespaces than this one, now.
+    pub namespaces_differ: IntGauge,
+    /// Differences about interest that a restatement has ended.
+    pub interest_healed: IntCounter,
+    /// Beats of gateways of another cluster.
+    pub stranger_gateways: IntCounter,
+    /// Beats of nodes of another cluster.
+    pub stranger_nodes: IntCounter,
 }
 
 /// Messages of this node on the bus, by kind.
@@ -27,12 +39,16 @@ pub struct Metrics {
 pub struct BusMetrics {
     /// Requests received.
     pub requests: IntCounter,
+    /// Beats received, of gateways and nodes.
+    pub beats_heard: IntCounter,
     /// Replies published.
     pub replies: IntCounter,
     /// Batches published.
     pub batches: IntCounter,
     /// Beats published, of links and of the node.
     pub beats: IntCounter,
+    /// Changes of the map published.
+    pub maps: IntCounter,
     /// Messages that the bus did not take.
     pub refused: IntCounter,
 }
@@ -82,10 +98,18 @@ impl Metrics {
             "Messages that could not be understood (malformed) or that the bus did not take (refused).",
             &["bus", "kind"],
         )?;
+        let strangers = counters(
+            "dunlin_strangers_total",
+            "Beats from processes of another cluster that uses this cluster's name on the bus, by what they are.",
+            &["kind"],
+        )?;
+        let gauge = |name: &str, help: &str| add(registry, IntGauge::new(name, help)?);
         Ok(Self {
             bus: BusMetrics {
                 requests: received.with_label_values(&[bus, "request"]),
                 replies: published.with_label_values(&[bus, "reply"]),
+                beats_heard: received.with_label_values(&[bus, "beat"]),
+                maps: published.with_label_values(&[bus, "map"]),
                 batches: published.with_label_values(&[bus, "batch"]),
                 beats: published.with_label_values(&[bus, "beat"]),
                 refused: errors.with_label_values(&[bus, "refused"]),
@@ -114,10 +138,25 @@ impl Metrics {
                 "dunlin_shard_interest",
                 "Pairs of gateway and channel in a shard that get publications.",
             )?,
-            shards_owned: add(
-                registry,
-                IntGauge::new("dunlin_shards_owned", "Shards that this node serves.")?,
+            shards_owned: gauge("dunlin_shards_owned", "Shards that this node serves.")?,
+            map_version: gauge(
+                "dunlin_map_version",
+                "Version of the shard map that this node goes by; 0 without one.",
             )?,
+            gateways: gauge("dunlin_gateways", "Gateways heard of within 2 s.")?,
+            namespaces_differ: gauge(
+                "dunlin_namespaces_differ",
+                "Nodes whose namespaces differ from this node's, now. Anything but 0 is a mistake in the configuration.",
+            )?,
+            interest_healed: add(
+                registry,
+                IntCounter::new(
+                    "dunlin_interest_healed_total",
+                    "Differences between what a gateway wants and what this node knew, ended by a restatement.",
+                )?,
+            )?,
+            stranger_gateways: strangers.with_label_values(&["gateway"]),
+            stranger_nodes: strangers.with_label_values(&["node"]),
         })
     }
 
@@ -131,6 +170,24 @@ impl Metrics {
             bytes: self.shard_bytes.with_label_values(&label),
             channels: self.shard_channels.with_label_values(&label),
             interest: self.shard_interest.with_label_values(&label),
+        }
+    }
+
+    /// Removes what is exported of a shard that this node serves no longer.
+    pub fn remove_shard(&self, shard: ShardId) {
+        let label = shard.to_string();
+        let label = [label.as_str()];
+        let counters = [
+            &self.shard_publications,
+            &self.shard_fanout_messages,
+            &self.shard_bytes,
+        ];
+        for counter in counters {
+            // Not there: it was never served.
+            let _ = counter.remove_label_values(&label);
+        }
+        for gauge in [&self.shard_channels, &self.shard_interest] {
+            let _ = gauge.remove_label_values(&label);
         }
     }
 }

@@ -4,62 +4,58 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
-use proto::id::GatewayRef;
-use proto::message::Request;
-use proto::shard::ShardId;
+use proto::channel::ChannelKey;
+use proto::message::Answer;
+use proto::namespace::Namespaces;
+use proto::shard::{ShardId, ShardMap};
 use proto::time::Timestamp;
-use tokio::sync::{mpsc, watch};
+use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::MissedTickBehavior;
 
-use crate::Config;
-use crate::core::shard::{Effect, Input, Shard, Tenure};
+use crate::core::shard::Effect;
+use crate::core::shards::{Input, Part, Shards};
 use crate::metrics::{Metrics, ShardMetrics};
+use crate::{Config, View};
 
 /// Batches that may wait for a worker; then ingress waits.
 pub(crate) const MAILBOX: usize = 1_024;
 /// How often time passes for shards that hear nothing.
 const TICK: Duration = Duration::from_secs(1);
 
-/// Requests of one gateway, in order.
+/// What a worker is told or asked.
 #[derive(Debug)]
-pub(crate) struct Mail {
-    pub(crate) from: GatewayRef,
-    pub(crate) requests: Vec<(ShardId, Request)>,
+pub(crate) enum Mail {
+    /// In order.
+    Inputs(Vec<Input>),
+    /// Tell about a channel.
+    Describe(ChannelKey, oneshot::Sender<Answer>),
 }
 
 pub(crate) struct Worker {
-    shards: BTreeMap<ShardId, (Shard, ShardMetrics)>,
+    shards: Shards,
+    map: watch::Receiver<Arc<ShardMap>>,
+    metrics: Arc<Metrics>,
+    by_shard: BTreeMap<ShardId, ShardMetrics>,
 }
 
 impl Worker {
-    /// The worker of every `config.workers`-th shard, beginning with `index`.
-    pub(crate) fn new(config: &Config, index: usize, metrics: Arc<Metrics>) -> Self {
-        let namespaces = Arc::new(config.namespaces.clone());
-        let shards: BTreeMap<_, _> = (0..config.map.sharding.count)
-            .skip(index)
-            .step_by(config.workers.max(1))
-            .map(ShardId)
-            .filter_map(|shard| {
-                let (owner, fence) = config.map.owner(shard)?;
-                let tenure = Tenure {
-                    shard,
-                    fence,
-                    owner: owner.clone(),
-                    cluster: config.map.cluster,
-                };
-                (*owner == config.node).then(|| {
-                    (
-                        shard,
-                        (
-                            Shard::new(tenure, Arc::clone(&namespaces)),
-                            metrics.shard(shard),
-                        ),
-                    )
-                })
-            })
-            .collect();
-        metrics.shards_owned.add(shards.len() as i64);
-        Self { shards }
+    pub(crate) fn new(
+        config: &Config,
+        part: Part,
+        namespaces: Arc<Namespaces>,
+        mut map: watch::Receiver<Arc<ShardMap>>,
+        metrics: Arc<Metrics>,
+    ) -> Self {
+        let first = Arc::clone(&map.borrow_and_update());
+        let shards = Shards::new(config.node.clone(), part, namespaces, Arc::clone(&first));
+        let mut worker = Self {
+            shards,
+            map,
+            metrics,
+            by_shard: BTreeMap::new(),
+        };
+        worker.handle([Input::Map(first)]);
+        worker
     }
 
     /// Runs until shutdown or until the node ends.
@@ -75,10 +71,17 @@ impl Worker {
             let effects = tokio::select! {
                 biased;
                 _ = shutdown.wait_for(|stop| *stop) => return,
-                // Before the mail: a worker that is always busy ticks, too.
+                // Before the mail: what has been taken away is not served.
+                () = View::map_changed(&mut self.map) => self.follow(),
+                // And a worker that is always busy ticks, too.
                 _ = tick.tick() => self.tick(),
                 mail = mailbox.recv() => match mail {
-                    Some(mail) => self.take(mail),
+                    Some(Mail::Inputs(inputs)) => self.handle(inputs),
+                    Some(Mail::Describe(key, answer)) => {
+                        // Whoever asked may have gone.
+                        let _ = answer.send(self.shards.describe(&key));
+                        continue;
+                    }
                     None => return,
                 },
             };
@@ -88,42 +91,64 @@ impl Worker {
         }
     }
 
-    fn take(&mut self, mail: Mail) -> Vec<Effect> {
-        let now = Timestamp::now();
-        let mut effects = Vec::with_capacity(mail.requests.len() * 2);
-        for (shard, request) in mail.requests {
-            let Some((shard, metrics)) = self.shards.get_mut(&shard) else {
-                continue;
-            };
-            let first = effects.len();
-            let input = Input::Request {
-                from: mail.from.clone(),
-                request,
-            };
-            shard.handle(now, input, &mut effects);
-            count(&effects[first..], metrics);
-        }
-        effects
+    fn follow(&mut self) -> Vec<Effect> {
+        let map = Arc::clone(&self.map.borrow_and_update());
+        self.handle([Input::Map(map)])
     }
 
     fn tick(&mut self) -> Vec<Effect> {
-        let now = Timestamp::now();
-        let mut effects = Vec::new();
-        for (shard, metrics) in self.shards.values_mut() {
-            shard.handle(now, Input::Tick, &mut effects);
-            metrics.channels.set(shard.channels() as i64);
-            metrics.interest.set(shard.interest() as i64);
+        let effects = self.handle([Input::Tick]);
+        for (id, shard) in self.shards.served() {
+            if let Some(metrics) = self.by_shard.get(&id) {
+                metrics.channels.set(shard.channels() as i64);
+                metrics.interest.set(shard.interest() as i64);
+            }
         }
         effects
     }
-}
 
-fn count(effects: &[Effect], metrics: &ShardMetrics) {
-    for effect in effects {
-        if let Effect::Deliver { to, entry } = effect {
-            metrics.publications.inc();
-            metrics.fanout_messages.inc_by(to.len() as u64);
-            metrics.bytes.inc_by(entry.publication.data.len() as u64);
+    /// Returns what is to be sent.
+    fn handle(&mut self, inputs: impl IntoIterator<Item = Input>) -> Vec<Effect> {
+        let now = Timestamp::now();
+        let mut effects = Vec::new();
+        for input in inputs {
+            self.shards.handle(now, input, &mut effects);
+        }
+        effects.retain(|effect| self.count(effect));
+        effects
+    }
+
+    /// Counts an effect, and says whether there is more to it.
+    fn count(&mut self, effect: &Effect) -> bool {
+        match effect {
+            Effect::Deliver { to, entry } => {
+                if let Some(metrics) = self.by_shard.get(&entry.shard) {
+                    metrics.publications.inc();
+                    metrics.fanout_messages.inc_by(to.iter().count() as u64);
+                    metrics.bytes.inc_by(entry.publication.data.len() as u64);
+                }
+                true
+            }
+            Effect::Reply { .. } | Effect::Forget(_) => true,
+            Effect::Healed => {
+                self.metrics.interest_healed.inc();
+                false
+            }
+            Effect::Started(shard) => {
+                self.by_shard.insert(*shard, self.metrics.shard(*shard));
+                self.metrics.shards_owned.inc();
+                false
+            }
+            Effect::Stopped(shard) => {
+                self.by_shard.remove(shard);
+                self.metrics.remove_shard(*shard);
+                self.metrics.shards_owned.dec();
+                false
+            }
+            Effect::Unroutable => {
+                self.metrics.malformed.inc();
+                false
+            }
         }
     }
 }

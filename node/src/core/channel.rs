@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use proto::message::{Missed, Publish};
+use proto::message::{ChannelState, Missed, Publish};
 use proto::namespace::HistoryLimits;
 use proto::position::{Epoch, Gap, GapReason, Offset, Position};
 use proto::publication::Publication;
@@ -109,6 +109,19 @@ impl Channel {
             .into_iter()
             .flatten()
             .min()
+    }
+
+    /// For those who look inside.
+    pub fn describe(&self) -> ChannelState {
+        let followers = self.interest.followers();
+        ChannelState {
+            position: self.position(),
+            earliest: self.history.earliest(self.head),
+            kept: self.history.len() as u32,
+            followers: followers
+                .map(|(gateway, count)| (gateway.clone(), count))
+                .collect(),
+        }
     }
 
     /// Whether nobody would notice that the channel is gone.

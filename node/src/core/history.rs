@@ -95,6 +95,11 @@ impl History {
             .map_or(head.next(), |(_, publication)| publication.offset)
     }
 
+    /// How many are kept.
+    pub fn len(&self) -> usize {
+        self.ring.len()
+    }
+
     /// Whether nothing is kept.
     pub fn is_empty(&self) -> bool {
         self.ring.is_empty()

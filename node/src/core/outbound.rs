@@ -6,12 +6,14 @@
 //! heard of, a new link begins, and what was for the old one goes nowhere.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 use bytes::Bytes;
 use proto::codec::{self, PAYLOAD_BYTES_MAX};
 use proto::id::{GatewayId, GatewayRef, Incarnation, NodeRef};
 use proto::link;
 use proto::message::{Message, NodeBeat, Replies, Reply};
+use proto::shard::{MapUpdate, ShardMap};
 use proto::subject::Address;
 use proto::time::Timestamp;
 
@@ -37,13 +39,16 @@ pub enum Kind {
     Replies,
     /// A sign of life, of a link or of the node.
     Beat,
+    /// A change of the map.
+    Map,
 }
 
 /// The sending side of a node.
 #[derive(Debug)]
 pub struct Outbound {
     from: NodeRef,
-    map_version: u64,
+    namespaces: u64,
+    map: Arc<ShardMap>,
     peers: BTreeMap<GatewayId, Peer>,
 }
 
@@ -55,14 +60,37 @@ struct Peer {
     touched: bool,
 }
 
+/// What a process needs that has this version of the map: what came after it,
+/// or all if it knows more than we do. `None` while there is no map.
+pub fn update(map: &ShardMap, version: u64) -> Option<MapUpdate> {
+    let version = if version > map.version { 0 } else { version };
+    (!map.rows.is_empty()).then(|| map.since(version))
+}
+
 impl Outbound {
-    /// A node that has sent nothing yet.
-    pub fn new(from: NodeRef, map_version: u64) -> Self {
+    /// A node that has sent nothing yet, and the digest of its namespaces.
+    pub fn new(from: NodeRef, namespaces: u64, map: Arc<ShardMap>) -> Self {
         Self {
             from,
-            map_version,
+            namespaces,
+            map,
             peers: BTreeMap::new(),
         }
+    }
+
+    /// Goes by this map from now on. The leader tells all gateways what has
+    /// changed; who misses it learns from beats and replies that it did.
+    pub fn follow(&mut self, map: Arc<ShardMap>, leads: bool) -> Option<Parcel> {
+        let before = std::mem::replace(&mut self.map, map).version;
+        if !leads || self.map.version <= before {
+            return None;
+        }
+        let update = update(&self.map, before)?;
+        Some(Parcel {
+            to: Address::Map,
+            kind: Kind::Map,
+            bytes: codec::encode(&Message::Map(update)),
+        })
     }
 
     /// What shards decided, in the order in which they did.
@@ -74,10 +102,10 @@ impl Outbound {
     ) {
         for effect in effects {
             match effect {
-                Effect::Deliver { to, .. } if to.is_empty() => {}
                 Effect::Deliver { to, entry } => {
-                    let bytes = codec::encode_entry(&entry);
-                    for gateway in to.iter() {
+                    let mut to = to.iter().peekable();
+                    let bytes = to.peek().map(|_| codec::encode_entry(&entry));
+                    for (gateway, bytes) in to.zip(bytes.iter().cycle()) {
                         if let Some(peer) = self.peer(now, gateway) {
                             peer.link.push(bytes.clone());
                         }
@@ -88,6 +116,9 @@ impl Outbound {
                     // Of a life that has ended; it is told so.
                     None => self.reply(&to.id, to.incarnation, vec![reply], parcels),
                 },
+                Effect::Forget(gateway) => self.forget(&gateway),
+                // For the worker.
+                Effect::Healed | Effect::Started(_) | Effect::Stopped(_) | Effect::Unroutable => {}
             }
         }
         self.flush(now, parcels);
@@ -105,18 +136,26 @@ impl Outbound {
         }));
     }
 
-    /// The node's own beat.
-    pub fn beat(&self) -> Parcel {
+    /// The node's own beat. `None` while it has no map: until then it cannot
+    /// say which cluster it is of, nor serve anybody.
+    pub fn beat(&self) -> Option<Parcel> {
         let beat = NodeBeat {
             from: self.from.clone(),
-            cluster: proto::id::ClusterUuid(0),
-            map_version: self.map_version,
-            namespaces: 0,
+            cluster: self.map.cluster,
+            map_version: self.map.version,
+            namespaces: self.namespaces,
         };
-        Parcel {
+        (!self.map.rows.is_empty()).then(|| Parcel {
             to: Address::NodeBeats,
             kind: Kind::Beat,
             bytes: codec::encode(&Message::NodeBeat(beat)),
+        })
+    }
+
+    fn forget(&mut self, gateway: &GatewayRef) {
+        let linked = self.peers.get(&gateway.id);
+        if linked.is_some_and(|peer| peer.link.to() <= gateway.incarnation) {
+            self.peers.remove(&gateway.id);
         }
     }
 
@@ -179,7 +218,7 @@ impl Outbound {
         let message = Message::Replies(Replies {
             from: self.from.clone(),
             to,
-            map_version: self.map_version,
+            map_version: self.map.version,
             replies,
         });
         let bytes = codec::encode(&message);
@@ -203,13 +242,14 @@ impl Outbound {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::core::interest::Interest;
     use proto::channel::ChannelKey;
+    use proto::id::ClusterUuid;
     use proto::message::{Batch, Entry, Joined, Missed};
     use proto::position::{Epoch, Offset, Position};
     use proto::publication::Publication;
     use proto::shard::{Fence, ShardId};
     use proto::time::UnixTime;
-    use std::sync::Arc;
 
     fn gateway(incarnation: u64) -> GatewayRef {
         GatewayRef {
@@ -218,14 +258,19 @@ mod tests {
         }
     }
 
+    fn node() -> NodeRef {
+        NodeRef {
+            id: "n".parse().unwrap(),
+            incarnation: Incarnation(1),
+        }
+    }
+
+    fn map() -> ShardMap {
+        ShardMap::standalone(ClusterUuid(4), 0, node())
+    }
+
     fn outbound() -> Outbound {
-        Outbound::new(
-            NodeRef {
-                id: "n".parse().unwrap(),
-                incarnation: Incarnation(1),
-            },
-            1,
-        )
+        Outbound::new(node(), 77, Arc::new(map()))
     }
 
     fn publication(len: usize) -> Arc<Publication> {
@@ -243,8 +288,10 @@ mod tests {
             app: "a".parse().unwrap(),
             channel: "c".parse().unwrap(),
         };
+        let mut interest = Interest::default();
+        interest.set(Timestamp(0), &gateway(incarnation), 1, 1);
         Effect::Deliver {
-            to: Arc::new([gateway(incarnation)]),
+            to: interest.recipients(),
             entry: Entry {
                 shard: ShardId(0),
                 fence: Fence(1),
@@ -287,6 +334,76 @@ mod tests {
             Message::Replies(Replies { to, replies, .. }) => (to.0, replies.len()),
             other => panic!("neither batch nor replies: {other:?}"),
         }
+    }
+
+    #[test]
+    fn the_leader_tells_all_gateways_what_has_changed_in_the_map() {
+        let mut outbound = outbound();
+        let mut next = map();
+        next.version = 5;
+        next.rows[3].fence = Fence(5);
+        let parcel = outbound.follow(Arc::new(next.clone()), true).unwrap();
+        assert_eq!((parcel.to, parcel.kind), (Address::Map, Kind::Map));
+        let told = codec::decode(&parcel.bytes).unwrap();
+        assert_eq!(told, Message::Map(next.since(1)));
+        assert_eq!(next.since(1).rows.len(), 1);
+        assert_eq!(outbound.follow(Arc::new(next.clone()), true), None);
+        next.version = 6;
+        assert_eq!(outbound.follow(Arc::new(next.clone()), false), None);
+        // The next change is told from what the others have been told.
+        next.version = 7;
+        next.rows[4].fence = Fence(7);
+        let parcel = outbound.follow(Arc::new(next.clone()), true).unwrap();
+        let told = codec::decode(&parcel.bytes).unwrap();
+        assert_eq!(told, Message::Map(next.since(6)));
+    }
+
+    #[test]
+    fn beats_and_replies_go_by_the_present_map_and_without_one_there_is_no_beat() {
+        let nothing = ShardMap::unassigned(ClusterUuid(0), map().sharding);
+        let mut outbound = Outbound::new(node(), 77, Arc::new(nothing));
+        assert_eq!(outbound.beat(), None);
+        let next = ShardMap {
+            version: 9,
+            ..map()
+        };
+        outbound.follow(Arc::new(next), false);
+        let beat = NodeBeat {
+            from: node(),
+            cluster: ClusterUuid(4),
+            map_version: 9,
+            namespaces: 77,
+        };
+        let sent_beat = codec::decode(&outbound.beat().unwrap().bytes).unwrap();
+        assert_eq!(sent_beat, Message::NodeBeat(beat));
+        let parcels = sent(&mut outbound, vec![joined(1, 1)]);
+        let Message::Replies(replies) = codec::decode(&parcels[0].bytes).unwrap() else {
+            panic!("replies")
+        };
+        assert_eq!(replies.map_version, 9);
+    }
+
+    #[test]
+    fn who_knows_more_than_we_do_gets_the_whole_map() {
+        assert_eq!(update(&map(), 9), Some(map().since(0)));
+        assert_eq!(update(&map(), 1).unwrap().rows, []);
+        let nothing = ShardMap::unassigned(ClusterUuid(0), map().sharding);
+        assert_eq!(update(&nothing, 0), None);
+    }
+
+    #[test]
+    fn a_gateway_that_counts_as_gone_has_no_link_any_more() {
+        let mut outbound = outbound();
+        let beats = |outbound: &mut Outbound| {
+            let mut parcels = Vec::new();
+            outbound.tail_beats(Timestamp(10_000), &mut parcels);
+            parcels.len()
+        };
+        sent(&mut outbound, vec![deliver(2)]);
+        sent(&mut outbound, vec![Effect::Forget(gateway(1))]);
+        assert_eq!(beats(&mut outbound), 1, "it lives on");
+        sent(&mut outbound, vec![Effect::Forget(gateway(2))]);
+        assert_eq!(beats(&mut outbound), 0);
     }
 
     #[test]

@@ -1,48 +1,58 @@
-//! Where a request goes inside a node.
+//! Where a request goes inside a node, and what it is told if it has come to
+//! the wrong one.
 
-use proto::id::NodeRef;
-use proto::message::{Refusal, Reply, Request};
-use proto::shard::{ShardId, ShardMap};
+use proto::message::{Question, Refusal, Reply, Request};
+use proto::shard::{ShardId, ShardMap, Sharding};
 
-/// What to do with a request.
-#[derive(Debug, PartialEq)]
+/// Who answers a request.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Route {
-    /// It is for a shard of this node.
+    /// Whoever drives this shard, served here or not.
     Shard(ShardId),
-    /// It is answered without a shard.
-    Answer(Reply),
-    /// It names a shard that does not exist: its sender has no map of this
-    /// cluster.
-    Drop,
+    /// The node as a whole.
+    Node,
 }
 
-/// Decides where a request goes, by the node's map.
-pub fn route(map: &ShardMap, me: &NodeRef, request: &Request) -> Route {
-    let shard = match request {
+/// Decides where a request goes.
+pub fn route(sharding: &Sharding, request: &Request) -> Route {
+    Route::Shard(match request {
         Request::Publish(publish) => publish.place.shard,
         Request::Skip(place) => place.shard,
         Request::Join(join) => join.shard,
         Request::Leave(leave) => leave.shard,
         Request::RestateEnd(end) => end.shard,
-        Request::Map { since } => {
-            return Route::Answer(Reply::Map {
-                update: map.since(*since),
-                namespaces: proto::namespace::Namespaces::default(),
-            });
-        }
-        Request::Inspect { .. } => return Route::Drop,
-    };
-    let Some((owner, fence)) = map.owner(shard) else {
-        return Route::Drop;
-    };
-    if owner == me {
-        return Route::Shard(shard);
+        Request::Inspect {
+            question: Question::Channel { key },
+            ..
+        } if sharding.count > 0 => sharding.shard_of(key),
+        Request::Inspect { .. } | Request::Map { .. } => return Route::Node,
+    })
+}
+
+/// What to say to a request of a shard that is not served here.
+#[derive(Debug, PartialEq)]
+pub enum Elsewhere {
+    /// This.
+    Answer(Reply),
+    /// Nothing: the request needs no answer, or nobody here knows one yet.
+    Nothing,
+    /// Nothing: there is no such shard.
+    Unroutable,
+}
+
+/// Says who does serve a shard, as far as the map knows.
+pub fn elsewhere(map: &ShardMap, shard: ShardId, request: &Request) -> Elsewhere {
+    if map.rows.is_empty() {
+        return Elsewhere::Nothing;
     }
+    let Some((owner, fence)) = map.owner(shard) else {
+        return Elsewhere::Unroutable;
+    };
     let refusal = Refusal::NotOwner {
         owner: owner.clone(),
         fence,
     };
-    Route::Answer(match request {
+    Elsewhere::Answer(match request {
         Request::Publish(publish) => published(shard, publish.place.sequence, refusal),
         Request::Skip(place) => published(shard, place.sequence, refusal),
         Request::Join(join) => Reply::Joined {
@@ -53,8 +63,9 @@ pub fn route(map: &ShardMap, me: &NodeRef, request: &Request) -> Route {
             version: leave.version,
             result: Err(refusal),
         },
-        Request::RestateEnd(_) => return Route::Drop,
-        Request::Map { .. } | Request::Inspect { .. } => unreachable!("answered above"),
+        Request::RestateEnd(_) | Request::Map { .. } | Request::Inspect { .. } => {
+            return Elsewhere::Nothing;
+        }
     })
 }
 
@@ -69,7 +80,8 @@ fn published(shard: ShardId, sequence: u64, refusal: Refusal) -> Reply {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use proto::id::{ClusterUuid, Incarnation};
+    use proto::channel::ChannelKey;
+    use proto::id::{ClusterUuid, Incarnation, NodeRef};
     use proto::message::Sequenced;
     use proto::shard::Fence;
 
@@ -90,17 +102,44 @@ mod tests {
     }
 
     #[test]
-    fn the_owner_serves_and_others_say_who_does() {
+    fn what_is_of_a_shard_goes_to_it_and_the_rest_to_the_node() {
+        let sharding = Sharding { seed: 7, count: 64 };
+        let key = ChannelKey {
+            app: "app".parse().unwrap(),
+            channel: "c".parse().unwrap(),
+        };
+        let of_channel = Request::Inspect {
+            id: 1,
+            question: Question::Channel { key: key.clone() },
+        };
+        let of_node = Request::Inspect {
+            id: 1,
+            question: Question::Nodes,
+        };
+        assert_eq!(route(&sharding, &skip(3)), Route::Shard(ShardId(3)));
+        let shard = sharding.shard_of(&key);
+        assert_eq!(route(&sharding, &of_channel), Route::Shard(shard));
+        assert_eq!(route(&sharding, &of_node), Route::Node);
+        assert_eq!(route(&sharding, &Request::Map { since: 0 }), Route::Node);
+        let unknown = Sharding { seed: 0, count: 0 };
+        assert_eq!(route(&unknown, &of_channel), Route::Node);
+    }
+
+    #[test]
+    fn others_say_who_owns_a_shard_if_they_know() {
         let map = ShardMap::standalone(ClusterUuid(1), 0, node("a"));
-        assert_eq!(route(&map, &node("a"), &skip(3)), Route::Shard(ShardId(3)));
         let refusal = Refusal::NotOwner {
             owner: node("a"),
             fence: Fence(1),
         };
+        let answer = Elsewhere::Answer(published(ShardId(3), 4, refusal));
+        assert_eq!(elsewhere(&map, ShardId(3), &skip(3)), answer);
+        let outside = ShardId(1_024);
         assert_eq!(
-            route(&map, &node("b"), &skip(3)),
-            Route::Answer(published(ShardId(3), 4, refusal))
+            elsewhere(&map, outside, &skip(1_024)),
+            Elsewhere::Unroutable
         );
-        assert_eq!(route(&map, &node("a"), &skip(1_024)), Route::Drop);
+        let none = ShardMap::unassigned(ClusterUuid(1), map.sharding);
+        assert_eq!(elsewhere(&none, ShardId(3), &skip(3)), Elsewhere::Nothing);
     }
 }

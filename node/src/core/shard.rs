@@ -7,16 +7,17 @@ use std::time::Duration;
 use proto::channel::ChannelKey;
 use proto::id::{ClusterUuid, GatewayId, GatewayRef, Incarnation, NodeRef};
 use proto::message::{
-    Entry, Join, Joined, Leave, Publish, PublishResult, Published, Refusal, Reply, Request,
-    Sequenced,
+    ChannelState, Entry, InterestDigest, Join, Joined, Leave, Publish, PublishResult, Published,
+    Refusal, Reply, Request, RestateEnd, Sequenced,
 };
 use proto::namespace::Namespaces;
 use proto::position::Epoch;
 use proto::shard::{Fence, ShardId};
 use proto::time::{Timers, Timestamp};
 
+use super::accord::{Accord, Verdict};
 use super::channel::Channel;
-use super::interest::Change;
+use super::interest::{Change, Recipients};
 use super::publish_table::{Admission, PublishTable};
 
 /// Channels of one shard at most; more are refused. With 1,024 shards this is
@@ -35,6 +36,17 @@ pub enum Input {
         /// For what.
         request: Request,
     },
+    /// A gateway says what it wants here.
+    Beat {
+        /// Which one.
+        from: GatewayRef,
+        /// The channels that it follows.
+        digest: InterestDigest,
+    },
+    /// A gateway begins a new life.
+    Met(GatewayRef),
+    /// A gateway has not been heard of for so long that it counts as gone.
+    Forget(GatewayRef),
     /// Time has passed.
     Tick,
 }
@@ -46,7 +58,7 @@ pub enum Effect {
     /// publication, also when nobody listens.
     Deliver {
         /// Shared by all publications until interest changes.
-        to: Arc<[GatewayRef]>,
+        to: Recipients,
         /// The publication.
         entry: Entry,
     },
@@ -57,6 +69,17 @@ pub enum Effect {
         /// The answer.
         reply: Reply,
     },
+    /// Let go of the link to a gateway that counts as gone.
+    Forget(GatewayRef),
+    /// Count: a restatement has ended a difference.
+    Healed,
+    /// Count: this node serves a shard from now on.
+    Started(ShardId),
+    /// Count: it serves it no longer.
+    Stopped(ShardId),
+    /// Count: a request of a shard that does not exist. Its sender has no map
+    /// of this cluster.
+    Unroutable,
 }
 
 /// What a shard needs to know to serve.
@@ -86,10 +109,29 @@ pub struct Shard {
     timers: Timers<ChannelKey>,
 }
 
+/// One gateway, in its present life.
 #[derive(Debug)]
 struct Gateway {
-    incarnation: Incarnation,
+    /// What all rows of this gateway share.
+    me: GatewayRef,
     publishes: Option<PublishTable>,
+    /// Whether it wants what we know that it wants.
+    accord: Accord,
+    /// What it said of any channel under a lower version than this holds no
+    /// longer: it has restated since. So a join that was overtaken by the
+    /// restatement cannot bring back what the restatement removed.
+    restated: u64,
+}
+
+impl Gateway {
+    fn new(me: GatewayRef) -> Self {
+        Self {
+            me,
+            publishes: None,
+            accord: Accord::default(),
+            restated: 0,
+        }
+    }
 }
 
 impl Shard {
@@ -110,8 +152,19 @@ impl Shard {
     pub fn handle(&mut self, now: Timestamp, input: Input, effects: &mut Vec<Effect>) {
         match input {
             Input::Request { from, request } => self.answer(now, &from, request, effects),
+            Input::Beat { from, digest } => self.beat(now, &from, digest, effects),
+            Input::Met(gateway) => {
+                // One that is older than we know is told so when it asks.
+                let _ = self.meet(now, &gateway);
+            }
+            Input::Forget(gateway) => self.forget(now, &gateway),
             Input::Tick => self.expire(now),
         }
+    }
+
+    /// The fence under which it is served.
+    pub fn fence(&self) -> Fence {
+        self.tenure.fence
     }
 
     /// How many channels have state here.
@@ -124,6 +177,11 @@ impl Shard {
         self.interest
     }
 
+    /// One channel, for those who look inside. `None`: it has no state.
+    pub fn describe(&self, key: &ChannelKey) -> Option<ChannelState> {
+        self.channels.get(key).map(Channel::describe)
+    }
+
     fn answer(
         &mut self,
         now: Timestamp,
@@ -131,7 +189,7 @@ impl Shard {
         request: Request,
         effects: &mut Vec<Effect>,
     ) {
-        if let Err(newer) = self.meet(from) {
+        if let Err(newer) = self.meet(now, from) {
             effects.push(Effect::Reply {
                 to: from.clone(),
                 reply: Reply::Gone { newer },
@@ -159,17 +217,18 @@ impl Shard {
             }
             Request::Join(join) => {
                 let version = join.version;
-                match self.join(now, from, join) {
+                match self.join(now, from, join, effects) {
                     Some(result) => Reply::Joined { version, result },
                     None => return,
                 }
             }
             Request::Leave(leave) => Reply::Left {
                 version: leave.version,
-                result: self.leave(now, from, &leave),
+                result: self.leave(now, from, &leave, effects),
             },
-            // The node answers it before it comes to a shard.
-            Request::Map { .. } | Request::Inspect { .. } | Request::RestateEnd(_) => return,
+            Request::RestateEnd(end) => return self.restated(now, from, end, effects),
+            // Answered before they come to a shard.
+            Request::Map { .. } | Request::Inspect { .. } => return,
         };
         effects.push(Effect::Reply {
             to: from.clone(),
@@ -179,29 +238,107 @@ impl Shard {
 
     /// Takes note of a gateway's incarnation. A higher one voids the lower one
     /// at once, a lower one is told so.
-    fn meet(&mut self, from: &GatewayRef) -> Result<(), Incarnation> {
+    fn meet(&mut self, now: Timestamp, from: &GatewayRef) -> Result<(), Incarnation> {
         let known = self
             .gateways
             .entry(from.id.clone())
-            .or_insert_with(|| Gateway {
-                incarnation: from.incarnation,
-                publishes: None,
-            });
-        if from.incarnation < known.incarnation {
-            return Err(known.incarnation);
+            .or_insert_with(|| Gateway::new(from.clone()));
+        if from.incarnation < known.me.incarnation {
+            return Err(known.me.incarnation);
         }
-        if from.incarnation > known.incarnation {
-            *known = Gateway {
-                incarnation: from.incarnation,
-                publishes: None,
-            };
-            for channel in self.channels.values_mut() {
-                self.interest -= channel.interest.recipients().len();
-                channel.interest.void(&from.id, from.incarnation);
-                self.interest += channel.interest.recipients().len();
-            }
+        if from.incarnation > known.me.incarnation {
+            *known = Gateway::new(from.clone());
+            self.drop_interest(now, &from.id, |incarnation, _| {
+                incarnation < from.incarnation
+            });
         }
         Ok(())
+    }
+
+    /// Lets go of all that is known of one life of a gateway.
+    fn forget(&mut self, now: Timestamp, gateway: &GatewayRef) {
+        let known = self.gateways.get(&gateway.id);
+        if known.is_some_and(|known| known.me == *gateway) {
+            self.gateways.remove(&gateway.id);
+            self.drop_interest(now, &gateway.id, |_, _| true);
+        }
+    }
+
+    /// A gateway says what it wants here: it must be what we know.
+    fn beat(
+        &mut self,
+        now: Timestamp,
+        from: &GatewayRef,
+        digest: InterestDigest,
+        effects: &mut Vec<Effect>,
+    ) {
+        if self.meet(now, from).is_ok() {
+            let verdict = self.gateway(from).accord.beat(digest);
+            self.conclude(from, verdict, effects);
+        }
+    }
+
+    fn conclude(&self, gateway: &GatewayRef, verdict: Verdict, effects: &mut Vec<Effect>) {
+        let Tenure { shard, fence, .. } = self.tenure;
+        match verdict {
+            Verdict::Nothing => {}
+            Verdict::Healed => effects.push(Effect::Healed),
+            Verdict::Restate => effects.push(Effect::Reply {
+                to: gateway.clone(),
+                reply: Reply::Restate { shard, fence },
+            }),
+        }
+    }
+
+    /// Everything that a gateway wants has been stated under `end.since` or a
+    /// higher version, so the rest goes.
+    fn restated(
+        &mut self,
+        now: Timestamp,
+        from: &GatewayRef,
+        end: RestateEnd,
+        effects: &mut Vec<Effect>,
+    ) {
+        if self.check_fence(end.fence).is_err() {
+            return;
+        }
+        let ended = self.drop_interest(now, &from.id, |_, version| version < end.since);
+        let gateway = self.gateway(from);
+        gateway.restated = gateway.restated.max(end.since);
+        for key in ended {
+            let verdict = self.gateway(from).accord.remove(&key);
+            self.conclude(from, verdict, effects);
+        }
+    }
+
+    /// Forgets what a gateway said, by incarnation and version. Returns the
+    /// channels whose publications it got until now.
+    fn drop_interest(
+        &mut self,
+        now: Timestamp,
+        gateway: &GatewayId,
+        goes: impl Fn(Incarnation, u64) -> bool,
+    ) -> Vec<ChannelKey> {
+        let mut ended = Vec::new();
+        let mut unwanted = Vec::new();
+        for (key, channel) in &mut self.channels {
+            if channel.interest.forget(gateway, &goes) == Change::Ended {
+                ended.push(key.clone());
+            }
+            if channel.is_idle() {
+                unwanted.push(key.clone());
+            }
+        }
+        self.interest -= ended.len();
+        for key in unwanted {
+            self.set_check(now, &key);
+        }
+        ended
+    }
+
+    /// A gateway that has been met.
+    fn gateway(&mut self, met: &GatewayRef) -> &mut Gateway {
+        self.gateways.get_mut(&met.id).expect("meet() has noted it")
     }
 
     /// A request under another fence was meant for another owner.
@@ -237,9 +374,7 @@ impl Shard {
     }
 
     fn table(&mut self, from: &GatewayRef, low_mark: u64) -> &mut PublishTable {
-        self.gateways
-            .get_mut(&from.id)
-            .expect("meet() has noted it")
+        self.gateway(from)
             .publishes
             .get_or_insert_with(|| PublishTable::starting_at(low_mark))
     }
@@ -258,7 +393,7 @@ impl Shard {
         let publication = channel.publish(now, publish, limits);
         let position = channel.position();
         effects.push(Effect::Deliver {
-            to: Arc::clone(channel.interest.recipients()),
+            to: channel.interest.recipients(),
             entry: Entry {
                 shard,
                 fence,
@@ -282,19 +417,18 @@ impl Shard {
         now: Timestamp,
         from: &GatewayRef,
         join: Join,
+        effects: &mut Vec<Effect>,
     ) -> Option<Result<Joined, Refusal>> {
         if let Err(refusal) = self.check_fence(join.fence) {
             return Some(Err(refusal));
         }
         let fence = self.tenure.fence;
         // A join says that somebody is there, so it counts for at least one.
-        let change = match self.set_interest(now, from, &join.key, join.count.max(1), join.version)
-        {
-            Ok(change) => change,
+        let count = join.count.max(1);
+        match self.set_interest(now, from, &join.key, count, join.version, effects) {
+            Ok(Change::Stale) => return None,
+            Ok(_) => {}
             Err(refusal) => return Some(Err(refusal)),
-        };
-        if change == Change::Stale {
-            return None;
         }
         let (position, missed) = self.channels.get(&join.key)?.since(join.have);
         Some(Ok(Joined {
@@ -306,9 +440,15 @@ impl Shard {
 
     /// A channel without state gets one: a join that is still on its way
     /// carries a lower version, which the tombstone must meet.
-    fn leave(&mut self, now: Timestamp, from: &GatewayRef, leave: &Leave) -> Result<(), Refusal> {
+    fn leave(
+        &mut self,
+        now: Timestamp,
+        from: &GatewayRef,
+        leave: &Leave,
+        effects: &mut Vec<Effect>,
+    ) -> Result<(), Refusal> {
         self.check_fence(leave.fence)?;
-        self.set_interest(now, from, &leave.key, 0, leave.version)?;
+        self.set_interest(now, from, &leave.key, 0, leave.version, effects)?;
         self.set_check(now, &leave.key);
         Ok(())
     }
@@ -320,12 +460,28 @@ impl Shard {
         key: &ChannelKey,
         count: u32,
         version: u64,
+        effects: &mut Vec<Effect>,
     ) -> Result<Change, Refusal> {
+        let gateway = self.gateway(from);
+        if version < gateway.restated {
+            return Ok(Change::Stale);
+        }
+        // Not `from` itself: its name is a new piece of memory in each message.
+        let me = gateway.me.clone();
         let (_, channel) = self.channel(key)?;
-        let before = channel.interest.recipients().len();
-        let change = channel.interest.set(now, from, count, version);
-        let after = channel.interest.recipients().len();
-        self.interest = self.interest - before + after;
+        let change = channel.interest.set(now, &me, count, version);
+        let verdict = match change {
+            Change::Began => {
+                self.interest += 1;
+                self.gateway(from).accord.insert(key)
+            }
+            Change::Ended => {
+                self.interest -= 1;
+                self.gateway(from).accord.remove(key)
+            }
+            Change::Same | Change::Stale => Verdict::Nothing,
+        };
+        self.conclude(from, verdict, effects);
         Ok(change)
     }
 

@@ -131,7 +131,7 @@ fn a_publication_is_handed_to_the_links_before_it_is_acknowledged() {
     let [Effect::Deliver { to, entry }, Effect::Reply { .. }] = &effects[..] else {
         panic!("deliver, then reply: {effects:?}");
     };
-    assert_eq!(to[..], [gateway(1)]);
+    assert_eq!(to.iter().collect::<Vec<_>>(), [&gateway(1)]);
     assert_eq!(
         (entry.shard, entry.fence, entry.publication.offset),
         (SHARD, FENCE, Offset(1))
@@ -143,7 +143,7 @@ fn a_publication_is_handed_to_the_links_before_it_is_acknowledged() {
 fn nobody_is_told_of_a_channel_that_nobody_follows() {
     let mut shard = shard();
     let effects = ask(&mut shard, 0, gateway(1), publish("c", 1));
-    assert!(matches!(&effects[0], Effect::Deliver { to, .. } if to.is_empty()));
+    assert!(matches!(&effects[0], Effect::Deliver { to, .. } if to.iter().next().is_none()));
 }
 
 #[test]
@@ -388,4 +388,170 @@ fn a_followed_channel_stays_however_quiet_it_is() {
     assert_eq!(shard.channels(), 1, "the tombstone stays its time");
     shard.handle(Timestamp(1_040_000), Input::Tick, &mut Vec::new());
     assert_eq!(shard.channels(), 0);
+}
+
+fn restate_end(fence: Fence, since: u64) -> Request {
+    Request::RestateEnd(RestateEnd {
+        shard: SHARD,
+        fence,
+        since,
+    })
+}
+
+fn digest(channels: &[&str]) -> InterestDigest {
+    let mut digest = InterestDigest::default();
+    for channel in channels {
+        digest.insert(&key(channel));
+    }
+    digest
+}
+
+fn beat(shard: &mut Shard, incarnation: u64, channels: &[&str]) -> Vec<Effect> {
+    let mut effects = Vec::new();
+    let input = Input::Beat {
+        from: gateway(incarnation),
+        digest: digest(channels),
+    };
+    shard.handle(Timestamp(0), input, &mut effects);
+    effects
+}
+
+fn restate() -> Vec<Effect> {
+    let reply = Reply::Restate {
+        shard: SHARD,
+        fence: FENCE,
+    };
+    let to = gateway(1);
+    vec![Effect::Reply { to, reply }]
+}
+
+#[test]
+fn a_join_that_was_lost_is_found_by_two_beats_and_healed_by_a_restatement() {
+    let mut shard = shard();
+    ask(&mut shard, 0, gateway(1), join("a", 1, None));
+    // The join of b, version 2, was lost, and so was the gateway's memory of it.
+    assert_eq!(beat(&mut shard, 1, &["a", "b"]), []);
+    assert_eq!(beat(&mut shard, 1, &["a", "b"]), restate());
+    assert_eq!(beat(&mut shard, 1, &["a", "b"]), restate());
+    assert_eq!(
+        ask(&mut shard, 0, gateway(1), join("a", 3, None)).len(),
+        1,
+        "not yet healed"
+    );
+    let effects = ask(&mut shard, 0, gateway(1), join("b", 4, None));
+    assert_eq!(effects[0], Effect::Healed);
+    assert_eq!(
+        ask(&mut shard, 0, gateway(1), restate_end(FENCE, 3)),
+        [],
+        "no answer"
+    );
+    assert_eq!(beat(&mut shard, 1, &["a", "b"]), []);
+    assert_eq!(shard.interest(), 2);
+}
+
+#[test]
+fn a_leave_that_was_lost_is_found_by_two_beats_and_healed_by_a_restatement() {
+    let mut shard = shard();
+    ask(&mut shard, 0, gateway(1), join("a", 1, None));
+    ask(&mut shard, 0, gateway(1), join("b", 2, None));
+    assert_eq!(beat(&mut shard, 1, &["a"]), []);
+    assert_eq!(beat(&mut shard, 1, &["a"]), restate());
+    ask(&mut shard, 0, gateway(1), join("a", 4, None));
+    assert_eq!(
+        ask(&mut shard, 0, gateway(1), restate_end(FENCE, 4)),
+        [Effect::Healed]
+    );
+    assert_eq!(shard.interest(), 1);
+    let effects = ask(&mut shard, 0, gateway(1), publish("b", 1));
+    assert!(matches!(&effects[0], Effect::Deliver { to, .. } if to.iter().next().is_none()));
+}
+
+#[test]
+fn a_restatement_is_not_undone_by_what_it_overtook() {
+    let mut shard = shard();
+    ask(&mut shard, 0, gateway(1), join("a", 10, None));
+    ask(&mut shard, 0, gateway(1), restate_end(FENCE, 10));
+    // Sent before the restatement, by another way: neither follows nor leaves.
+    assert_eq!(ask(&mut shard, 0, gateway(1), join("b", 9, None)), []);
+    assert_eq!(ask(&mut shard, 0, gateway(1), join("a", 8, None)), []);
+    let left = only_reply(ask(&mut shard, 0, gateway(1), leave("a", 9)));
+    assert_eq!(
+        left,
+        Reply::Left {
+            version: 9,
+            result: Ok(())
+        },
+        "the gateway need not repeat it"
+    );
+    assert_eq!(beat(&mut shard, 1, &["a"]), []);
+    assert_eq!((shard.interest(), shard.channels()), (1, 1));
+    // An older end of a restatement lowers nothing.
+    ask(&mut shard, 0, gateway(1), restate_end(FENCE, 5));
+    assert_eq!(ask(&mut shard, 0, gateway(1), join("b", 9, None)), []);
+    // And what comes after it counts.
+    joined(ask(&mut shard, 0, gateway(1), join("b", 11, None)));
+    assert_eq!(shard.interest(), 2);
+    // Another life counts its versions anew.
+    joined(ask(&mut shard, 0, gateway(2), join("b", 1, None)));
+    assert_eq!(shard.interest(), 1);
+}
+
+#[test]
+fn a_restatement_that_was_meant_for_another_owner_changes_nothing() {
+    let mut shard = shard();
+    ask(&mut shard, 0, gateway(1), join("a", 1, None));
+    for fence in [Fence(2), Fence(4)] {
+        assert_eq!(ask(&mut shard, 0, gateway(1), restate_end(fence, 9)), []);
+    }
+    assert_eq!(shard.interest(), 1);
+    joined(ask(&mut shard, 0, gateway(1), join("b", 2, None)));
+}
+
+#[test]
+fn a_restatement_concerns_its_gateway_alone() {
+    let mut shard = shard();
+    let other = GatewayRef {
+        id: "other".parse().unwrap(),
+        incarnation: Incarnation(1),
+    };
+    ask(&mut shard, 0, other.clone(), join("a", 1, None));
+    ask(&mut shard, 0, gateway(1), join("a", 1, None));
+    ask(&mut shard, 0, gateway(1), restate_end(FENCE, 9));
+    let effects = ask(&mut shard, 0, gateway(1), publish("a", 1));
+    let Effect::Deliver { to, .. } = &effects[0] else {
+        panic!("delivered")
+    };
+    assert_eq!(to.iter().collect::<Vec<_>>(), [&other]);
+}
+
+#[test]
+fn a_beat_of_a_new_life_voids_the_old_one_and_one_of_an_old_life_says_nothing() {
+    let mut shard = shard();
+    ask(&mut shard, 0, gateway(1), join("a", 1, None));
+    assert_eq!(beat(&mut shard, 2, &[]), []);
+    assert_eq!(shard.interest(), 0);
+    for _ in 0..3 {
+        assert_eq!(beat(&mut shard, 1, &["a"]), []);
+    }
+    assert_eq!(beat(&mut shard, 2, &[]), []);
+}
+
+#[test]
+fn channels_that_nobody_wants_any_more_go_however_that_came_about() {
+    let tick = |shard: &mut Shard| shard.handle(Timestamp(1_000), Input::Tick, &mut Vec::new());
+    let ends: [fn(&mut Shard); 4] = [
+        |shard| drop(ask(shard, 0, gateway(1), restate_end(FENCE, 9))),
+        |shard| drop(ask(shard, 0, gateway(2), Request::Skip(place(1)))),
+        |shard| shard.handle(Timestamp(0), Input::Met(gateway(2)), &mut Vec::new()),
+        |shard| shard.handle(Timestamp(0), Input::Forget(gateway(1)), &mut Vec::new()),
+    ];
+    for end in ends {
+        let mut shard = shard();
+        ask(&mut shard, 0, gateway(1), join("a", 1, None));
+        tick(&mut shard);
+        assert_eq!(shard.channels(), 1);
+        end(&mut shard);
+        tick(&mut shard);
+        assert_eq!((shard.channels(), shard.interest()), (0, 0));
+    }
 }

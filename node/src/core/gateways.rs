@@ -1,0 +1,324 @@
+//! Which gateways there are: for each, its present life, and when it was last
+//! heard of.
+//!
+//! A gateway that is silent for long is forgotten, with its interest: nobody
+//! else would ever end it. That is no judgement that could harm one which lives
+//! after all: it goes on to beat, the owner sees that it wants more than is
+//! known, and asks it to restate. Only silence that we would have heard counts:
+//! while our own beats do not come back to us, everybody is silent.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use proto::id::{ClusterUuid, GatewayId, GatewayRef, Incarnation};
+use proto::message::{GatewayBeat, GatewayInfo};
+use proto::time::Timestamp;
+
+use super::pace::Pace;
+
+/// Gateways that are known at most. When there are more, the one that has been
+/// silent for longest is forgotten.
+pub const GATEWAYS_MAX: usize = 4_096;
+/// How recently a gateway was heard of that counts as present. It beats every
+/// 500 ms.
+const PRESENT: Duration = Duration::from_secs(2);
+/// After how much silence a gateway is forgotten.
+const FORGET: Duration = Duration::from_secs(600);
+/// After how long without an echo the bus counts as away. We beat every 500 ms.
+const ECHO: Duration = Duration::from_secs(2);
+/// How often the log speaks of strangers.
+const COMPLAIN: Duration = Duration::from_secs(10);
+
+/// See the [module](self).
+#[derive(Debug)]
+pub struct Gateways {
+    known: BTreeMap<GatewayId, Gateway>,
+    echo: Option<Echo>,
+    complaint: Pace,
+}
+
+#[derive(Debug)]
+struct Gateway {
+    incarnation: Incarnation,
+    heard_at: Timestamp,
+    map_version: u64,
+    connections: u32,
+    /// Whether this life has beaten; if not, it may be silent for good reason.
+    beats: bool,
+}
+
+#[derive(Debug, Clone, Copy)]
+struct Echo {
+    last: Timestamp,
+    /// It has come without a break since then.
+    since: Timestamp,
+}
+
+/// What to make of something that came from a gateway.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Heard {
+    /// It is as it was.
+    Known,
+    /// A life that has not been heard of: earlier ones are void.
+    New,
+    /// A life that a later one has voided. It is told so, and nothing of what
+    /// it says counts.
+    Gone {
+        /// The later one.
+        newer: Incarnation,
+    },
+    /// A gateway of another cluster that has our name. Nothing of what it says
+    /// counts.
+    Stranger {
+        /// Whether it is time to say so in the log.
+        log: bool,
+    },
+}
+
+impl Default for Gateways {
+    fn default() -> Self {
+        Self {
+            known: BTreeMap::new(),
+            echo: None,
+            complaint: Pace::new(COMPLAIN),
+        }
+    }
+}
+
+impl Gateways {
+    /// A gateway has asked for something.
+    pub fn asked(&mut self, now: Timestamp, from: &GatewayRef, map_version: u64) -> Heard {
+        let heard = self.hear(now, from);
+        if let Some(known) = self.life(from) {
+            known.map_version = map_version;
+        }
+        heard
+    }
+
+    /// A gateway has beaten.
+    pub fn beat(&mut self, now: Timestamp, ours: ClusterUuid, beat: &GatewayBeat) -> Heard {
+        if beat.cluster != ours {
+            let log = self.complaint.allows(now);
+            return Heard::Stranger { log };
+        }
+        let heard = self.hear(now, &beat.from);
+        if let Some(known) = self.life(&beat.from) {
+            known.map_version = beat.map_version;
+            known.connections = beat.connections;
+            known.beats = true;
+        }
+        heard
+    }
+
+    /// Our own beat has come back.
+    pub fn echo(&mut self, now: Timestamp) {
+        let since = match self.echo {
+            Some(echo) if now.since(echo.last) < ECHO => echo.since,
+            _ => now,
+        };
+        self.echo = Some(Echo { last: now, since });
+    }
+
+    /// The next gateway that is forgotten now: it counts as gone.
+    pub fn forget(&mut self, now: Timestamp) -> Option<GatewayRef> {
+        let heard_at = |(_, gateway): &(&GatewayId, &Gateway)| gateway.heard_at;
+        let one = if self.known.len() > GATEWAYS_MAX {
+            self.known.iter().min_by_key(heard_at)
+        } else {
+            let from = self.echo.filter(|echo| now.since(echo.last) < ECHO)?.since;
+            let silent = |gateway: &Gateway| now.since(gateway.heard_at.max(from)) >= FORGET;
+            let mut known = self.known.iter();
+            known.find(|(_, gateway)| gateway.beats && silent(gateway))
+        };
+        let id = one?.0.clone();
+        let incarnation = self.known.remove(&id)?.incarnation;
+        Some(GatewayRef { id, incarnation })
+    }
+
+    /// How many are present.
+    pub fn present(&self, now: Timestamp) -> usize {
+        let known = self.known.values();
+        known
+            .filter(|gateway| now.since(gateway.heard_at) < PRESENT)
+            .count()
+    }
+
+    /// All that are known, for those who look inside. Fits a message, for there
+    /// are never more than [`GATEWAYS_MAX`].
+    pub fn describe(&self, now: Timestamp) -> Vec<GatewayInfo> {
+        let info = |(id, gateway): (&GatewayId, &Gateway)| GatewayInfo {
+            name: id.clone(),
+            incarnation: gateway.incarnation,
+            heard_ms: now.since(gateway.heard_at).as_millis() as u64,
+            map_version: gateway.map_version,
+            connections: gateway.connections,
+        };
+        self.known.iter().map(info).collect()
+    }
+
+    fn hear(&mut self, now: Timestamp, from: &GatewayRef) -> Heard {
+        let known = self.known.get_mut(&from.id);
+        match known {
+            Some(known) if from.incarnation < known.incarnation => Heard::Gone {
+                newer: known.incarnation,
+            },
+            Some(known) if from.incarnation == known.incarnation => {
+                known.heard_at = now;
+                Heard::Known
+            }
+            _ => {
+                let gateway = Gateway {
+                    incarnation: from.incarnation,
+                    heard_at: now,
+                    map_version: 0,
+                    connections: 0,
+                    beats: false,
+                };
+                self.known.insert(from.id.clone(), gateway);
+                Heard::New
+            }
+        }
+    }
+
+    fn life(&mut self, of: &GatewayRef) -> Option<&mut Gateway> {
+        let known = self.known.get_mut(&of.id);
+        known.filter(|known| known.incarnation == of.incarnation)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proto::codec::{self, PAYLOAD_BYTES_MAX};
+    use proto::id::{ID_BYTES_MAX, NodeRef};
+    use proto::message::{Answer, Message, Replies, Reply};
+
+    const OURS: ClusterUuid = ClusterUuid(1);
+
+    fn gateway(id: &str, incarnation: u64) -> GatewayRef {
+        GatewayRef {
+            id: id.parse().unwrap(),
+            incarnation: Incarnation(incarnation),
+        }
+    }
+
+    fn beat(from: GatewayRef, connections: u32) -> GatewayBeat {
+        GatewayBeat {
+            from,
+            cluster: OURS,
+            map_version: 3,
+            namespaces: 0,
+            connections,
+            interest: Vec::new(),
+        }
+    }
+
+    /// Echoes from one time to another.
+    fn echo(gateways: &mut Gateways, from: u64, to: u64) {
+        for at in (from..=to).step_by(500) {
+            gateways.echo(Timestamp(at));
+        }
+    }
+
+    #[test]
+    fn a_higher_incarnation_is_new_and_a_lower_one_is_gone() {
+        let mut gateways = Gateways::default();
+        let now = Timestamp(0);
+        assert_eq!(gateways.asked(now, &gateway("g", 2), 1), Heard::New);
+        assert_eq!(gateways.asked(now, &gateway("g", 2), 1), Heard::Known);
+        let newer = gateway("g", 3);
+        assert_eq!(gateways.beat(now, OURS, &beat(newer, 7)), Heard::New);
+        let gone = Heard::Gone {
+            newer: Incarnation(3),
+        };
+        assert_eq!(gateways.asked(now, &gateway("g", 2), 99), gone);
+        assert_eq!(gateways.beat(now, OURS, &beat(gateway("g", 2), 99)), gone);
+        let info = &gateways.describe(Timestamp(40))[0];
+        let seen = (info.incarnation.0, info.map_version, info.connections);
+        assert_eq!(seen, (3, 3, 7), "what is gone changes nothing");
+        assert_eq!(info.heard_ms, 40);
+    }
+
+    #[test]
+    fn beats_of_another_cluster_count_for_nothing_and_are_seldom_logged() {
+        let mut gateways = Gateways::default();
+        let stranger = GatewayBeat {
+            cluster: ClusterUuid(2),
+            ..beat(gateway("g", 1), 1)
+        };
+        let mut hear = |at| gateways.beat(Timestamp(at), OURS, &stranger);
+        assert_eq!(hear(0), Heard::Stranger { log: true });
+        assert_eq!(hear(9_999), Heard::Stranger { log: false });
+        assert_eq!(hear(10_000), Heard::Stranger { log: true });
+        assert_eq!(gateways.describe(Timestamp(0)), []);
+    }
+
+    #[test]
+    fn those_heard_of_lately_are_present() {
+        let mut gateways = Gateways::default();
+        gateways.asked(Timestamp(0), &gateway("a", 1), 1);
+        gateways.asked(Timestamp(1_000), &gateway("b", 1), 1);
+        assert_eq!(gateways.present(Timestamp(1_999)), 2);
+        assert_eq!(gateways.present(Timestamp(2_000)), 1);
+        assert_eq!(gateways.present(Timestamp(3_000)), 0);
+    }
+
+    #[test]
+    fn one_that_has_beaten_and_is_silent_for_long_is_forgotten() {
+        let mut gateways = Gateways::default();
+        gateways.beat(Timestamp(0), OURS, &beat(gateway("a", 1), 0));
+        gateways.asked(Timestamp(0), &gateway("b", 1), 1);
+        echo(&mut gateways, 0, 600_000);
+        assert_eq!(gateways.forget(Timestamp(599_999)), None);
+        assert_eq!(gateways.forget(Timestamp(600_000)), Some(gateway("a", 1)));
+        assert_eq!(gateways.forget(Timestamp(600_000)), None, "b never beats");
+    }
+
+    #[test]
+    fn silence_while_the_bus_is_away_does_not_count() {
+        let mut gateways = Gateways::default();
+        gateways.beat(Timestamp(0), OURS, &beat(gateway("a", 1), 0));
+        assert_eq!(gateways.forget(Timestamp(900_000)), None, "no echo at all");
+        echo(&mut gateways, 900_000, 1_400_000);
+        assert_eq!(gateways.forget(Timestamp(1_403_000)), None, "no echo now");
+        echo(&mut gateways, 1_403_000, 2_003_000);
+        assert_eq!(
+            gateways.forget(Timestamp(2_002_999)),
+            None,
+            "a break between"
+        );
+        assert_eq!(gateways.forget(Timestamp(2_003_000)), Some(gateway("a", 1)));
+    }
+
+    #[test]
+    fn the_one_that_is_silent_for_longest_makes_room_and_all_fit_a_message() {
+        let mut gateways = Gateways::default();
+        let name = |n: usize| format!("{n:0ID_BYTES_MAX$}");
+        for n in 0..GATEWAYS_MAX {
+            let at = if n == 9 { 0 } else { 1 + n as u64 };
+            let mut beat = beat(gateway(&name(n), u64::MAX), u32::MAX);
+            beat.map_version = u64::MAX;
+            gateways.beat(Timestamp(at), OURS, &beat);
+        }
+        let now = Timestamp(10_000);
+        assert_eq!(gateways.forget(now), None);
+        let reply = Reply::Inspected {
+            id: u64::MAX,
+            answer: Answer::Gateways(gateways.describe(Timestamp(u64::MAX))),
+        };
+        let message = Message::Replies(Replies {
+            from: NodeRef {
+                id: name(0).parse().unwrap(),
+                incarnation: Incarnation(u64::MAX),
+            },
+            to: Incarnation(u64::MAX),
+            map_version: u64::MAX,
+            replies: vec![reply],
+        });
+        assert!(codec::encode(&message).len() <= PAYLOAD_BYTES_MAX);
+        gateways.asked(now, &gateway("one-more", 1), 1);
+        let forgotten = gateways.forget(now).expect("one makes room");
+        assert_eq!(forgotten.id.as_str(), name(9));
+        assert_eq!(gateways.forget(now), None);
+    }
+}

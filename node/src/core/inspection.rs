@@ -1,0 +1,82 @@
+//! What those who look inside are told about the cluster. The answers about
+//! single things are given by the things themselves.
+
+use proto::message::{Answer, NodeInfo};
+
+/// Bytes of an answer: less than a message may have, by the room for the rest
+/// of it.
+const ANSWER_BYTES_MAX: usize = proto::codec::PAYLOAD_BYTES_MAX - 4_096;
+/// Upper bound of what stands beside the texts of one member.
+const REST_BYTES: usize = 64;
+
+/// The members that fit into one message, in their order. A cluster for which
+/// that is not all of them would have thousands of nodes.
+pub fn nodes(members: &[NodeInfo]) -> Answer {
+    let mut room = ANSWER_BYTES_MAX;
+    let fits = |member: &&NodeInfo| {
+        let texts = [
+            member.name.as_str(),
+            &member.address,
+            &member.zone,
+            &member.role,
+            &member.gossip,
+            &member.version,
+        ];
+        let bytes = REST_BYTES + texts.iter().map(|text| text.len()).sum::<usize>();
+        room.checked_sub(bytes).is_some_and(|rest| {
+            room = rest;
+            true
+        })
+    };
+    Answer::Nodes(members.iter().take_while(fits).cloned().collect())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proto::codec::{self, PAYLOAD_BYTES_MAX};
+    use proto::id::{ID_BYTES_MAX, Incarnation, NodeRef};
+    use proto::message::{Message, Replies, Reply};
+
+    fn member(text: usize) -> NodeInfo {
+        let text = "x".repeat(text);
+        NodeInfo {
+            name: "n".repeat(ID_BYTES_MAX).parse().unwrap(),
+            incarnation: Some(Incarnation(u64::MAX)),
+            address: text.clone(),
+            zone: text.clone(),
+            witness: true,
+            role: text.clone(),
+            gossip: text.clone(),
+            shards: u32::MAX,
+            version: text,
+        }
+    }
+
+    #[test]
+    fn an_answer_holds_as_many_members_as_fit_a_message() {
+        for (text, count) in [(0, 10_000), (300, 1_000), (70_000, 3)] {
+            let members = vec![member(text); count];
+            let answer = nodes(&members);
+            let Answer::Nodes(told) = &answer else {
+                panic!("members")
+            };
+            assert!(!told.is_empty() && told.len() < members.len());
+            let message = Message::Replies(Replies {
+                from: NodeRef {
+                    id: "n".repeat(ID_BYTES_MAX).parse().unwrap(),
+                    incarnation: Incarnation(u64::MAX),
+                },
+                to: Incarnation(u64::MAX),
+                map_version: u64::MAX,
+                replies: vec![Reply::Inspected {
+                    id: u64::MAX,
+                    answer,
+                }],
+            });
+            assert!(codec::encode(&message).len() <= PAYLOAD_BYTES_MAX);
+        }
+        let few = vec![member(30); 50];
+        assert_eq!(nodes(&few), Answer::Nodes(few));
+    }
+}

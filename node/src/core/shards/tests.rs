@@ -1,0 +1,323 @@
+use super::*;
+use proto::id::{ClusterUuid, Incarnation};
+use proto::message::{
+    InterestDigest, Join, JoinResult, Publish, Published, Refusal, RestateEnd, Sequenced,
+};
+use proto::position::Epoch;
+use proto::shard::{Row, Sharding};
+use proto::time::UnixTime;
+
+const SHARDS: u16 = 4;
+
+fn node(id: &str, incarnation: u64) -> NodeRef {
+    NodeRef {
+        id: id.parse().unwrap(),
+        incarnation: Incarnation(incarnation),
+    }
+}
+
+fn gateway(incarnation: u64) -> GatewayRef {
+    GatewayRef {
+        id: "g".parse().unwrap(),
+        incarnation: Incarnation(incarnation),
+    }
+}
+
+fn key() -> ChannelKey {
+    ChannelKey {
+        app: "app".parse().unwrap(),
+        channel: "room".parse().unwrap(),
+    }
+}
+
+/// A map with an owner and a fence for each shard.
+fn map(version: u64, rows: [(&NodeRef, u64); SHARDS as usize]) -> Arc<ShardMap> {
+    let mut nodes: Vec<NodeRef> = rows.iter().map(|(owner, _)| (*owner).clone()).collect();
+    nodes.sort_unstable();
+    nodes.dedup();
+    let row = |(owner, fence): (&NodeRef, u64)| Row {
+        owner: nodes.iter().position(|node| node == owner).unwrap() as u16,
+        fence: Fence(fence),
+    };
+    let rows = rows.into_iter().map(row).collect();
+    Arc::new(ShardMap {
+        cluster: ClusterUuid(1),
+        version,
+        sharding: Sharding {
+            seed: 7,
+            count: SHARDS,
+        },
+        nodes,
+        rows,
+    })
+}
+
+fn shards(part: Part) -> Shards {
+    let sharding = Sharding {
+        seed: 7,
+        count: SHARDS,
+    };
+    let nothing = Arc::new(ShardMap::unassigned(ClusterUuid(1), sharding));
+    Shards::new(node("a", 1), part, Arc::new(Namespaces::default()), nothing)
+}
+
+const ALL: Part = Part { index: 0, of: 1 };
+
+fn told(shards: &mut Shards, input: Input) -> Vec<Effect> {
+    let mut effects = Vec::new();
+    shards.handle(Timestamp(0), input, &mut effects);
+    effects
+}
+
+fn served(shards: &Shards) -> Vec<(u16, u64)> {
+    let served = shards.served();
+    served.map(|(id, shard)| (id.0, shard.fence().0)).collect()
+}
+
+fn ask(shards: &mut Shards, from: GatewayRef, shard: u16, request: Request) -> Vec<Effect> {
+    let shard = ShardId(shard);
+    let input = Input::Request {
+        from,
+        shard,
+        request,
+    };
+    told(shards, input)
+}
+
+fn join(shard: u16, fence: u64, version: u64) -> Request {
+    Request::Join(Join {
+        shard: ShardId(shard),
+        fence: Fence(fence),
+        key: key(),
+        count: 1,
+        have: None,
+        version,
+    })
+}
+
+fn joined(effects: &[Effect]) -> &JoinResult {
+    match effects {
+        [
+            Effect::Reply {
+                reply: Reply::Joined { result, .. },
+                ..
+            },
+        ] => result,
+        other => panic!("the answer to a join expected, got {other:?}"),
+    }
+}
+
+fn published(shards: &mut Shards, shard: u16, fence: u64) -> (Epoch, u64) {
+    let place = Sequenced {
+        shard: ShardId(shard),
+        fence: Fence(fence),
+        sequence: 1,
+        low_mark: 1,
+    };
+    let publish = Publish {
+        place,
+        key: key(),
+        event: "e".into(),
+        data: "d".into(),
+        exclude: None,
+        accepted_at: UnixTime(0),
+    };
+    let effects = ask(shards, gateway(1), shard, Request::Publish(publish));
+    match effects.last() {
+        Some(Effect::Reply {
+            reply:
+                Reply::Published {
+                    result: Ok(Published::Accepted { position, .. }),
+                    ..
+                },
+            ..
+        }) => (position.epoch, position.offset.0),
+        other => panic!("an acknowledgement expected, got {other:?}"),
+    }
+}
+
+#[test]
+fn shards_start_and_stop_with_the_map() {
+    let (a, b) = (node("a", 1), node("b", 1));
+    let mut shards = shards(ALL);
+    let first = map(1, [(&a, 1), (&b, 1), (&a, 1), (&b, 1)]);
+    assert_eq!(
+        told(&mut shards, Input::Map(Arc::clone(&first))),
+        [Effect::Started(ShardId(0)), Effect::Started(ShardId(2))]
+    );
+    assert_eq!(told(&mut shards, Input::Map(first)), [], "nothing new");
+    let second = map(5, [(&b, 5), (&a, 5), (&a, 1), (&b, 1)]);
+    assert_eq!(
+        told(&mut shards, Input::Map(second)),
+        [Effect::Stopped(ShardId(0)), Effect::Started(ShardId(1))]
+    );
+    assert_eq!(served(&shards), [(1, 5), (2, 1)]);
+}
+
+#[test]
+fn each_worker_has_its_part() {
+    let a = node("a", 1);
+    let whole = map(1, [(&a, 1); SHARDS as usize]);
+    let mut parts = [0, 1].map(|index| shards(Part { index, of: 2 }));
+    let parts = parts.each_mut().map(|part| {
+        told(part, Input::Map(Arc::clone(&whole)));
+        served(part)
+    });
+    assert_eq!(parts, [[(0, 1), (2, 1)], [(1, 1), (3, 1)]]);
+}
+
+#[test]
+fn a_shard_that_stays_keeps_its_state_and_a_higher_fence_ends_it() {
+    let (a, b) = (node("a", 1), node("b", 1));
+    let mut shards = shards(ALL);
+    told(
+        &mut shards,
+        Input::Map(map(1, [(&a, 1), (&a, 1), (&a, 1), (&a, 1)])),
+    );
+    let (before, _) = published(&mut shards, 0, 1);
+    told(
+        &mut shards,
+        Input::Map(map(2, [(&a, 1), (&b, 2), (&a, 1), (&a, 1)])),
+    );
+    assert_eq!(
+        published(&mut shards, 0, 1),
+        (before, 1),
+        "a repeat: the table is there"
+    );
+    let effects = told(
+        &mut shards,
+        Input::Map(map(3, [(&a, 3), (&b, 2), (&a, 1), (&a, 1)])),
+    );
+    assert_eq!(
+        effects,
+        [Effect::Stopped(ShardId(0)), Effect::Started(ShardId(0))]
+    );
+    let (after, offset) = published(&mut shards, 0, 3);
+    assert_ne!(after, before);
+    assert_eq!(offset, 1);
+}
+
+#[test]
+fn what_is_owned_by_another_life_of_this_node_is_not_served() {
+    let mut shards = shards(ALL);
+    let next = node("a", 2);
+    told(&mut shards, Input::Map(map(1, [(&next, 1); 4])));
+    assert_eq!(served(&shards), []);
+    let effects = ask(&mut shards, gateway(1), 0, join(0, 1, 1));
+    let refusal = Refusal::NotOwner {
+        owner: next,
+        fence: Fence(1),
+    };
+    assert_eq!(joined(&effects), &Err(refusal));
+}
+
+#[test]
+fn a_request_that_comes_after_its_shard_has_gone_is_told_where_to() {
+    let (a, b) = (node("a", 1), node("b", 1));
+    let mut shards = shards(ALL);
+    assert_eq!(
+        ask(&mut shards, gateway(1), 0, join(0, 1, 1)),
+        [],
+        "no map, no answer"
+    );
+    told(&mut shards, Input::Map(map(1, [(&a, 1); 4])));
+    assert!(joined(&ask(&mut shards, gateway(1), 0, join(0, 1, 1))).is_ok());
+    told(
+        &mut shards,
+        Input::Map(map(9, [(&b, 9), (&a, 1), (&a, 1), (&a, 1)])),
+    );
+    let refusal = Refusal::NotOwner {
+        owner: b,
+        fence: Fence(9),
+    };
+    let effects = ask(&mut shards, gateway(1), 0, join(0, 1, 2));
+    assert_eq!(joined(&effects), &Err(refusal));
+    let end = Request::RestateEnd(RestateEnd {
+        shard: ShardId(0),
+        fence: Fence(1),
+        since: 9,
+    });
+    assert_eq!(ask(&mut shards, gateway(1), 0, end), []);
+    let outside = ask(&mut shards, gateway(1), SHARDS, join(SHARDS, 1, 3));
+    assert_eq!(outside, [Effect::Unroutable]);
+}
+
+#[test]
+fn a_new_life_of_a_gateway_voids_the_old_one_in_all_shards() {
+    let a = node("a", 1);
+    let mut shards = shards(ALL);
+    told(&mut shards, Input::Map(map(1, [(&a, 1); 4])));
+    for shard in [0, 3] {
+        ask(&mut shards, gateway(1), shard, join(shard, 1, 1));
+    }
+    let interest = |shards: &Shards| shards.served().map(|(_, s)| s.interest()).sum::<usize>();
+    assert_eq!(interest(&shards), 2);
+    assert_eq!(told(&mut shards, Input::Met(gateway(2))), []);
+    assert_eq!(interest(&shards), 0);
+    // And a gateway that counts as gone leaves nothing behind, unless it is
+    // another life of it that does.
+    ask(&mut shards, gateway(2), 1, join(1, 1, 1));
+    told(&mut shards, Input::Forget(gateway(1)));
+    assert_eq!(interest(&shards), 1);
+    told(&mut shards, Input::Forget(gateway(2)));
+    assert_eq!(interest(&shards), 0);
+}
+
+#[test]
+fn a_beat_of_a_shard_served_elsewhere_says_nothing() {
+    let (a, b) = (node("a", 1), node("b", 1));
+    let mut shards = shards(ALL);
+    told(
+        &mut shards,
+        Input::Map(map(1, [(&a, 1), (&b, 1), (&a, 1), (&a, 1)])),
+    );
+    let mut digest = InterestDigest::default();
+    digest.insert(&key());
+    let mut beat = |shard| {
+        let shard = ShardId(shard);
+        let interest = ShardInterest { shard, digest };
+        let from = gateway(1);
+        told(&mut shards, Input::Beat { from, interest })
+    };
+    assert_eq!([beat(1), beat(1)], [[], []]);
+    assert_eq!(beat(0), []);
+    let restate = Reply::Restate {
+        shard: ShardId(0),
+        fence: Fence(1),
+    };
+    let to = gateway(1);
+    assert_eq!(beat(0), [Effect::Reply { to, reply: restate }]);
+}
+
+#[test]
+fn a_channel_is_described_by_its_owner_and_others_say_who_that_is() {
+    let (a, b) = (node("a", 1), node("b", 1));
+    let mut shards = shards(ALL);
+    assert!(matches!(shards.describe(&key()), Answer::Unavailable(_)));
+    told(&mut shards, Input::Map(map(1, [(&a, 1); 4])));
+    let shard = shards.map.sharding.shard_of(&key());
+    ask(&mut shards, gateway(1), shard.0, join(shard.0, 1, 1));
+    published(&mut shards, shard.0, 1);
+    let Answer::Channel(info) = shards.describe(&key()) else {
+        panic!("its owner knows it")
+    };
+    assert_eq!((info.shard, info.fence, info.owner), (shard, Fence(1), a));
+    let state = info.state.expect("it has a follower");
+    assert_eq!(
+        (state.position.offset.0, state.earliest.0, state.kept),
+        (1, 1, 1)
+    );
+    assert_eq!(state.followers, [(gateway(1), 1)]);
+    told(&mut shards, Input::Map(map(2, [(&b, 2); 4])));
+    let question = Question::Channel { key: key() };
+    let effects = ask(
+        &mut shards,
+        gateway(1),
+        shard.0,
+        Request::Inspect { id: 5, question },
+    );
+    let answer = Answer::NotOwner { owner: b };
+    let reply = Reply::Inspected { id: 5, answer };
+    let to = gateway(1);
+    assert_eq!(effects, [Effect::Reply { to, reply }]);
+}
