@@ -20,7 +20,7 @@ use gateway::app::{App, Apps};
 use prometheus::Registry;
 use proto::bus::{Bus, BusHandle, Error, MemoryBus, Stats, Subscription};
 use proto::id::{ClusterUuid, GatewayRef, Incarnation, NodeRef};
-use proto::message::NodeInfo;
+use proto::message::{Answer, NodeInfo, Question};
 use proto::namespace::Namespaces;
 use proto::shard::ShardMap;
 use proto::subject::Subject;
@@ -73,17 +73,15 @@ struct Pair {
     node: node::Node,
 }
 
-async fn start(bus: BusHandle) -> Result<Pair> {
-    let (stop, shutdown) = watch::channel(false);
+/// A gateway that looks for a node.
+async fn start_gateway(
+    bus: &BusHandle,
+    registry: &Registry,
+    shutdown: watch::Receiver<bool>,
+) -> Result<gateway::Gateway> {
     let apps = Arc::new(Apps::new([App::new("app-id".parse()?, KEY, "app-secret")]));
-    let registry = Registry::new();
-    let gateway_metrics = Arc::new(gateway::Metrics::register(&registry, bus.name(), &apps)?);
-    let node_metrics = Arc::new(node::Metrics::register(&Registry::new(), bus.name())?);
-    let me = NodeRef {
-        id: "n".parse()?,
-        incarnation: Incarnation(1),
-    };
-    let gateway_config = gateway::Config {
+    let metrics = Arc::new(gateway::Metrics::register(registry, bus.name(), &apps)?);
+    let config = gateway::Config {
         cluster: "test".parse()?,
         gateway: GatewayRef {
             id: "g".parse()?,
@@ -96,7 +94,16 @@ async fn start(bus: BusHandle) -> Result<Pair> {
         outbox_bytes_max: 1_024 * 1_024,
         playground: false,
     };
-    let node_config = node::Config {
+    Ok(gateway::start(config, Arc::clone(bus), metrics, shutdown).await?)
+}
+
+async fn start_node(bus: &BusHandle, shutdown: watch::Receiver<bool>) -> Result<node::Node> {
+    let metrics = Arc::new(node::Metrics::register(&Registry::new(), bus.name())?);
+    let me = NodeRef {
+        id: "n".parse()?,
+        incarnation: Incarnation(1),
+    };
+    let config = node::Config {
         cluster: "test".parse()?,
         node: me.clone(),
         namespaces: Namespaces::default(),
@@ -114,22 +121,21 @@ async fn start(bus: BusHandle) -> Result<Pair> {
         version: String::new(),
     };
     let view = node::View::fixed(ShardMap::standalone(ClusterUuid(1), 7, me), member);
-    let (gateway, node) = tokio::join!(
-        gateway::start(
-            gateway_config,
-            Arc::clone(&bus),
-            gateway_metrics,
-            shutdown.clone()
-        ),
-        node::start(node_config, view, bus, node_metrics, shutdown),
-    );
-    let gateway = gateway?;
+    Ok(node::start(config, view, Arc::clone(bus), metrics, shutdown).await?)
+}
+
+async fn start(bus: BusHandle) -> Result<Pair> {
+    let (stop, shutdown) = watch::channel(false);
+    let registry = Registry::new();
+    let mut gateway = start_gateway(&bus, &registry, shutdown.clone()).await?;
+    let node = start_node(&bus, shutdown).await?;
+    gateway.ready.wait_for(|ready| *ready).await?;
     Ok(Pair {
         address: gateway.address,
         registry,
         stop,
         gateway,
-        node: node?,
+        node,
     })
 }
 
@@ -212,6 +218,39 @@ async fn loss_between_gateway_and_node_is_invisible_to_clients() -> Result<()> {
     pair.stop.send(true)?;
     pair.gateway.join().await?;
     pair.node.join().await?;
+    Ok(())
+}
+
+/// It needs nothing but the bus to start. Who connects before a node is there is
+/// served as soon as one is.
+#[tokio::test]
+async fn a_gateway_waits_for_the_first_node_and_its_clients_with_it() -> Result<()> {
+    let bus: BusHandle = Arc::new(MemoryBus::default());
+    let (stop, shutdown) = watch::channel(false);
+    let mut gateway = start_gateway(&bus, &Registry::new(), shutdown.clone()).await?;
+    let address = gateway.address.to_string();
+    let early = tokio::spawn(async move { Pusher::connect_to(&address).await });
+    let answer = gateway.inspector.ask(Question::Nodes).await;
+    assert!(matches!(answer, Answer::Unavailable(_)), "{answer:?}");
+    assert!(!*gateway.ready.borrow() && !early.is_finished());
+    let node = start_node(&bus, shutdown).await?;
+    gateway.ready.wait_for(|ready| *ready).await?;
+    early.await??.subscribe("c").await?;
+    stop.send(true)?;
+    gateway.ready.wait_for(|ready| !*ready).await?;
+    gateway.join().await?;
+    node.join().await?;
+    Ok(())
+}
+
+/// It may be told to stop before it has found a node.
+#[tokio::test]
+async fn a_gateway_that_still_waits_ends_cleanly() -> Result<()> {
+    let bus: BusHandle = Arc::new(MemoryBus::default());
+    let (stop, shutdown) = watch::channel(false);
+    let gateway = start_gateway(&bus, &Registry::new(), shutdown).await?;
+    stop.send(true)?;
+    gateway.join().await?;
     Ok(())
 }
 

@@ -101,21 +101,22 @@ async fn serve(config: Config, tokens: Option<Arc<Tokens>>) -> Result<(), Failur
     };
     let map = ShardMap::standalone(identity.cluster, identity.seed, identity.node.clone());
     let view = node::View::fixed(map, member(&identity.node));
-    // Together: the gateway waits for the node's first beat.
-    let (gateway, node) = tokio::join!(
-        gateway::start(
-            gateway_config,
-            Arc::clone(&bus),
-            gateway_metrics,
-            shutdown.clone()
-        ),
-        node::start(node_config, view, bus, node_metrics, node_shutdown),
+    let started = gateway::start(
+        gateway_config,
+        Arc::clone(&bus),
+        gateway_metrics,
+        shutdown.clone(),
     );
-    let node = node.map_err(|error| Exit::Unavailable.with(error))?;
-    let gateway = gateway.map_err(|error| match error {
+    let mut gateway = started.await.map_err(|error| match error {
         gateway::Error::Listen { .. } => Exit::Io.with(error),
         _ => Exit::Unavailable.with(error),
     })?;
+    let node = node::start(node_config, view, bus, node_metrics, node_shutdown)
+        .await
+        .map_err(|error| Exit::Unavailable.with(error))?;
+    // It learns the map from the node's first beat. If it ends instead, `join`
+    // says why.
+    let serves = gateway.ready.wait_for(|ready| *ready).await.is_ok();
     let admin = Admin {
         tokens,
         exporter,
@@ -129,14 +130,16 @@ async fn serve(config: Config, tokens: Option<Arc<Tokens>>) -> Result<(), Failur
         }),
     };
     let admin = tokio::spawn(admin.run(admin_listener, shutdown));
-    let _ = ready.send(true);
+    let _ = ready.send(serves);
     if !gateway.address.ip().is_loopback() {
         tracing::warn!(
             address = %gateway.address,
             "others can reach this address, and `dev` lets everyone who can publish through its page"
         );
     }
-    greet(gateway.address, admin_address, &config);
+    if serves {
+        greet(gateway.address, admin_address, &config);
+    }
 
     let (ended, mut first_ended) = mpsc::channel::<()>(1);
     let gateway = tokio::spawn(telling(gateway.join(), ended.clone()));

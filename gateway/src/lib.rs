@@ -42,6 +42,7 @@ use std::time::Duration;
 
 use proto::bus::BusHandle;
 use proto::id::{GatewayRef, Incarnation};
+use proto::message::{Answer, Question};
 use proto::subject::{ClusterName, Subject};
 use tokio::sync::watch;
 use tokio::task::{JoinHandle, JoinSet};
@@ -102,9 +103,6 @@ pub enum Error {
         /// The other one's.
         newer: Incarnation,
     },
-    /// The shutdown came before a node had been heard of.
-    #[error("stopped while waiting for a node on the bus")]
-    Stopped,
     /// A worker's thread panicked: a bug. Its connections are gone, so the
     /// gateway ends.
     #[error("a worker thread panicked; please report it")]
@@ -119,18 +117,32 @@ pub enum Error {
 pub struct Gateway {
     /// Where it listens: the port is known now, also if it was to be any.
     pub address: SocketAddr,
-    /// Workers and server.
-    tasks: JoinSet<Result<(), Error>>,
-    /// Ends after them, so that what they have under way is answered.
-    mesh: JoinHandle<Result<(), Error>>,
-    stop_mesh: watch::Sender<bool>,
+    /// True while it has the map and serves; clients that come before wait.
+    pub ready: watch::Receiver<bool>,
+    /// Asks nodes what they know.
+    pub inspector: Inspector,
+    task: JoinHandle<Result<(), Error>>,
 }
 
-/// Starts a gateway: listens, finds a node, learns the map, serves. It serves
-/// until `shutdown` turns true.
+/// Asks nodes what they know, for a person who looks inside.
+#[derive(Debug, Clone)]
+pub struct Inspector {
+    mesh: mesh::Handle,
+}
+
+impl Inspector {
+    /// Asks whoever knows: the owner of a channel, or any node. Answers within
+    /// a few seconds; [`Answer::Unavailable`] says why nobody can tell.
+    pub async fn ask(&self, question: Question) -> Answer {
+        self.mesh.ask(question).await
+    }
+}
+
+/// Starts a gateway: listens and subscribes. It looks for a node by itself and
+/// serves as soon as it has learnt the map, until `shutdown` turns true.
 ///
 /// # Errors
-/// All but [`Error::Superseded`] and [`Error::Panicked`].
+/// [`Error::Listen`] and [`Error::Subscribe`].
 #[expect(
     clippy::disallowed_methods,
     reason = "shell: starts the tasks of the gateway"
@@ -141,17 +153,43 @@ pub async fn start(
     metrics: Arc<Metrics>,
     shutdown: watch::Receiver<bool>,
 ) -> Result<Gateway, Error> {
-    let config = Arc::new(config);
     // First, so that a wrong address is said before anything is waited for.
     let listener = server::bind(config.listen)?;
-    let (stop_mesh, mesh_shutdown) = watch::channel(false);
-    let mesh = mesh::Mesh::connect(
-        Arc::clone(&config),
-        bus,
-        Arc::clone(&metrics),
-        shutdown.clone(),
-    )
-    .await?;
+    let address = listener.local_addr().unwrap_or(config.listen);
+    let seeker = mesh::Seeker::subscribe(config, bus, Arc::clone(&metrics)).await?;
+    let (ready, is_ready) = watch::channel(false);
+    let inspector = Inspector {
+        mesh: seeker.handle(),
+    };
+    let task = tokio::spawn(async move {
+        let served = match seeker.find(shutdown.clone()).await {
+            Some(mesh) => serve(mesh, listener, metrics, &ready, shutdown).await,
+            None => Ok(()),
+        };
+        ready.send_replace(false);
+        served
+    });
+    Ok(Gateway {
+        address,
+        ready: is_ready,
+        inspector,
+        task,
+    })
+}
+
+/// Serves until shutdown, or until the first failure.
+#[expect(
+    clippy::disallowed_methods,
+    reason = "shell: starts the tasks of the gateway"
+)]
+async fn serve(
+    mesh: mesh::Mesh,
+    listener: tokio::net::TcpListener,
+    metrics: Arc<Metrics>,
+    ready: &watch::Sender<bool>,
+    mut shutdown: watch::Receiver<bool>,
+) -> Result<(), Error> {
+    let config = mesh.config();
     let mut tasks = JoinSet::new();
     let mut workers = Vec::new();
     for number in 0..config.workers.clamp(1, core::workers::WORKERS_MAX) {
@@ -169,36 +207,42 @@ pub async fn start(
             ended.await.map_err(|_| Error::WorkerPanicked)
         });
     }
-    let address = listener.local_addr().unwrap_or(config.listen);
     let routes = server::routes(Arc::clone(&config), mesh.handle(), Arc::clone(&metrics));
     let mailboxes = workers.iter().map(worker::Handle::mailbox).collect();
-    let mesh = tokio::spawn(mesh.run(mailboxes, mesh_shutdown));
-    tasks.spawn(server::run(listener, routes, workers, metrics, shutdown));
-    tracing::info!(gateway = %config.gateway.id, %address, "gateway serves");
-    Ok(Gateway {
-        address,
-        tasks,
-        mesh,
-        stop_mesh,
-    })
+    // It ends after the others, so that what they have under way is answered.
+    let (stop_mesh, mesh_shutdown) = watch::channel(false);
+    let mut mesh = tokio::spawn(mesh.run(mailboxes, mesh_shutdown));
+    tasks.spawn(server::run(
+        listener,
+        routes,
+        workers,
+        metrics,
+        shutdown.clone(),
+    ));
+    tracing::info!(gateway = %config.gateway.id, incarnation = config.gateway.incarnation.0, "gateway serves");
+    ready.send_replace(true);
+    loop {
+        tokio::select! {
+            _ = shutdown.wait_for(|stop| *stop), if *ready.borrow() => {
+                ready.send_replace(false);
+            }
+            ended = &mut mesh => return ended.map_err(Error::Panicked)?,
+            ended = tasks.join_next() => match ended {
+                Some(ended) => ended.map_err(Error::Panicked)??,
+                None => break,
+            },
+        }
+    }
+    let _ = stop_mesh.send(true);
+    mesh.await.map_err(Error::Panicked)?
 }
 
 impl Gateway {
     /// Returns when all has ended after a shutdown, or at the first failure.
     ///
     /// # Errors
-    /// [`Error::Superseded`] and [`Error::Panicked`].
-    pub async fn join(mut self) -> Result<(), Error> {
-        loop {
-            tokio::select! {
-                ended = &mut self.mesh => return ended.map_err(Error::Panicked)?,
-                ended = self.tasks.join_next() => match ended {
-                    Some(ended) => ended.map_err(Error::Panicked)??,
-                    None => break,
-                },
-            }
-        }
-        let _ = self.stop_mesh.send(true);
-        self.mesh.await.map_err(Error::Panicked)?
+    /// All but [`Error::Listen`] and [`Error::Subscribe`].
+    pub async fn join(self) -> Result<(), Error> {
+        self.task.await.map_err(Error::Panicked)?
     }
 }

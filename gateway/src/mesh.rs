@@ -1,7 +1,7 @@
 //! Shell: the gateway's side of the mesh. One task drives [`Edge`]: it takes
 //! what comes from the bus, from publishers and from workers, and performs what
 //! the edge decides. Batching is natural: what came while the last round was
-//! performed is one round.
+//! performed is one round. Before it has a map to route by it is a [`Seeker`].
 
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
@@ -11,23 +11,26 @@ use proto::bus::{BusHandle, Subscription};
 use proto::channel::ChannelKey;
 use proto::codec;
 use proto::error::ErrorCode;
-use proto::id::NodeId;
-use proto::message::{Message, Reply, Request, Requests};
-use proto::shard::ShardMap;
-use proto::subject::{Address, Subject};
+use proto::id::{ClusterUuid, GatewayRef, NodeId};
+use proto::message::{Answer, GatewayBeat, Message, Question, Request, Requests};
+use proto::subject::{Address, ClusterName, Subject};
 use proto::time::Timestamp;
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::MissedTickBehavior;
 
 use crate::broadcast::Broadcast;
 use crate::core::attachment::{FollowId, Step};
-use crate::core::edge::{Edge, Effect, Input};
+use crate::core::edge::{ASK_PATIENCE, Edge, Effect, Input};
 use crate::core::requests::batches;
 use crate::core::uplink::{Accepted, DEADLINE, Order, Ticket};
 use crate::core::workers::{WorkerId, Workers};
 use crate::metrics::Metrics;
 use crate::worker;
 use crate::{Config, Error};
+
+mod seeker;
+
+pub(crate) use seeker::Seeker;
 
 /// Publishes and follows that may wait; more publishes are refused, and workers
 /// try their follows again.
@@ -36,10 +39,6 @@ const MAILBOX: usize = 8_192;
 const ROUND: usize = 256;
 /// How often time passes for the edge.
 const TICK: Duration = Duration::from_millis(20);
-/// How long a node has to answer with its map before another is asked.
-const MAP_PATIENCE: Duration = Duration::from_secs(1);
-/// How often a gateway that finds no node says so.
-const COMPLAIN: Duration = Duration::from_secs(5);
 
 type AnswerSender = oneshot::Sender<Result<Accepted, ErrorCode>>;
 
@@ -58,6 +57,10 @@ pub(crate) enum Mail {
     Unfollow {
         worker: WorkerId,
         key: ChannelKey,
+    },
+    Ask {
+        question: Question,
+        answer: oneshot::Sender<Answer>,
     },
 }
 
@@ -84,67 +87,77 @@ impl Handle {
         }
     }
 
+    /// Asks a node. Answers within [`ASK_PATIENCE`] and a little.
+    pub(crate) async fn ask(&self, question: Question) -> Answer {
+        let unavailable = |why: &str| Answer::Unavailable(why.into());
+        let (answer, answered) = oneshot::channel();
+        match self.mailbox.try_send(Mail::Ask { question, answer }) {
+            Ok(()) => {}
+            Err(mpsc::error::TrySendError::Full(_)) => {
+                return unavailable("the gateway is overloaded; ask again later");
+            }
+            Err(mpsc::error::TrySendError::Closed(_)) => {
+                return unavailable("the gateway is shutting down");
+            }
+        }
+        match tokio::time::timeout(ASK_PATIENCE + Duration::from_secs(1), answered).await {
+            Ok(Ok(answer)) => answer,
+            Ok(Err(_)) => unavailable("the gateway is shutting down"),
+            Err(_) => unavailable("the gateway did not come to it in time"),
+        }
+    }
+
     /// Tells of a worker's interest. `false`: try again later.
     pub(crate) fn try_tell(&self, mail: Mail) -> bool {
         self.mailbox.try_send(mail).is_ok()
     }
 }
 
-pub(crate) struct Mesh {
-    config: Arc<Config>,
-    bus: BusHandle,
-    metrics: Arc<Metrics>,
-    edge: Edge,
+/// Everything that the mesh hears.
+struct Ears {
     links: Subscription,
     inbox: Subscription,
     beats: Subscription,
-    handle: Handle,
+    maps: Subscription,
     mailbox: mpsc::Receiver<Mail>,
+}
+
+/// How the mesh speaks on the bus.
+struct Output {
+    cluster: ClusterName,
+    bus: BusHandle,
+    metrics: Arc<Metrics>,
+}
+
+/// The running mesh.
+pub(crate) struct Mesh {
+    config: Arc<Config>,
+    output: Output,
+    ears: Ears,
+    handle: Handle,
+    edge: Edge,
     answers: HashMap<Ticket, AnswerSender>,
+    asked: HashMap<Ticket, oneshot::Sender<Answer>>,
     tickets: u64,
 }
 
 impl Mesh {
-    /// Subscribes, waits for a node and learns the map from it.
-    pub(crate) async fn connect(
-        config: Arc<Config>,
-        bus: BusHandle,
-        metrics: Arc<Metrics>,
-        shutdown: watch::Receiver<bool>,
-    ) -> Result<Self, Error> {
-        let subscribe = async |address: Address| {
-            let subject = Subject {
-                cluster: config.cluster.clone(),
-                address,
-            };
-            let subscribed = bus.subscribe(subject.clone()).await;
-            subscribed.map_err(|error| Error::Subscribe { subject, error })
-        };
-        let id = &config.gateway.id;
-        let links = subscribe(Address::Gateway(id.clone())).await?;
-        let mut inbox = subscribe(Address::Inbox(id.clone())).await?;
-        let mut beats = subscribe(Address::NodeBeats).await?;
-        let map = {
-            let mut stop = shutdown;
-            tokio::select! {
-                map = find_map(&config, &bus, &metrics, &mut beats, &mut inbox) => map,
-                _ = stop.wait_for(|stop| *stop) => return Err(Error::Stopped),
-            }
-        };
-        let (sender, mailbox) = mpsc::channel(MAILBOX);
-        Ok(Self {
-            edge: Edge::new(config.gateway.clone(), &map),
-            handle: Handle { mailbox: sender },
-            answers: HashMap::new(),
-            tickets: 0,
+    fn new(config: Arc<Config>, output: Output, ears: Ears, handle: Handle, edge: Edge) -> Self {
+        Self {
             config,
-            bus,
-            metrics,
-            links,
-            inbox,
-            beats,
-            mailbox,
-        })
+            output,
+            ears,
+            handle,
+            edge,
+            answers: HashMap::new(),
+            asked: HashMap::new(),
+            tickets: 0,
+        }
+    }
+
+    /// The configuration with this gateway's incarnation as it turned out.
+    pub(crate) fn config(&self) -> Arc<Config> {
+        Arc::clone(&self.config)
     }
 
     pub(crate) fn handle(&self) -> Handle {
@@ -167,10 +180,11 @@ impl Mesh {
             tokio::select! {
                 _ = shutdown.wait_for(|stop| *stop) => return Ok(()),
                 _ = tick.tick() => self.edge.handle(Timestamp::now(), Input::Tick, &mut effects),
-                Some(bytes) = self.inbox.next() => self.hear(bytes, Source::Inbox, &mut effects),
-                Some(bytes) = self.links.next() => self.hear(bytes, Source::Links, &mut effects),
-                Some(bytes) = self.beats.next() => self.hear(bytes, Source::Beats, &mut effects),
-                count = self.mailbox.recv_many(&mut mail, ROUND) => {
+                Some(bytes) = self.ears.inbox.next() => self.hear(bytes, Source::Inbox, &mut effects),
+                Some(bytes) = self.ears.links.next() => self.hear(bytes, Source::Links, &mut effects),
+                Some(bytes) = self.ears.beats.next() => self.hear(bytes, Source::Beats, &mut effects),
+                Some(bytes) = self.ears.maps.next() => self.hear(bytes, Source::Maps, &mut effects),
+                count = self.ears.mailbox.recv_many(&mut mail, ROUND) => {
                     if count == 0 {
                         return Ok(());
                     }
@@ -191,9 +205,10 @@ impl Mesh {
             room -= 1;
             next = match source {
                 _ if room == 0 => None,
-                Source::Inbox => self.inbox.try_next(),
-                Source::Links => self.links.try_next(),
-                Source::Beats => self.beats.try_next(),
+                Source::Inbox => self.ears.inbox.try_next(),
+                Source::Links => self.ears.links.try_next(),
+                Source::Beats => self.ears.beats.try_next(),
+                Source::Maps => self.ears.maps.try_next(),
             };
         }
     }
@@ -207,18 +222,11 @@ impl Mesh {
     ) {
         match codec::decode(bytes) {
             Ok(message) => {
-                match &message {
-                    Message::Replies(_) => self.metrics.bus_replies.inc(),
-                    // A batch without entries is a tail beat.
-                    Message::Batch(batch) if !batch.entries.is_empty() => {
-                        self.metrics.bus_batches.inc()
-                    }
-                    _ => self.metrics.bus_beats.inc(),
-                }
+                self.output.metrics.count_received(&message);
                 self.edge.handle(now, Input::Message(message), effects);
             }
             Err(error) => {
-                self.metrics.bus_malformed.inc();
+                self.output.metrics.bus_malformed.inc();
                 tracing::warn!(gateway = %self.config.gateway.id, ?source, %error, "dropped a message from the bus");
             }
         }
@@ -244,6 +252,12 @@ impl Mesh {
                     key,
                 },
                 Mail::Unfollow { worker, key } => Input::Unfollow { worker, key },
+                Mail::Ask { question, answer } => {
+                    self.tickets += 1;
+                    let ticket = Ticket(self.tickets);
+                    self.asked.insert(ticket, answer);
+                    Input::Ask { ticket, question }
+                }
             };
             self.edge.handle(now, input, effects);
         }
@@ -258,7 +272,10 @@ impl Mesh {
         for effect in effects.drain(..) {
             match effect {
                 Effect::Request { node, request } => {
-                    requests.entry(node).or_default().push(request)
+                    if matches!(request, Request::RestateEnd(_)) {
+                        self.output.metrics.interest_restated.inc();
+                    }
+                    requests.entry(node).or_default().push(request);
                 }
                 Effect::Answer((ticket, result)) => {
                     // A publisher that has gone does not hear it.
@@ -266,12 +283,24 @@ impl Mesh {
                         let _ = answer.send(result);
                     }
                 }
+                Effect::Told { ticket, answer } => {
+                    if let Some(asker) = self.asked.remove(&ticket) {
+                        let _ = asker.send(answer);
+                    }
+                }
+                Effect::Beat(beat) => self.beat(beat),
                 Effect::Step { key, step } => self.tell_workers(key, step, workers).await,
                 Effect::LinkGap { node, missed } => {
-                    self.metrics.link_gaps.inc();
+                    self.output.metrics.link_gaps.inc();
                     tracing::warn!(%node, missed, "the link has a hole; asking for the channels it may concern");
                 }
-                Effect::Malformed => self.metrics.bus_malformed.inc(),
+                Effect::Stranger { from, cluster, log } => {
+                    self.output.metrics.stranger_nodes.inc();
+                    if log {
+                        self.complain(from, cluster);
+                    }
+                }
+                Effect::Malformed => self.output.metrics.bus_malformed.inc(),
                 Effect::Superseded { newer } => {
                     let id = self.config.gateway.id.clone();
                     return Err(Error::Superseded { id, newer });
@@ -314,7 +343,8 @@ impl Mesh {
                 (workers, worker::Mail::Broadcast(Arc::new(broadcast)))
             }
             Step::Gap { workers, gap } => {
-                self.metrics
+                self.output
+                    .metrics
                     .gaps_announced
                     .with_label_values(&[gap.reason.as_str()])
                     .inc();
@@ -335,14 +365,49 @@ impl Mesh {
     fn send(&self, node: &NodeId, requests: Vec<Request>) {
         let map_version = self.edge.map_version();
         for batch in batches(requests) {
-            publish(
-                &self.config,
-                &self.bus,
-                &self.metrics,
-                node,
-                map_version,
-                batch,
-            );
+            self.output
+                .request(&self.config.gateway, map_version, node, batch);
+        }
+    }
+
+    fn beat(&self, mut beat: GatewayBeat) {
+        let clients = self.config.apps.iter().map(|app| app.connections());
+        beat.connections = clients.sum();
+        self.output.metrics.bus_gateway_beats.inc();
+        self.output
+            .publish(Address::GatewayBeats, &Message::GatewayBeat(beat));
+    }
+
+    fn complain(&self, from: Option<NodeId>, cluster: ClusterUuid) {
+        let node = from.as_ref().map(NodeId::as_str);
+        let ours = self.edge.cluster();
+        if cluster == ours {
+            tracing::error!(node, cluster = %ours, "a map of this cluster has other shards than ours; it is ignored. Shards never change: was the cluster formed twice?");
+        } else {
+            tracing::error!(node, %cluster, %ours, "a node of another cluster uses our cluster's name on this bus; it is ignored. Give one of the clusters another name");
+        }
+    }
+}
+
+impl Output {
+    fn request(&self, from: &GatewayRef, map_version: u64, node: &NodeId, requests: Vec<Request>) {
+        let message = Message::Requests(Requests {
+            from: from.clone(),
+            map_version,
+            requests,
+        });
+        self.metrics.bus_requests.inc();
+        self.publish(Address::Node(node.clone()), &message);
+    }
+
+    fn publish(&self, address: Address, message: &Message) {
+        let subject = Subject {
+            cluster: self.cluster.clone(),
+            address,
+        };
+        if let Err(error) = self.bus.publish(&subject, codec::encode(message)) {
+            self.metrics.bus_refused.inc();
+            tracing::warn!(%subject, %error, "the bus did not take a message");
         }
     }
 }
@@ -353,89 +418,5 @@ enum Source {
     Inbox,
     Links,
     Beats,
-}
-
-fn publish(
-    config: &Config,
-    bus: &BusHandle,
-    metrics: &Metrics,
-    node: &NodeId,
-    map_version: u64,
-    requests: Vec<Request>,
-) {
-    let subject = Subject {
-        cluster: config.cluster.clone(),
-        address: Address::Node(node.clone()),
-    };
-    let message = Message::Requests(Requests {
-        from: config.gateway.clone(),
-        map_version,
-        requests,
-    });
-    metrics.bus_requests.inc();
-    if let Err(error) = bus.publish(&subject, codec::encode(&message)) {
-        metrics.bus_refused.inc();
-        tracing::warn!(%subject, %error, "the bus did not take a request");
-    }
-}
-
-/// Waits for a node's beat and asks it for the map, until one answers.
-async fn find_map(
-    config: &Config,
-    bus: &BusHandle,
-    metrics: &Metrics,
-    beats: &mut Subscription,
-    inbox: &mut Subscription,
-) -> ShardMap {
-    loop {
-        let Ok(Some(bytes)) = tokio::time::timeout(COMPLAIN, beats.next()).await else {
-            tracing::warn!(cluster = %config.cluster, "no node heard of on the bus; waiting for one");
-            continue;
-        };
-        let Ok(Message::NodeBeat(beat)) = codec::decode(&bytes) else {
-            continue;
-        };
-        publish(
-            config,
-            bus,
-            metrics,
-            &beat.from.id,
-            0,
-            vec![Request::Map { since: 0 }],
-        );
-        match tokio::time::timeout(MAP_PATIENCE, next_map(config, inbox)).await {
-            Ok(Some(map)) => return map,
-            Ok(None) => {
-                tracing::warn!(node = %beat.from.id, "the node's map makes no sense; asking again")
-            }
-            Err(_) => {
-                tracing::warn!(node = %beat.from.id, "the node did not send its map; asking again")
-            }
-        }
-    }
-}
-
-async fn next_map(config: &Config, inbox: &mut Subscription) -> Option<ShardMap> {
-    loop {
-        let Some(bytes) = inbox.next().await else {
-            std::future::pending().await
-        };
-        let Ok(Message::Replies(replies)) = codec::decode(&bytes) else {
-            continue;
-        };
-        if replies.to != config.gateway.incarnation {
-            continue;
-        }
-        for reply in replies.replies {
-            if let Reply::Map { update, .. } = reply {
-                return update.is_sound().then(|| ShardMap {
-                    cluster: update.cluster,
-                    version: update.version,
-                    sharding: update.sharding,
-                    nodes: update.nodes,
-                    rows: update.rows.into_iter().map(|(_, row)| row).collect(),
-                });
-            }
-        }
-    }
+    Maps,
 }

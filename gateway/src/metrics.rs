@@ -8,6 +8,7 @@ use prometheus::{
     Registry,
 };
 use proto::id::AppId;
+use proto::message::Message;
 
 use crate::app::Apps;
 use crate::protocol::CloseCode;
@@ -71,6 +72,10 @@ pub struct Metrics {
     pub(crate) bus_replies: IntCounter,
     pub(crate) bus_batches: IntCounter,
     pub(crate) bus_beats: IntCounter,
+    pub(crate) bus_maps: IntCounter,
+    pub(crate) bus_gateway_beats: IntCounter,
+    pub(crate) stranger_nodes: IntCounter,
+    pub(crate) interest_restated: IntCounter,
     pub(crate) bus_malformed: IntCounter,
     pub(crate) bus_refused: IntCounter,
     clients: IntGaugeVec,
@@ -193,6 +198,19 @@ impl Metrics {
             bus_replies: received.with_label_values(&[bus, "reply"]),
             bus_batches: received.with_label_values(&[bus, "batch"]),
             bus_beats: received.with_label_values(&[bus, "beat"]),
+            bus_maps: received.with_label_values(&[bus, "map"]),
+            bus_gateway_beats: published.with_label_values(&[bus, "beat"]),
+            stranger_nodes: r
+                .counters(
+                    "dunlin_strangers_total",
+                    "Beats from processes of another cluster that uses this cluster's name on the bus, by what they are.",
+                    &["kind"],
+                )?
+                .with_label_values(&["node"]),
+            interest_restated: r.counter(
+                "dunlin_interest_restated_total",
+                "Times that all channels of a shard were joined anew because its owner had asked.",
+            )?,
             bus_malformed: errors.with_label_values(&[bus, "malformed"]),
             bus_refused: errors.with_label_values(&[bus, "refused"]),
             clients: r.add(IntGaugeVec::new(Opts::new("dunlin_connected_clients", "Client connections now, by type and app."), &["type", "app"])?)?,
@@ -210,6 +228,20 @@ impl Metrics {
             clients: self.clients.with_label_values(&labels),
             sent: self.sent.with_label_values(&labels),
             sent_bytes: self.sent_bytes.with_label_values(&labels),
+        }
+    }
+
+    /// Counts a message from the bus by its kind.
+    pub(crate) fn count_received(&self, message: &Message) {
+        match message {
+            Message::Replies(_) => self.bus_replies.inc(),
+            // A batch without entries is a tail beat.
+            Message::Batch(batch) if batch.entries.is_empty() => self.bus_beats.inc(),
+            Message::Batch(_) => self.bus_batches.inc(),
+            Message::NodeBeat(_) => self.bus_beats.inc(),
+            Message::Map(_) => self.bus_maps.inc(),
+            // For nodes; counted as malformed.
+            Message::Requests(_) | Message::GatewayBeat(_) => {}
         }
     }
 

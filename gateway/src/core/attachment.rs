@@ -142,6 +142,14 @@ impl Attachment {
         self.ask_if(true)
     }
 
+    /// The owner may not know that the channel is followed: says so again, with
+    /// a new version, and asks for what came after.
+    pub fn restate(&mut self) -> Ask {
+        self.asked = None;
+        self.stale = false;
+        Ask::Join
+    }
+
     /// A publication has come by the link.
     pub fn receive(
         &mut self,

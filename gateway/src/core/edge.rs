@@ -5,20 +5,28 @@ use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet, VecDeque};
 use std::time::Duration;
 
 use proto::channel::ChannelKey;
-use proto::id::{GatewayRef, Incarnation, NodeId, NodeRef};
-use proto::link;
-use proto::message::{Message, Request};
-use proto::shard::{Fence, ShardId, ShardMap, Sharding};
+use proto::id::{ClusterUuid, GatewayRef, Incarnation, NodeId, NodeRef};
+use proto::message::{self, GatewayBeat, InterestDigest, Message, Question, Request};
+use proto::namespace::Namespaces;
+use proto::shard::{Fence, MapUpdate, ShardId, Sharding};
 use proto::time::{Timers, Timestamp};
 
 use super::attachment::{Attachment, FollowId, Step};
 use super::uplink::{Answer, Order, Ticket, Uplink};
 use super::workers::WorkerId;
 
+mod asking;
+mod beats;
 mod following;
 mod links;
+mod nodes;
 mod owners;
 mod publishing;
+mod restating;
+
+pub use asking::PATIENCE as ASK_PATIENCE;
+use nodes::Nodes;
+use restating::Restating;
 
 /// How long a channel without followers stays joined: a page that is loaded
 /// anew leaves and comes back.
@@ -27,6 +35,8 @@ const LINGER: Duration = Duration::from_secs(5);
 const RETRY: Duration = Duration::from_secs(1);
 /// After how long without an answer a newer map is asked for again.
 const MAP_RETRY: Duration = Duration::from_secs(1);
+/// How often nodes that have other namespaces than we are asked for theirs.
+const NAMESPACES_RETRY: Duration = Duration::from_secs(10);
 /// Channels that are asked about in one tick when a link has lost something:
 /// the owner of 100,000 channels is not asked about all of them at once.
 const REFRESH_PER_TICK: usize = 512;
@@ -57,6 +67,13 @@ pub enum Input {
         /// The channel.
         key: ChannelKey,
     },
+    /// A person looks inside.
+    Ask {
+        /// Whom to tell.
+        ticket: Ticket,
+        /// What is asked.
+        question: Question,
+    },
     /// A message from the bus.
     Message(Message),
     /// Time has passed; comes every 20 ms or so.
@@ -75,6 +92,16 @@ pub enum Effect {
     },
     /// Tell a publisher what became of it.
     Answer(Answer),
+    /// Tell whoever asked.
+    Told {
+        /// Whom.
+        ticket: Ticket,
+        /// The answer.
+        answer: message::Answer,
+    },
+    /// Tell all nodes that this gateway is there; the number of connections
+    /// is the shell's to fill in.
+    Beat(GatewayBeat),
     /// Tell workers what happened in a channel.
     Step {
         /// The channel.
@@ -89,7 +116,17 @@ pub enum Effect {
         /// How many.
         missed: u64,
     },
-    /// Count and log: bytes of an entry that made no sense.
+    /// Count: a beat or map of another cluster, or of one with other shards,
+    /// came by our bus and was ignored.
+    Stranger {
+        /// From whom, if that is known.
+        from: Option<NodeId>,
+        /// The cluster that it names.
+        cluster: ClusterUuid,
+        /// Log it, too; at most once per 10 s.
+        log: bool,
+    },
+    /// Count and log: bytes that made no sense.
     Malformed,
     /// End: another process has this gateway's id and a higher incarnation.
     Superseded {
@@ -102,13 +139,17 @@ pub enum Effect {
 #[derive(Debug)]
 pub struct Edge {
     me: GatewayRef,
+    cluster: ClusterUuid,
+    sharding: Sharding,
     map_version: u64,
     map_asked_at: Option<Timestamp>,
-    sharding: Sharding,
+    namespaces: Namespaces,
+    /// [`Namespaces::digest`] of them.
+    namespaces_digest: u64,
     shards: Vec<Shard>,
     /// Shards whose uplink waits for something.
     busy: BTreeSet<ShardId>,
-    links: BTreeMap<NodeId, Link>,
+    nodes: Nodes,
     /// One counter for all interest of this incarnation.
     version: u64,
     joins: HashMap<u64, (ShardId, ChannelKey)>,
@@ -118,6 +159,13 @@ pub struct Edge {
     refresh: VecDeque<(ShardId, ChannelKey)>,
     /// The same, to be looked up.
     refreshing: HashSet<(ShardId, ChannelKey)>,
+    /// Shards whose interest is being stated anew.
+    restating: BTreeMap<ShardId, Restating>,
+    /// What nodes were asked on somebody's behalf.
+    asked: BTreeMap<Ticket, asking::Asked>,
+    beat_at: Timestamp,
+    /// With which shard the next beat begins.
+    beat_from: u16,
     /// Reused, so that delivering allocates nothing.
     steps: Vec<Step>,
 }
@@ -133,13 +181,13 @@ struct Shard {
     /// owner.
     floor: Fence,
     uplink: Uplink,
+    /// Followed, or followed a moment ago.
     channels: HashMap<ChannelKey, Attachment>,
-}
-
-#[derive(Debug)]
-struct Link {
-    incarnation: Incarnation,
-    receiver: link::Receiver,
+    /// Of `channels`.
+    digest: InterestDigest,
+    /// When all channels were last joined anew because of a new owner, and the
+    /// lowest version of these joins.
+    rejoined: Option<(Timestamp, u64)>,
 }
 
 #[derive(Debug)]
@@ -150,37 +198,51 @@ enum Timer {
 }
 
 impl Edge {
-    /// An edge that knows the map and follows nothing. The map must be sound.
-    pub fn new(me: GatewayRef, map: &ShardMap) -> Self {
-        assert!(map.is_sound(), "the caller has checked the map");
-        let shards = (0..map.sharding.count)
-            .map(|number| {
-                let id = ShardId(number);
-                let (owner, fence) = map.owner(id).expect("a sound map has a row per shard");
-                Shard {
-                    id,
-                    owner: owner.clone(),
-                    fence,
-                    floor: Fence(0),
-                    uplink: Uplink::new(id),
-                    channels: HashMap::new(),
-                }
+    /// An edge that knows the map and follows nothing. The map must be whole
+    /// and sound.
+    pub fn new(me: GatewayRef, map: &MapUpdate, namespaces: Namespaces) -> Self {
+        assert!(
+            map.since == 0 && map.is_sound(),
+            "discovery takes no other map"
+        );
+        let shards = map
+            .rows
+            .iter()
+            .map(|(id, row)| Shard {
+                id: *id,
+                owner: map
+                    .owner(row)
+                    .expect("a sound map names its owners")
+                    .clone(),
+                fence: row.fence,
+                floor: Fence(0),
+                uplink: Uplink::new(*id),
+                channels: HashMap::new(),
+                digest: InterestDigest::default(),
+                rejoined: None,
             })
             .collect();
         Self {
             me,
+            cluster: map.cluster,
+            sharding: map.sharding,
             map_version: map.version,
             map_asked_at: None,
-            sharding: map.sharding,
+            namespaces_digest: namespaces.digest(),
+            namespaces,
             shards,
             busy: BTreeSet::new(),
-            links: BTreeMap::new(),
+            nodes: Nodes::default(),
             version: 0,
             joins: HashMap::new(),
             leaves: HashMap::new(),
             timers: Timers::default(),
             refresh: VecDeque::new(),
             refreshing: HashSet::new(),
+            restating: BTreeMap::new(),
+            asked: BTreeMap::new(),
+            beat_at: Timestamp(0),
+            beat_from: 0,
             steps: Vec::new(),
         }
     }
@@ -195,16 +257,27 @@ impl Edge {
                 key,
             } => self.follow(now, worker, follow, &key, effects),
             Input::Unfollow { worker, key } => self.unfollow(now, worker, &key),
+            Input::Ask { ticket, question } => self.ask_node(now, ticket, question, effects),
             Input::Message(Message::Batch(batch)) => self.batch(now, &batch, effects),
             Input::Message(Message::Replies(replies)) => self.replies(now, replies, effects),
             Input::Message(Message::NodeBeat(beat)) => self.node_beat(now, &beat, effects),
-            Input::Message(Message::Map(_)) => {}
+            Input::Message(Message::Map(update)) => self.map(now, None, &update, effects),
             // For nodes.
             Input::Message(Message::Requests(_) | Message::GatewayBeat(_)) => {
                 effects.push(Effect::Malformed);
             }
             Input::Tick => self.tick(now, effects),
         }
+    }
+
+    /// The cluster that this gateway belongs to.
+    pub fn cluster(&self) -> ClusterUuid {
+        self.cluster
+    }
+
+    /// What channels keep, as a node last said.
+    pub fn namespaces(&self) -> &Namespaces {
+        &self.namespaces
     }
 
     /// The version of the map in use.
@@ -226,14 +299,9 @@ impl Edge {
             }
         }
         self.tick_uplinks(now, effects);
-        for _ in 0..REFRESH_PER_TICK.min(self.refresh.len()) {
-            let Some(next) = self.refresh.pop_front() else {
-                break;
-            };
-            self.refreshing.remove(&next);
-            let (id, key) = next;
-            self.change(now, id, &key, effects, |attachment, _| attachment.refresh());
-        }
+        self.tick_refresh(now, effects);
+        self.tick_asked(now, effects);
+        self.tick_beat(now, effects);
     }
 
     fn shard(&mut self, id: ShardId) -> &mut Shard {

@@ -16,11 +16,13 @@
 //! joins channels and puts their publications in order. A **worker** is what is
 //! per core: it owns connections and spreads publications over them. Between
 //! them, a worker follows a channel when its first subscriber comes and
-//! unfollows it after the last.
+//! unfollows it after the last. Before any of this, **discovery** asks nodes for
+//! the first map.
 
 pub mod attachment;
 pub mod auth;
 pub mod connection;
+pub mod discovery;
 pub mod edge;
 pub mod fanout;
 pub mod hub;

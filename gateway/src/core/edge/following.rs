@@ -1,6 +1,7 @@
 //! Following channels: joins, leaves, and what comes of them.
 
 use proto::channel::ChannelKey;
+use proto::id::NodeRef;
 use proto::message::{Join, JoinResult, Leave, Refusal, Request};
 use proto::shard::ShardId;
 use proto::time::Timestamp;
@@ -19,7 +20,11 @@ impl Edge {
         effects: &mut Vec<Effect>,
     ) {
         let id = self.sharding.shard_of(key);
-        self.shard(id).channels.entry(key.clone()).or_default();
+        let shard = self.shard(id);
+        if !shard.channels.contains_key(key) {
+            shard.digest.insert(key);
+            shard.channels.insert(key.clone(), Attachment::default());
+        }
         self.change(now, id, key, effects, |attachment, steps| {
             attachment.follow(worker, follow, steps)
         });
@@ -42,6 +47,7 @@ impl Edge {
     pub(super) fn joined(
         &mut self,
         now: Timestamp,
+        from: &NodeRef,
         version: u64,
         result: JoinResult,
         effects: &mut Vec<Effect>,
@@ -61,12 +67,13 @@ impl Edge {
                 let Some((_, key)) = self.joins.remove(&version) else {
                     return;
                 };
-                self.heard_from_owner(now, id, fence, Some(&key), effects);
+                self.heard_from_owner(now, id, from, fence, Some(&key), effects);
                 let mine = |a: &Attachment| a.asked() == Some(version);
                 if !self.shard(id).channels.get(&key).is_some_and(mine) {
                     return;
                 }
                 self.change(now, id, &key, effects, |a, steps| a.joined(joined, steps));
+                self.restated(id, &key, Some(version), effects);
             }
             Err(Refusal::NotOwner { owner, fence }) => {
                 if let Some((id, _)) = self.joins.get(&version) {
@@ -164,16 +171,18 @@ impl Edge {
         key: ChannelKey,
         effects: &mut Vec<Effect>,
     ) {
-        let channels = &mut self.shard(id).channels;
+        let shard = self.shard(id);
         let due = |a: &Attachment| !a.is_followed() && a.leave_at.is_some_and(|at| at <= now);
-        if !channels.get(&key).is_some_and(due) {
+        if !shard.channels.get(&key).is_some_and(due) {
             return;
         }
-        channels.remove(&key);
+        shard.channels.remove(&key);
+        shard.digest.remove(&key);
         self.version += 1;
         let version = self.version;
-        self.leaves.insert(version, (id, key));
+        self.leaves.insert(version, (id, key.clone()));
         self.send_leave(now, version, effects);
+        self.restated(id, &key, None, effects);
     }
 
     /// Changes an attachment, passes on what that did, and asks the owner if

@@ -2,34 +2,23 @@
 
 use proto::channel::ChannelKey;
 use proto::codec;
-use proto::id::NodeId;
-use proto::link::{self, Receipt};
+use proto::id::{NodeId, NodeRef};
+use proto::link::Receipt;
 use proto::message::{Batch, Entry};
 use proto::shard::ShardId;
 use proto::time::Timestamp;
 
-use super::{Edge, Effect, Link};
+use super::{Edge, Effect, REFRESH_PER_TICK};
 
 impl Edge {
     pub(super) fn batch(&mut self, now: Timestamp, batch: &Batch, effects: &mut Vec<Effect>) {
         if batch.to != self.me.incarnation {
             return;
         }
-        let fresh = || Link {
-            incarnation: batch.from.incarnation,
-            receiver: link::Receiver::default(),
-        };
-        let link = self
-            .links
-            .entry(batch.from.id.clone())
-            .or_insert_with(fresh);
-        if batch.from.incarnation < link.incarnation {
+        let Some(link) = self.nodes.hear(now, &batch.from) else {
             return;
-        }
-        if batch.from.incarnation > link.incarnation {
-            *link = fresh();
-        }
-        match link.receiver.receive(batch) {
+        };
+        match link.receive(batch) {
             Receipt::InOrder => {}
             Receipt::Old => return,
             Receipt::Gap(missed) => {
@@ -42,13 +31,13 @@ impl Edge {
         }
         for bytes in &batch.entries {
             match codec::decode_entry(bytes) {
-                Ok(entry) => self.receive(now, entry, effects),
+                Ok(entry) => self.receive(now, &batch.from, entry, effects),
                 Err(_) => effects.push(Effect::Malformed),
             }
         }
     }
 
-    fn receive(&mut self, now: Timestamp, entry: Entry, effects: &mut Vec<Effect>) {
+    fn receive(&mut self, now: Timestamp, from: &NodeRef, entry: Entry, effects: &mut Vec<Effect>) {
         let Entry {
             shard: id,
             fence,
@@ -63,7 +52,7 @@ impl Edge {
         {
             return;
         }
-        self.heard_from_owner(now, id, fence, None, effects);
+        self.heard_from_owner(now, id, from, fence, None, effects);
         self.change(now, id, &key, effects, |a, steps| {
             a.receive(epoch, publication, steps)
         });
@@ -80,10 +69,35 @@ impl Edge {
         // In a fixed order; what waits already keeps its place, so that holes
         // that come again and again do not keep anyone from its turn.
         keys.sort_unstable();
-        for key in keys {
-            if self.refreshing.insert(key.clone()) {
-                self.refresh.push_back(key);
+        for (id, key) in keys {
+            self.refresh_later(id, key);
+        }
+    }
+
+    pub(super) fn refresh_later(&mut self, id: ShardId, key: ChannelKey) {
+        if self.refreshing.insert((id, key.clone())) {
+            self.refresh.push_back((id, key));
+        }
+    }
+
+    pub(super) fn tick_refresh(&mut self, now: Timestamp, effects: &mut Vec<Effect>) {
+        for _ in 0..REFRESH_PER_TICK.min(self.refresh.len()) {
+            let Some(next) = self.refresh.pop_front() else {
+                break;
+            };
+            // Somebody else may have asked for it in the meantime.
+            if !self.refreshing.remove(&next) {
+                continue;
             }
+            let (id, key) = next;
+            let restates = self.restates(id, &key);
+            self.change(now, id, &key, effects, |attachment, _| {
+                if restates {
+                    attachment.restate()
+                } else {
+                    attachment.refresh()
+                }
+            });
         }
     }
 }

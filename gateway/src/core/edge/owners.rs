@@ -1,35 +1,33 @@
 //! Who owns what: maps, refusals, fences, and replies in general.
 
 use std::collections::BTreeSet;
+use std::time::Duration;
 
 use proto::channel::ChannelKey;
-use proto::id::NodeRef;
+use proto::id::{ClusterUuid, NodeId, NodeRef};
 use proto::message::{NodeBeat, Refusal, Replies, Reply, Request};
+use proto::namespace::Namespaces;
 use proto::shard::{Fence, MapUpdate, ShardId};
 use proto::time::Timestamp;
 
-use super::{Edge, Effect, MAP_RETRY, Shard, to};
+use super::{Edge, Effect, MAP_RETRY, NAMESPACES_RETRY, Shard, to};
 
 impl Edge {
-    /// A message from the owner under this fence. A higher fence than ever
-    /// before means a new owner: what it says must be joined to what we have.
+    /// A message from the owner under this fence. A higher one than we know
+    /// means a new owner, and here it is.
     pub(super) fn heard_from_owner(
         &mut self,
         now: Timestamp,
         id: ShardId,
+        from: &NodeRef,
         fence: Fence,
         except: Option<&ChannelKey>,
         effects: &mut Vec<Effect>,
     ) {
         let shard = self.shard(id);
-        if fence <= shard.floor {
-            return;
-        }
-        // The first message from the owner that the map named changes nothing.
-        let first = shard.floor == Fence(0) && fence == shard.fence;
-        shard.floor = fence;
-        if !first {
-            self.rejoin_all(now, id, except, effects);
+        if fence > shard.floor {
+            shard.floor = fence;
+            self.move_to(now, id, from.clone(), fence, except, effects);
         }
     }
 
@@ -42,11 +40,28 @@ impl Edge {
         fence: Fence,
         effects: &mut Vec<Effect>,
     ) {
+        self.move_to(now, id, owner, fence, None, effects);
+    }
+
+    /// Turns to a new owner, with everything that is unanswered and with every
+    /// channel but the one that it has just answered. Under a fence that we
+    /// know already this has been done.
+    fn move_to(
+        &mut self,
+        now: Timestamp,
+        id: ShardId,
+        owner: NodeRef,
+        fence: Fence,
+        except: Option<&ChannelKey>,
+        effects: &mut Vec<Effect>,
+    ) {
+        let version = self.version;
         let shard = self.shard(id);
         if fence <= shard.fence {
             return;
         }
         (shard.owner, shard.fence) = (owner, fence);
+        shard.rejoined = except.is_none().then_some((now, version + 1));
         let Shard {
             uplink,
             owner,
@@ -54,6 +69,8 @@ impl Edge {
             ..
         } = shard;
         uplink.resend(now, *fence, to(&owner.id, effects));
+        // What another owner has asked for.
+        self.restating.remove(&id);
         let leaves: BTreeSet<u64> = self
             .leaves
             .iter()
@@ -63,44 +80,89 @@ impl Edge {
         for version in leaves {
             self.send_leave(now, version, effects);
         }
-        self.rejoin_all(now, id, None, effects);
-    }
-
-    fn rejoin_all(
-        &mut self,
-        now: Timestamp,
-        id: ShardId,
-        except: Option<&ChannelKey>,
-        effects: &mut Vec<Effect>,
-    ) {
         let mut keys: Vec<ChannelKey> = self.shard(id).channels.keys().cloned().collect();
         keys.sort_unstable();
-        for key in keys.iter().filter(|key| Some(*key) != except) {
-            self.change(now, id, key, effects, |attachment, _| attachment.detach());
+        for key in keys.into_iter().filter(|key| Some(key) != except) {
+            self.change(now, id, &key, effects, |attachment, _| attachment.detach());
+            self.refreshing.remove(&(id, key));
         }
     }
 
     pub(super) fn node_beat(&mut self, now: Timestamp, beat: &NodeBeat, effects: &mut Vec<Effect>) {
-        let asked = self
-            .map_asked_at
-            .is_some_and(|at| now.since(at) < MAP_RETRY);
-        if beat.map_version > self.map_version && !asked {
-            self.map_asked_at = Some(now);
-            effects.push(Effect::Request {
-                node: beat.from.id.clone(),
-                request: Request::Map {
-                    since: self.map_version,
-                },
-            });
+        if beat.cluster != self.cluster {
+            self.stranger(now, Some(&beat.from), beat.cluster, effects);
+            return;
+        }
+        if !self.nodes.hear_ours(now, &beat.from) {
+            return;
+        }
+        self.learn_version(now, &beat.from.id, beat.map_version, effects);
+        // A node with an older map may have older namespaces as well.
+        let differ = beat.namespaces != self.namespaces_digest;
+        if differ && beat.map_version >= self.map_version {
+            self.fetch_map(now, Some(&beat.from.id), NAMESPACES_RETRY, effects);
         }
     }
 
-    fn map(&mut self, now: Timestamp, update: &MapUpdate, effects: &mut Vec<Effect>) {
-        if update.version <= self.map_version || update.since > self.map_version {
+    /// A node goes by a map of this version.
+    fn learn_version(
+        &mut self,
+        now: Timestamp,
+        node: &NodeId,
+        version: u64,
+        effects: &mut Vec<Effect>,
+    ) {
+        if version > self.map_version {
+            self.fetch_map(now, Some(node), MAP_RETRY, effects);
+        }
+    }
+
+    /// Asks for what has changed in the map, unless that was done a moment ago.
+    /// If nobody can be asked now, the next beat leads here again.
+    fn fetch_map(
+        &mut self,
+        now: Timestamp,
+        node: Option<&NodeId>,
+        wait: Duration,
+        effects: &mut Vec<Effect>,
+    ) {
+        let Some(node) = node.or(self.nodes.any(now)) else {
+            return;
+        };
+        if self.map_asked_at.is_some_and(|at| now.since(at) < wait) {
             return;
         }
-        if !update.is_sound() || update.sharding != self.sharding {
+        effects.push(Effect::Request {
+            node: node.clone(),
+            request: Request::Map {
+                since: self.map_version,
+            },
+        });
+        self.map_asked_at = Some(now);
+    }
+
+    /// A change of the map, asked for or pushed (then nobody knows from whom).
+    pub(super) fn map(
+        &mut self,
+        now: Timestamp,
+        from: Option<&NodeRef>,
+        update: &MapUpdate,
+        effects: &mut Vec<Effect>,
+    ) {
+        if update.cluster != self.cluster || update.sharding != self.sharding {
+            self.stranger(now, from, update.cluster, effects);
+            return;
+        }
+        if update.version <= self.map_version {
+            return;
+        }
+        if !update.is_sound() {
             effects.push(Effect::Malformed);
+            return;
+        }
+        if update.since > self.map_version {
+            // What lies between was lost.
+            self.fetch_map(now, from.map(|node| &node.id), MAP_RETRY, effects);
             return;
         }
         self.map_version = update.version;
@@ -111,8 +173,31 @@ impl Edge {
         }
     }
 
+    /// Something of another cluster, or of ours with other shards. A map row of
+    /// it, or a beat, would send channels where nobody knows them.
+    fn stranger(
+        &mut self,
+        now: Timestamp,
+        from: Option<&NodeRef>,
+        cluster: ClusterUuid,
+        effects: &mut Vec<Effect>,
+    ) {
+        if let Some(node) = from
+            && cluster != self.cluster
+            && !self.shards.iter().any(|shard| shard.owner == *node)
+        {
+            self.nodes.hear_stranger(now, node);
+        }
+        effects.push(Effect::Stranger {
+            from: from.map(|node| node.id.clone()),
+            cluster,
+            log: self.nodes.complains(now),
+        });
+    }
+
     pub(super) fn replies(&mut self, now: Timestamp, replies: Replies, effects: &mut Vec<Effect>) {
-        if replies.to != self.me.incarnation {
+        let from = &replies.from;
+        if replies.to != self.me.incarnation || self.nodes.hear(now, from).is_none() {
             return;
         }
         for reply in replies.replies {
@@ -127,15 +212,34 @@ impl Edge {
                             self.reroute(now, shard, owner, fence, effects);
                         }
                     } else {
-                        self.published(now, shard, sequence, result, effects);
+                        self.published(now, from, shard, sequence, result, effects);
                     }
                 }
-                Reply::Joined { version, result } => self.joined(now, version, result, effects),
+                Reply::Joined { version, result } => {
+                    self.joined(now, from, version, result, effects);
+                }
                 Reply::Left { version, result } => self.left(now, version, result, effects),
-                Reply::Map { update, .. } => self.map(now, &update, effects),
-                Reply::Restate { .. } | Reply::Inspected { .. } => {}
-                Reply::Gone { newer } => effects.push(Effect::Superseded { newer }),
+                Reply::Map { update, namespaces } => {
+                    self.map(now, Some(from), &update, effects);
+                    self.take_namespaces(&update, namespaces);
+                }
+                Reply::Restate { shard, fence } => self.restate(now, shard, fence, effects),
+                Reply::Inspected { id, answer } => self.inspected(id, answer, effects),
+                Reply::Gone { newer } if newer > self.me.incarnation => {
+                    effects.push(Effect::Superseded { newer });
+                }
+                Reply::Gone { .. } => effects.push(Effect::Malformed),
             }
+        }
+        self.learn_version(now, &from.id, replies.map_version, effects);
+    }
+
+    /// Namespaces have no version of their own: those of a node whose map is as
+    /// new as ours count.
+    fn take_namespaces(&mut self, update: &MapUpdate, namespaces: Namespaces) {
+        if update.cluster == self.cluster && update.version >= self.map_version {
+            self.namespaces_digest = namespaces.digest();
+            self.namespaces = namespaces;
         }
     }
 }

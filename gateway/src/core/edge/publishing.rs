@@ -1,5 +1,6 @@
 //! Publishing: the uplinks of all shards.
 
+use proto::id::NodeRef;
 use proto::message::{PublishResult, Published, Refusal};
 use proto::shard::ShardId;
 use proto::time::Timestamp;
@@ -29,16 +30,19 @@ impl Edge {
     pub(super) fn published(
         &mut self,
         now: Timestamp,
-        shard: ShardId,
+        from: &NodeRef,
+        id: ShardId,
         sequence: u64,
         result: PublishResult,
         effects: &mut Vec<Effect>,
     ) {
-        let Some(shard) = self.shards.get_mut(usize::from(shard.0)) else {
+        let Some(shard) = self.shards.get_mut(usize::from(id.0)) else {
             return;
         };
+        let mut owner_speaks = None;
         match &result {
             Ok(Published::Accepted { fence, .. }) if *fence < shard.floor => return,
+            Ok(Published::Accepted { fence, .. }) => owner_speaks = Some(*fence),
             Err(Refusal::OutOfSequence { expected }) => {
                 let Shard {
                     uplink,
@@ -55,6 +59,9 @@ impl Edge {
             effects.push(Effect::Answer(answer));
         }
         shard.send(now, effects);
+        if let Some(fence) = owner_speaks {
+            self.heard_from_owner(now, id, from, fence, None, effects);
+        }
     }
 
     pub(super) fn tick_uplinks(&mut self, now: Timestamp, effects: &mut Vec<Effect>) {

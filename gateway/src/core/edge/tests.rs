@@ -5,14 +5,19 @@ use proto::codec;
 use proto::error::ErrorCode;
 use proto::id::ClusterUuid;
 use proto::message::{
-    Batch, Entry, Join, Joined, Missed, NodeBeat, Published, Refusal, Replies, Reply,
+    Batch, Entry, Join, Joined, Missed, NodeBeat, Published, Refusal, Replies, Reply, RestateEnd,
 };
 use proto::namespace::Namespaces;
 use proto::position::{Epoch, Offset, Position};
 use proto::publication::Publication;
+use proto::shard::ShardMap;
 use proto::time::UnixTime;
 
 use super::*;
+
+mod asking;
+mod cluster;
+mod restating;
 
 const FENCE: Fence = Fence(1);
 const W: WorkerId = WorkerId(0);
@@ -47,34 +52,58 @@ fn me() -> GatewayRef {
     }
 }
 
-/// An edge and what it did last.
+/// An edge and what it did last, beats apart.
 struct Bench {
     edge: Edge,
     effects: Vec<Effect>,
+    beats: Vec<GatewayBeat>,
 }
 
 impl Bench {
     fn new() -> Self {
         Self {
-            edge: Edge::new(me(), &map(1, "a", FENCE.0)),
+            edge: Edge::new(me(), &map(1, "a", FENCE.0).since(0), Namespaces::default()),
             effects: Vec::new(),
+            beats: Vec::new(),
         }
     }
 
     fn tell(&mut self, at: u64, input: Input) -> &[Effect] {
         self.effects.clear();
-        self.edge.handle(Timestamp(at), input, &mut self.effects);
+        let mut effects = Vec::new();
+        self.edge.handle(Timestamp(at), input, &mut effects);
+        for effect in effects {
+            match effect {
+                Effect::Beat(beat) => self.beats.push(beat),
+                effect => self.effects.push(effect),
+            }
+        }
         &self.effects
     }
 
     fn reply(&mut self, at: u64, from: &str, reply: Reply) -> &[Effect] {
+        self.reply_of(at, node(from), 1, reply)
+    }
+
+    fn reply_of(&mut self, at: u64, from: NodeRef, map_version: u64, reply: Reply) -> &[Effect] {
         let replies = Replies {
-            from: node(from),
+            from,
             to: me().incarnation,
-            map_version: 1,
+            map_version,
             replies: vec![reply],
         };
         self.tell(at, Input::Message(Message::Replies(replies)))
+    }
+
+    /// A beat of a node of this cluster.
+    fn beat(&mut self, at: u64, from: NodeRef, map_version: u64) -> &[Effect] {
+        let beat = NodeBeat {
+            from,
+            cluster: ClusterUuid(1),
+            map_version,
+            namespaces: Namespaces::default().digest(),
+        };
+        self.tell(at, Input::Message(Message::NodeBeat(beat)))
     }
 
     fn follow(&mut self, at: u64, channel: &str) -> Join {
@@ -393,32 +422,26 @@ fn below_the_floor_nothing_counts() {
         [0; 0],
         "unattached until the new owner has answered"
     );
-    let version = join(effects).version;
+    let [("b", Request::Publish(_)), ("b", Request::Join(join))] = requests(effects)[..] else {
+        panic!("the new owner is told all at once: {effects:?}");
+    };
+    let version = join.version;
     let older = bench.entry("c", FENCE, 5);
     assert_eq!(bench.batch("a", 1, &[older]), []);
     assert_eq!(bench.reply(0, "a", joined(version, FENCE, 9)), []);
     assert_eq!(bench.reply(0, "a", accepted(1, FENCE)), []);
     let effects = bench.reply(0, "b", joined(version, Fence(2), 4));
     assert_eq!(delivered(effects), [5]);
+    assert_eq!(requests(effects), [], "nothing is joined twice");
 }
 
 #[test]
 fn a_newer_map_is_fetched_and_changes_routes() {
     let mut bench = Bench::new();
     bench.attach("c", 4);
-    let beat = NodeBeat {
-        from: node("b"),
-        cluster: ClusterUuid(1),
-        map_version: 2,
-        namespaces: 0,
-    };
-    let effects = bench.tell(0, Input::Message(Message::NodeBeat(beat.clone())));
+    let effects = bench.beat(0, node("b"), 2);
     assert_eq!(requests(effects), [("b", &Request::Map { since: 1 })]);
-    assert_eq!(
-        bench.tell(10, Input::Message(Message::NodeBeat(beat))),
-        [],
-        "asked already"
-    );
+    assert_eq!(bench.beat(10, node("b"), 2), [], "asked already");
     let effects = bench.reply(20, "b", whole(&map(2, "b", 2)));
     assert!(matches!(
         requests(effects)[..],
@@ -439,20 +462,18 @@ fn a_newer_map_is_fetched_and_changes_routes() {
 }
 
 #[test]
-fn a_map_of_another_sharding_is_refused() {
-    let mut bench = Bench::new();
-    let mut other = map(2, "b", 2);
-    other.sharding.seed = 99;
-    assert_eq!(bench.reply(0, "b", whole(&other)), [Effect::Malformed]);
-}
-
-#[test]
 fn another_process_with_this_id_ends_this_one() {
     let mut bench = Bench::new();
     let newer = Incarnation(6);
     assert_eq!(
         bench.reply(0, "a", Reply::Gone { newer }),
         [Effect::Superseded { newer }]
+    );
+    let newer = me().incarnation;
+    assert_eq!(
+        bench.reply(0, "a", Reply::Gone { newer }),
+        [Effect::Malformed],
+        "not by itself"
     );
 }
 
