@@ -6,11 +6,12 @@ use std::time::Duration;
 
 use anyhow::{Context, anyhow};
 use bytes::Bytes;
+use gateway::app::Secret;
 use gateway::core::auth;
 use http_body_util::{BodyExt, Full, Limited};
 use hyper::body::Incoming;
 use hyper::client::conn::http1::{SendRequest, handshake};
-use hyper::header::{CONTENT_TYPE, HOST};
+use hyper::header::{AUTHORIZATION, CONTENT_TYPE, HOST};
 use hyper::{Request, Response, StatusCode, Uri};
 use hyper_util::rt::TokioIo;
 use proto::time::UnixTime;
@@ -24,6 +25,8 @@ pub(crate) const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 pub(crate) const ANSWER_TIMEOUT: Duration = Duration::from_secs(10);
 /// Bytes of an answer that is read whole.
 const ANSWER_BYTES_MAX: usize = 1_024 * 1_024;
+/// The same at an admin address: a map of 65,535 shards fits.
+const ADMIN_ANSWER_BYTES_MAX: usize = 16 * 1_024 * 1_024;
 
 /// A server's address: `http://HOST:PORT`.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -127,6 +130,21 @@ impl Connection {
         Ok(self.send(request).await?)
     }
 
+    /// Asks for a path with a token, if there is one; the whole answer.
+    pub(crate) async fn get_with_token(
+        &mut self,
+        path: &str,
+        token: Option<&Secret>,
+    ) -> anyhow::Result<(StatusCode, String)> {
+        let mut request = Request::get(path).header(HOST, &self.server.authority);
+        if let Some(token) = token {
+            request = request.header(AUTHORIZATION, format!("Bearer {}", token.expose()));
+        }
+        let response = self.send(request.body(Full::default())?).await?;
+        let status = response.status();
+        Ok((status, read_up_to(response, ADMIN_ANSWER_BYTES_MAX).await?))
+    }
+
     /// Publishes an event as an app's backend does. The answer and its text.
     pub(crate) async fn publish(
         &mut self,
@@ -205,7 +223,11 @@ pub(crate) enum Failed {
 
 /// Reads an answer whole.
 pub(crate) async fn read(response: Response<Incoming>) -> anyhow::Result<String> {
-    let reading = Limited::new(response.into_body(), ANSWER_BYTES_MAX).collect();
+    read_up_to(response, ANSWER_BYTES_MAX).await
+}
+
+async fn read_up_to(response: Response<Incoming>, bytes_max: usize) -> anyhow::Result<String> {
+    let reading = Limited::new(response.into_body(), bytes_max).collect();
     let body = tokio::time::timeout(ANSWER_TIMEOUT, reading)
         .await
         .context("the answer did not end")?;

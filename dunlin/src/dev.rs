@@ -1,10 +1,8 @@
 //! `dunlin dev`: a gateway and a node in this one process, on a bus in memory.
 //! The same code as in a cluster, with nothing to set up.
 
-use std::io::Write;
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::time::Duration;
 
 use gateway::app::Apps;
 use proto::bus::{BusHandle, MemoryBus};
@@ -12,53 +10,29 @@ use proto::id::{ClusterUuid, GatewayRef, Incarnation, NodeRef};
 use proto::message::NodeInfo;
 use proto::shard::{SHARDS_DEFAULT, ShardMap};
 use proto::time::UnixTime;
-use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use serde_json::json;
-use tokio::net::TcpListener;
-use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::{mpsc, watch};
 
 use crate::admin::Admin;
 use crate::admin::tokens::Tokens;
-use crate::cli::ServerOptions;
-use crate::config::Config;
+use crate::cli::server::DevOptions;
+use crate::config::{self, Dev};
 use crate::exit::{Exit, Failure};
+use crate::process::{self, Signals, fill_random, telling};
 use crate::telemetry::{self, Exporter};
 
-/// File descriptors that are not clients: listeners, the epoll sets, logs.
-const RESERVED_FILES: u64 = 64;
-/// How long everything may take to end after a signal.
-const SHUTDOWN_PATIENCE: Duration = Duration::from_secs(5);
-
-pub(crate) fn run(options: &ServerOptions) -> Result<(), Failure> {
-    let config = Config::resolve(options)?;
-    let tokens = config
-        .admin_token_file
-        .as_deref()
-        .map(Tokens::read)
-        .transpose();
-    let tokens = tokens.map_err(|problem| Exit::Config.because(problem))?;
-    telemetry::init(config.log);
-    for name in Config::unknown_environment() {
-        tracing::warn!(%name, "a variable of the environment that means nothing here; a typing error?");
-    }
-    raise_file_limit();
-    let runtime = tokio::runtime::Builder::new_multi_thread()
-        .enable_all()
-        .build()
-        .map_err(|error| Exit::Software.with(error))?;
-    let result = runtime.block_on(serve(config, tokens.map(Arc::new)));
-    runtime.shutdown_timeout(Duration::from_secs(1));
-    result
+pub(crate) fn run(options: &DevOptions) -> Result<(), Failure> {
+    let config = Dev::resolve(options)?;
+    process::run(&config.server.clone(), |tokens| serve(config, tokens))
 }
 
-async fn serve(config: Config, tokens: Option<Arc<Tokens>>) -> Result<(), Failure> {
-    let mut signals = Signals::listen().map_err(|error| Exit::Software.with(error))?;
+async fn serve(config: Dev, tokens: Option<Arc<Tokens>>) -> Result<(), Failure> {
+    let mut signals = Signals::listen()?;
     let (stop, shutdown) = watch::channel(false);
     let (stop_node, node_shutdown) = watch::channel(false);
     let (ready, is_ready) = watch::channel(false);
     let bus: BusHandle = Arc::new(MemoryBus::default());
-    let apps = Arc::new(Apps::new(config.apps()));
+    let apps = Arc::new(Apps::new(config.clients.apps()));
     let bug = |error: prometheus::Error| Exit::Software.with(error);
 
     let registries = [
@@ -69,85 +43,67 @@ async fn serve(config: Config, tokens: Option<Arc<Tokens>>) -> Result<(), Failur
         Arc::new(gateway::Metrics::register(&registries[0], bus.name(), &apps).map_err(bug)?);
     let node_metrics = Arc::new(node::Metrics::register(&registries[1], bus.name()).map_err(bug)?);
     let exporter = Arc::new(Exporter::new(registries.into(), Arc::clone(&bus)).map_err(bug)?);
-
-    let admin_listener = TcpListener::bind(config.admin).await.map_err(|error| {
-        Exit::Io.because(format!(
-            "could not listen on {}: {error}; choose another address with --admin",
-            config.admin
-        ))
-    })?;
-    let admin_address = admin_listener.local_addr().unwrap_or(config.admin);
+    let (admin_listener, admin_address) = process::bind_admin(config.server.admin).await?;
 
     let identity = Identity::mint().map_err(|error| Exit::Software.with(error))?;
-    let workers = match config.workers {
-        0 => std::thread::available_parallelism().map_or(1, usize::from),
-        workers => usize::from(workers),
-    };
+    let workers = config::workers(config.clients.workers);
     let gateway_config = gateway::Config {
         cluster: identity.node.id.clone(),
         gateway: identity.gateway,
-        listen: config.listen,
+        listen: config.clients.listen,
         apps,
         workers,
-        activity_timeout: Duration::from_secs(config.activity_timeout_s),
-        outbox_bytes_max: config.outbox_bytes_max,
+        activity_timeout: config.clients.activity_timeout(),
+        outbox_bytes_max: config.clients.outbox_bytes_max,
         playground: true,
     };
+    let map = ShardMap::standalone(identity.cluster, identity.seed, identity.node.clone());
+    let view = node::View::fixed(map, member(&identity.node));
     let node_config = node::Config {
         cluster: identity.node.id.clone(),
         node: identity.node.clone(),
         namespaces: config.namespaces(),
         workers,
     };
-    let map = ShardMap::standalone(identity.cluster, identity.seed, identity.node.clone());
-    let view = node::View::fixed(map, member(&identity.node));
-    let started = gateway::start(
+    let gateway = gateway::start(
         gateway_config,
         Arc::clone(&bus),
         gateway_metrics,
         shutdown.clone(),
     );
-    let mut gateway = started.await.map_err(|error| match error {
-        gateway::Error::Listen { .. } => Exit::Io.with(error),
-        _ => Exit::Unavailable.with(error),
-    })?;
-    let node = node::start(node_config, view, bus, node_metrics, node_shutdown)
-        .await
-        .map_err(|error| Exit::Unavailable.with(error))?;
-    // It learns the map from the node's first beat. If it ends instead, `join`
-    // says why.
-    let serves = gateway.ready.wait_for(|ready| *ready).await.is_ok();
+    let gateway = gateway.await.map_err(crate::gateway::failed)?;
+    // After it, so that it hears the node's first beat.
+    let node = node::start(node_config, view, bus, node_metrics, node_shutdown);
+    let node = node.await.map_err(|error| Exit::Unavailable.with(error))?;
+    let address = gateway.address;
+    let mut serves = gateway.ready.clone();
     let admin = Admin {
         tokens,
         exporter,
-        ready: is_ready,
+        ready: Arc::new(move || {
+            let serves = *is_ready.borrow();
+            serves.then_some(()).ok_or("clients are not served".into())
+        }),
         status: json!({
             "version": env!("CARGO_PKG_VERSION"),
             "commit": env!("DUNLIN_COMMIT"),
             "mode": "dev",
             "cluster": identity.cluster.to_string(),
-            "listen": gateway.address.to_string(),
+            "listen": address.to_string(),
         }),
+        inspector: Arc::new(gateway.inspector.clone()),
     };
     let admin = tokio::spawn(admin.run(admin_listener, shutdown));
-    let _ = ready.send(serves);
-    if !gateway.address.ip().is_loopback() {
-        tracing::warn!(
-            address = %gateway.address,
-            "others can reach this address, and `dev` lets everyone who can publish through its page"
-        );
-    }
-    if serves {
-        greet(gateway.address, admin_address, &config);
-    }
-
     let (ended, mut first_ended) = mpsc::channel::<()>(1);
     let gateway = tokio::spawn(telling(gateway.join(), ended.clone()));
     let node = tokio::spawn(telling(node.join(), ended));
-    let signal = tokio::select! {
-        () = signals.next() => true,
-        // Without a signal, either of them ends only by a failure.
-        _ = first_ended.recv() => false,
+    let by_signal = tokio::select! {
+        by_signal = signals.or_first_end(&mut first_ended) => by_signal,
+        Ok(_) = serves.wait_for(|serves| *serves) => {
+            let _ = ready.send(true);
+            greet(address, admin_address, &config);
+            signals.or_first_end(&mut first_ended).await
+        }
     };
     let _ = ready.send(false);
     tracing::info!("shutting down");
@@ -158,63 +114,10 @@ async fn serve(config: Config, tokens: Option<Arc<Tokens>>) -> Result<(), Failur
         let _ = stop_node.send(true);
         let node = node.await.map_err(|error| Exit::Software.with(error))?;
         let _ = admin.await;
-        gateway.map_err(|error| Exit::Software.with(error))?;
+        gateway.map_err(crate::gateway::failed)?;
         node.map_err(|error| Exit::Software.with(error))
     };
-    tokio::select! {
-        ended = rest => ended,
-        () = signals.next() => Ok(()),
-        () = tokio::time::sleep(SHUTDOWN_PATIENCE) => {
-            tracing::warn!("not everything ended in time");
-            if signal { Ok(()) } else { Err(Exit::Software.because("a part of the server failed")) }
-        }
-    }
-}
-
-/// The one member, for those who look inside.
-fn member(node: &NodeRef) -> NodeInfo {
-    NodeInfo {
-        name: node.id.clone(),
-        incarnation: Some(node.incarnation),
-        address: String::new(),
-        zone: String::new(),
-        witness: false,
-        role: "leader".into(),
-        gossip: "alive".into(),
-        shards: SHARDS_DEFAULT.into(),
-        version: env!("CARGO_PKG_VERSION").into(),
-    }
-}
-
-/// Says that a future has ended, and keeps its result.
-async fn telling<T>(future: impl Future<Output = T>, ended: mpsc::Sender<()>) -> T {
-    let result = future.await;
-    // Full: somebody else has said so before.
-    let _ = ended.try_send(());
-    result
-}
-
-/// SIGTERM and SIGINT. Listened to from the start: one that comes early is
-/// heeded later, and does not end the process by its default action.
-struct Signals {
-    terminate: Signal,
-    interrupt: Signal,
-}
-
-impl Signals {
-    fn listen() -> std::io::Result<Self> {
-        Ok(Self {
-            terminate: signal(SignalKind::terminate())?,
-            interrupt: signal(SignalKind::interrupt())?,
-        })
-    }
-
-    async fn next(&mut self) {
-        tokio::select! {
-            _ = self.terminate.recv() => {}
-            _ = self.interrupt.recv() => {}
-        }
-    }
+    signals.end(by_signal, rest).await
 }
 
 /// Who everything in this process is. New at each start: nothing outlives it.
@@ -251,48 +154,31 @@ impl Identity {
     }
 }
 
-/// Fills a buffer with random bytes of the system.
-pub(crate) fn fill_random(buffer: &mut [u8]) -> std::io::Result<()> {
-    let mut filled = 0;
-    while filled < buffer.len() {
-        let rest = &mut buffer[filled..];
-        filled += rustix::rand::getrandom(rest, rustix::rand::GetRandomFlags::empty())?;
+/// The one node, as those see it who look inside.
+fn member(node: &NodeRef) -> NodeInfo {
+    NodeInfo {
+        name: node.id.clone(),
+        incarnation: Some(node.incarnation),
+        address: String::new(),
+        zone: String::new(),
+        witness: false,
+        role: "leader".into(),
+        gossip: "alive".into(),
+        shards: u32::from(SHARDS_DEFAULT),
+        version: env!("CARGO_PKG_VERSION").into(),
     }
-    Ok(())
-}
-
-/// Each client is a file descriptor.
-fn raise_file_limit() {
-    if let Some(limit) = file_limit() {
-        let clients = limit.saturating_sub(RESERVED_FILES);
-        tracing::warn!(
-            "the limit of open files is {limit}: about {clients} clients fit (raise it with LimitNOFILE or ulimit -Hn)"
-        );
-    }
-}
-
-/// Raises the limit of open files as far as it goes. `None`: there is none.
-pub(crate) fn file_limit() -> Option<u64> {
-    let Rlimit { current, maximum } = getrlimit(Resource::Nofile);
-    if current != maximum
-        && let Err(error) = setrlimit(
-            Resource::Nofile,
-            Rlimit {
-                current: maximum,
-                maximum,
-            },
-        )
-    {
-        tracing::warn!(%error, "could not raise the limit of open files");
-    }
-    getrlimit(Resource::Nofile).current
 }
 
 /// Tells what to do next.
-fn greet(clients: SocketAddr, admin: SocketAddr, config: &Config) {
-    let app = &config.apps[0];
-    let default = Config::default();
-    let url = if clients == default.listen {
+fn greet(clients: SocketAddr, admin: SocketAddr, config: &Dev) {
+    if !clients.ip().is_loopback() {
+        tracing::warn!(
+            address = %clients,
+            "others can reach this address, and `dev` lets everyone who can publish through its page"
+        );
+    }
+    let app = &config.clients.apps[0];
+    let url = if clients == Dev::listens_by_default() {
         String::new()
     } else {
         format!(" --url http://{clients}")
@@ -303,7 +189,7 @@ fn greet(clients: SocketAddr, admin: SocketAddr, config: &Config) {
     } else {
         String::new()
     };
-    let text = format!(
+    process::greet(&format!(
         "Dunlin {version} is running.\n\n  \
          clients   http://{clients}   app {id}, key {key}\n  \
          admin     http://{admin}\n\n\
@@ -314,8 +200,5 @@ fn greet(clients: SocketAddr, admin: SocketAddr, config: &Config) {
         version = env!("CARGO_PKG_VERSION"),
         id = app.id,
         key = app.key,
-    );
-    // Whoever closed stdout does not want to know.
-    let _ = std::io::stdout().write_all(text.as_bytes());
-    let _ = std::io::stdout().flush();
+    ));
 }

@@ -1,4 +1,4 @@
-//! The one binary: processes (`dev`) and tools.
+//! The one binary: processes (`dev`, `gateway`) and tools.
 
 mod admin;
 #[expect(
@@ -6,15 +6,28 @@ mod admin;
     reason = "shell: a load generator lives by the clock"
 )]
 mod bench;
+mod certs;
 mod cli;
 mod client;
 mod config;
 #[expect(
     clippy::disallowed_methods,
-    reason = "shell: mints identities, waits for signals"
+    reason = "shell: mints identities, starts the parts"
 )]
 mod dev;
 mod exit;
+#[expect(
+    clippy::disallowed_methods,
+    reason = "shell: has a new life at each start, starts the parts"
+)]
+mod gateway;
+#[expect(clippy::disallowed_methods, reason = "merge: stand-ins")]
+mod merge;
+#[expect(
+    clippy::disallowed_methods,
+    reason = "shell: waits for signals, and not for ever"
+)]
+mod process;
 #[expect(
     clippy::disallowed_methods,
     reason = "shell: measures the runtime from a thread"
@@ -41,7 +54,7 @@ fn main() -> ExitCode {
             };
         }
     };
-    match run(cli.command) {
+    match shift_clock().and_then(|()| run(cli.command)) {
         Ok(()) => ExitCode::SUCCESS,
         Err(Failure { exit, error }) => {
             eprintln!("dunlin: {error:#}");
@@ -50,12 +63,28 @@ fn main() -> ExitCode {
     }
 }
 
+/// In debug builds, tests can have the wall clock wrong:
+/// `DUNLIN_TEST_CLOCK_OFFSET_S`.
+fn shift_clock() -> Result<(), Failure> {
+    #[cfg(debug_assertions)]
+    if let Some(secs) =
+        config::environment::clock_offset_s().map_err(|problem| Exit::Config.because(problem))?
+    {
+        proto::time::UnixTime::shift_clock(secs);
+    }
+    Ok(())
+}
+
 fn run(command: Command) -> Result<(), Failure> {
     match command {
         Command::Dev(options) => dev::run(&options),
+        Command::Gateway(options) => gateway::run(&options),
         Command::Pub(options) => cli::publish::run(&options),
         Command::Sub(options) => cli::subscribe::run(&options),
         Command::Bench(options) => bench::run(&options),
+        Command::Inspect(options) => cli::inspect::run(&options),
+        Command::Nodes(options) => cli::inspect::run_nodes(&options),
+        Command::Certs(options) => cli::certs::run(&options),
         Command::Token(options) => cli::token::run(&options),
         Command::Config(options) => cli::config::run(&options),
         Command::Completions(options) => cli::completions::run(&options),

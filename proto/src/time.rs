@@ -3,6 +3,8 @@
 
 use std::cmp::Reverse;
 use std::collections::BinaryHeap;
+#[cfg(debug_assertions)]
+use std::sync::atomic::{AtomicI64, Ordering};
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
@@ -38,6 +40,10 @@ impl std::ops::Add<Duration> for Timestamp {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub struct UnixTime(pub u64);
 
+/// By how many microseconds [`UnixTime::now`] is wrong.
+#[cfg(debug_assertions)]
+static OFFSET: AtomicI64 = AtomicI64::new(0);
+
 impl UnixTime {
     /// Reads the wall clock. For shells.
     #[expect(clippy::disallowed_methods, reason = "the one place that reads it")]
@@ -45,7 +51,17 @@ impl UnixTime {
         let since_epoch = std::time::SystemTime::now()
             .duration_since(std::time::UNIX_EPOCH)
             .unwrap_or_default();
-        Self(since_epoch.as_micros() as u64)
+        let micros = since_epoch.as_micros() as u64;
+        #[cfg(debug_assertions)]
+        let micros = micros.saturating_add_signed(OFFSET.load(Ordering::Relaxed));
+        Self(micros)
+    }
+
+    /// Lets the wall clock of this process be wrong by some seconds: for tests
+    /// of what differing clocks do. Only in debug builds.
+    #[cfg(debug_assertions)]
+    pub fn shift_clock(secs: i64) {
+        OFFSET.store(secs.saturating_mul(1_000_000), Ordering::Relaxed);
     }
 
     /// Whole seconds since 1970.

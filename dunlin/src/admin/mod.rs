@@ -2,8 +2,11 @@
 //! that a firewall can tell them apart, and behind tokens unless it is a
 //! loopback address.
 
+use std::convert::Infallible;
 use std::net::SocketAddr;
+use std::pin::pin;
 use std::sync::Arc;
+use std::time::Duration;
 
 use axum::Router;
 use axum::extract::{Request, State};
@@ -12,14 +15,43 @@ use axum::http::{HeaderMap, StatusCode, Uri};
 use axum::middleware::{Next, from_fn_with_state};
 use axum::response::{IntoResponse, Json, Response};
 use axum::routing::get;
+use futures_util::future::BoxFuture;
+use hyper::body::Incoming;
+use hyper::server::conn::http1;
+use hyper::service::service_fn;
+use hyper_util::rt::{TokioIo, TokioTimer};
+use proto::message::{Answer, Question};
 use serde_json::json;
-use tokio::net::TcpListener;
+use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::watch;
+use tokio::task::JoinSet;
+use tower_service::Service;
 
 use crate::telemetry::Exporter;
 use tokens::{Scope, Tokens, Verdict};
 
+pub(crate) mod inspect;
 pub(crate) mod tokens;
+
+/// How long a client may take to send the head of a request; also how long a
+/// connection may be idle between requests.
+const HEAD_TIMEOUT: Duration = Duration::from_secs(30);
+/// Bytes of a request's head at most.
+const HEAD_BYTES_MAX: usize = 16 * 1_024;
+/// Connections at most; more wait until one ends.
+const CONNECTIONS_MAX: usize = 256;
+/// How long to wait when there are no file descriptors left.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
+/// How long requests under way may take at shutdown.
+const SHUTDOWN_PATIENCE: Duration = Duration::from_secs(1);
+
+/// Whether clients are served; if not, why.
+pub(crate) type Readiness = Arc<dyn Fn() -> Result<(), String> + Send + Sync>;
+
+/// Who knows what is inside: a gateway asks nodes, a node knows by itself.
+pub(crate) trait Inspect: Send + Sync {
+    fn ask(&self, question: Question) -> BoxFuture<'_, Answer>;
+}
 
 /// What the admin address needs of the rest.
 #[derive(Clone)]
@@ -27,24 +59,41 @@ pub(crate) struct Admin {
     /// `None`: everyone who reaches the address, which is a loopback one.
     pub(crate) tokens: Option<Arc<Tokens>>,
     pub(crate) exporter: Arc<Exporter>,
-    /// Turns true when clients are served, and false when that ends.
-    pub(crate) ready: watch::Receiver<bool>,
+    pub(crate) ready: Readiness,
+    /// What `/admin/status` says.
     pub(crate) status: serde_json::Value,
+    pub(crate) inspector: Arc<dyn Inspect>,
 }
 
 impl Admin {
     /// Serves until shutdown.
-    pub(crate) async fn run(
-        self,
-        listener: TcpListener,
-        mut shutdown: watch::Receiver<bool>,
-    ) -> std::io::Result<()> {
+    #[expect(
+        clippy::disallowed_methods,
+        reason = "shell: waits when it cannot accept"
+    )]
+    pub(crate) async fn run(self, listener: TcpListener, mut shutdown: watch::Receiver<bool>) {
         let routes = self.routes();
-        axum::serve(listener, routes)
-            .with_graceful_shutdown(async move {
-                let _ = shutdown.wait_for(|stop| *stop).await;
-            })
-            .await
+        let mut connections = JoinSet::new();
+        loop {
+            let accepted = tokio::select! {
+                accepted = listener.accept(), if connections.len() < CONNECTIONS_MAX => accepted,
+                Some(_) = connections.join_next(), if !connections.is_empty() => continue,
+                _ = shutdown.wait_for(|stop| *stop) => break,
+            };
+            match accepted {
+                Ok((stream, _)) => {
+                    connections.spawn(serve(stream, routes.clone(), shutdown.clone()));
+                }
+                // The server of clients complains about a lack of descriptors.
+                Err(error) => {
+                    tracing::debug!(%error, "could not accept a connection to the admin address");
+                    tokio::time::sleep(ACCEPT_PAUSE).await;
+                }
+            }
+        }
+        drop(listener);
+        let all = async { while connections.join_next().await.is_some() {} };
+        let _ = tokio::time::timeout(SHUTDOWN_PATIENCE, all).await;
     }
 
     fn routes(self) -> Router {
@@ -56,6 +105,7 @@ impl Admin {
             ));
         let admin = Router::new()
             .route("/admin/status", get(status))
+            .merge(inspect::routes())
             .layer(from_fn_with_state(
                 (self.clone(), Scope::ClusterRead),
                 guard,
@@ -69,15 +119,35 @@ impl Admin {
     }
 }
 
-async fn readyz(State(admin): State<Admin>) -> Response {
-    if *admin.ready.borrow() {
-        return "ready\n".into_response();
+/// Serves one connection, to the end of the request under way at shutdown.
+async fn serve(stream: TcpStream, routes: Router, mut shutdown: watch::Receiver<bool>) {
+    let service = service_fn(move |request: Request<Incoming>| {
+        let answer = routes.clone().call(request);
+        async { Ok::<_, Infallible>(answer.await.into_response()) }
+    });
+    let connection = http1::Builder::new()
+        .timer(TokioTimer::new())
+        .header_read_timeout(HEAD_TIMEOUT)
+        .max_buf_size(HEAD_BYTES_MAX)
+        .serve_connection(TokioIo::new(stream), service);
+    let mut connection = pin!(connection);
+    tokio::select! {
+        // What broke the connection is its client's to know.
+        _ = connection.as_mut() => return,
+        _ = shutdown.wait_for(|stop| *stop) => {}
     }
-    (
-        StatusCode::SERVICE_UNAVAILABLE,
-        "not ready: clients are not served\n",
-    )
-        .into_response()
+    connection.as_mut().graceful_shutdown();
+    let _ = connection.await;
+}
+
+async fn readyz(State(admin): State<Admin>) -> Response {
+    match (admin.ready)() {
+        Ok(()) => "ready\n".into_response(),
+        Err(why) => {
+            let body = format!("not ready: {why}\n");
+            (StatusCode::SERVICE_UNAVAILABLE, body).into_response()
+        }
+    }
 }
 
 async fn metrics(State(admin): State<Admin>) -> Response {
@@ -105,8 +175,7 @@ async fn guard(
         None => Verdict::Unauthorized,
     };
     let refuse = |status: StatusCode, error: String| {
-        let body = json!({ "error": error, "status": status.as_u16() });
-        (status, [(WWW_AUTHENTICATE, "Bearer")], Json(body)).into_response()
+        ([(WWW_AUTHENTICATE, "Bearer")], problem(status, error)).into_response()
     };
     match verdict {
         Verdict::Allowed => next.run(request).await,
@@ -119,6 +188,12 @@ async fn guard(
             format!("the token does not have the scope {}", scope.as_str()),
         ),
     }
+}
+
+/// An error as everywhere on this address.
+fn problem(status: StatusCode, error: String) -> Response {
+    let body = json!({ "error": error, "status": status.as_u16() });
+    (status, Json(body)).into_response()
 }
 
 fn names_an_address(headers: &HeaderMap) -> bool {
@@ -138,3 +213,6 @@ fn names_an_address(headers: &HeaderMap) -> bool {
 pub(crate) fn is_private(address: SocketAddr) -> bool {
     address.ip().is_loopback()
 }
+
+#[cfg(test)]
+mod tests;

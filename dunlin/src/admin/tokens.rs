@@ -13,7 +13,7 @@ pub(crate) enum Scope {
     /// Read `/metrics`.
     #[value(name = "metrics:read")]
     MetricsRead,
-    /// Read `/admin/status`.
+    /// Read `/admin/status` and `/admin/inspect`.
     #[value(name = "cluster:read")]
     ClusterRead,
     /// Change things; includes `cluster:read`.
@@ -42,7 +42,7 @@ impl Token {
     /// 256 random bits from the system.
     pub(crate) fn mint() -> std::io::Result<Self> {
         let mut bytes = [0_u8; 32];
-        crate::dev::fill_random(&mut bytes)?;
+        crate::process::fill_random(&mut bytes)?;
         Ok(Self(format!("dunlin_{}", hex::encode(bytes))))
     }
 

@@ -125,7 +125,7 @@ pub(super) fn now_ns() -> u64 {
 /// Says so if this process cannot have that many connections.
 pub(super) fn check_file_limit(connections: usize) -> Result<(), String> {
     const RESERVED: u64 = 64;
-    match crate::dev::file_limit() {
+    match crate::process::file_limit() {
         Some(limit) if limit.saturating_sub(RESERVED) < connections as u64 => Err(format!(
             "{connections} connections do not fit: the limit of open files is {limit}; raise it with `ulimit -n`"
         )),

@@ -1,18 +1,20 @@
 //! The command line: one file per tool.
 
-use std::net::SocketAddr;
-use std::path::PathBuf;
 use std::str::FromStr;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use gateway::app::Secret;
 use serde::{Deserialize, Serialize};
 
+pub(crate) mod certs;
 pub(crate) mod completions;
 pub(crate) mod config;
+pub(crate) mod inspect;
 pub(crate) mod publish;
 pub(crate) mod reference;
+pub(crate) mod server;
 pub(crate) mod subscribe;
+mod table;
 pub(crate) mod token;
 
 use crate::client::Server;
@@ -37,63 +39,30 @@ pub(crate) struct Cli {
 #[derive(Debug, Subcommand)]
 pub(crate) enum Command {
     /// Run everything in this one process: a gateway and a node on a bus in memory.
-    Dev(ServerOptions),
+    Dev(server::DevOptions),
+    /// Run a gateway of a cluster: clients on one side, the bus on the other.
+    Gateway(server::GatewayOptions),
     /// Publish stdin into a channel, line by line, in order.
     Pub(publish::Options),
     /// Print what arrives in channels.
     Sub(subscribe::Options),
     /// Measure.
     Bench(crate::bench::Options),
+    /// Look inside a running server, or inside its cluster through it.
+    Inspect(inspect::Options),
+    /// Administer the nodes of a cluster.
+    Nodes(inspect::NodesOptions),
+    /// Make the certificates by which nodes know each other.
+    Certs(certs::Options),
     /// Make a token for the admin address.
     Token(token::Options),
     /// Print the configuration that results from file, environment and flags.
-    Config(ServerOptions),
+    Config(Box<config::Options>),
     /// Print a completion script for a shell.
     Completions(completions::Options),
     /// Print a reference page; docs/reference is made of them.
     #[command(hide = true)]
     Reference(reference::Options),
-}
-
-/// What a server can be told on the command line or by the environment. Both
-/// overrule the file.
-#[derive(Debug, Clone, Default, Args)]
-pub(crate) struct ServerOptions {
-    /// Configuration file (TOML); see docs/reference/config.md.
-    #[arg(long, env = "DUNLIN_CONFIG", value_name = "FILE")]
-    pub(crate) config: Option<PathBuf>,
-    /// Where clients and backends connect [default: 127.0.0.1:6001].
-    #[arg(long, env = "DUNLIN_LISTEN", value_name = "IP:PORT", value_parser = address)]
-    pub(crate) listen: Option<SocketAddr>,
-    /// Where health, metrics and administration are [default: 127.0.0.1:9601].
-    #[arg(long, env = "DUNLIN_ADMIN", value_name = "IP:PORT", value_parser = address)]
-    pub(crate) admin: Option<SocketAddr>,
-    /// Tokens for the admin address, one a line, made by `dunlin token`. Without them it must be a
-    /// loopback address.
-    #[arg(long, env = "DUNLIN_ADMIN_TOKEN_FILE", value_name = "FILE")]
-    pub(crate) admin_token_file: Option<PathBuf>,
-    /// An app; may be given several times. Replaces the apps of the file and the default one.
-    #[arg(
-        long = "app",
-        env = "DUNLIN_APPS",
-        value_name = "ID:KEY:SECRET",
-        value_delimiter = ',',
-        hide_env_values = true
-    )]
-    pub(crate) apps: Vec<AppText>,
-    /// How to write logs [default: text].
-    #[arg(long, env = "DUNLIN_LOG", value_name = "FORMAT")]
-    pub(crate) log: Option<LogFormat>,
-    /// Threads that own connections, up to 64; 0 is one per core [default: 0].
-    #[arg(long, env = "DUNLIN_WORKERS", value_name = "N", value_parser = clap::value_parser!(u8).range(0..=64))]
-    pub(crate) workers: Option<u8>,
-}
-
-/// An address to listen on.
-fn address(text: &str) -> Result<SocketAddr, String> {
-    text.parse().map_err(|_| {
-        "expected IP:PORT, such as 127.0.0.1:6001 or [::1]:6001; names are not looked up".to_owned()
-    })
 }
 
 /// How logs are written.
@@ -163,6 +132,19 @@ impl AppText {
     }
 }
 
+/// Text with control characters spelled out, but for those that make lines: what
+/// others wrote must not command a terminal.
+pub(crate) fn printable(text: &str) -> String {
+    let spell = |c: char| {
+        if c.is_control() && c != '\n' && c != '\t' {
+            c.escape_default().to_string()
+        } else {
+            c.to_string()
+        }
+    };
+    text.chars().map(spell).collect()
+}
+
 /// The runtime of a tool.
 pub(crate) fn runtime() -> Result<tokio::runtime::Runtime, Failure> {
     let runtime = tokio::runtime::Builder::new_current_thread()
@@ -212,5 +194,16 @@ impl ServerArguments {
             url: self.url.clone(),
             app: self.app.parse()?,
         })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #[test]
+    fn messages_do_not_command_a_terminal() {
+        assert_eq!(
+            super::printable("a\tb\nc\u{1b}[31m\r\u{9b}é"),
+            "a\tb\nc\\u{1b}[31m\\r\\u{9b}é"
+        );
     }
 }

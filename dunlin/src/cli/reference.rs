@@ -13,7 +13,7 @@ use proto::bus::{BusHandle, MemoryBus};
 use proto::error::ErrorCode;
 use proto::shard::ShardId;
 
-use crate::config::Config;
+use crate::config;
 use crate::exit::{Exit, Failure};
 use crate::telemetry::{self, Exporter};
 
@@ -33,7 +33,7 @@ enum Page {
 pub(crate) fn run(options: &Options) -> Result<(), Failure> {
     let page = match options.page {
         Page::Cli => cli(),
-        Page::Config => Config::reference(),
+        Page::Config => config::reference::page(),
         Page::Metrics => metrics().map_err(|error| Exit::Software.with(error))?,
         Page::Errors => errors(),
     };
@@ -63,7 +63,8 @@ fn help(page: &mut String, command: &mut clap::Command, path: &str) {
         lines.join("\n").trim_end()
     );
     for sub in command.get_subcommands_mut() {
-        if !sub.is_hide_set() && sub.get_name() != "help" {
+        // Those of `config` take the flags of the commands whose names they have.
+        if !sub.is_hide_set() && sub.get_name() != "help" && path != "dunlin config" {
             let path = format!("{path} {}", sub.get_name());
             help(page, sub, &path);
         }

@@ -15,7 +15,7 @@ use serde_json::{Value, json};
 use tokio::sync::mpsc;
 use tokio_tungstenite::tungstenite::{Message, Utf8Bytes};
 
-use super::{ServerArguments, Target};
+use super::{ServerArguments, Target, printable};
 use crate::client::{ANSWER_TIMEOUT, problem, read};
 use crate::exit::{Exit, Failure};
 use event_stream::Parser;
@@ -138,18 +138,6 @@ impl Output {
             }
         }
     }
-}
-
-/// Text with control characters spelled out, but for those that make lines.
-fn printable(text: &str) -> String {
-    let spell = |c: char| {
-        if c.is_control() && c != '\n' && c != '\t' {
-            c.escape_default().to_string()
-        } else {
-            c.to_string()
-        }
-    };
-    text.chars().map(spell).collect()
 }
 
 /// How channels come.
@@ -382,15 +370,4 @@ async fn socket(
 
 fn text(value: &Value) -> Message {
     Message::Text(Utf8Bytes::from(value.to_string()))
-}
-
-#[cfg(test)]
-mod tests {
-    #[test]
-    fn messages_do_not_command_a_terminal() {
-        assert_eq!(
-            super::printable("a\tb\nc\u{1b}[31m\r\u{9b}é"),
-            "a\tb\nc\\u{1b}[31m\\r\\u{9b}é"
-        );
-    }
 }

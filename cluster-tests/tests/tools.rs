@@ -1,0 +1,295 @@
+//! The tools that administer: `inspect`, `nodes`, `certs`, `config`.
+
+use std::os::unix::fs::PermissionsExt;
+use std::path::PathBuf;
+
+use anyhow::{Context, Result};
+use cluster_tests::client::{get, publish};
+use cluster_tests::process::{Dev, Ended, command, run, run_command};
+use serde_json::Value;
+
+/// Asks a server, with a token or none.
+async fn inspect(arguments: &[&str], admin: &str, token: &str) -> Result<Ended> {
+    let mut asking = command(arguments);
+    asking.env("DUNLIN_ADMIN_URL", admin);
+    if !token.is_empty() {
+        asking.env("DUNLIN_ADMIN_TOKEN", token);
+    }
+    run_command(asking, "").await
+}
+
+fn folder(name: &str) -> PathBuf {
+    std::env::temp_dir().join(format!("dunlin-tools-{name}-{}", std::process::id()))
+}
+
+#[tokio::test]
+async fn inspect_tells_what_is_inside_a_dev_server() -> Result<()> {
+    let server = Dev::start().await?;
+    let ask = async |arguments: &[&str]| -> Result<String> {
+        let ended = inspect(arguments, &server.admin, "").await?;
+        anyhow::ensure!(ended.status.success(), "{arguments:?}: {ended:?}");
+        Ok(ended.stdout)
+    };
+    let shards = ask(&["inspect", "shards"]).await?;
+    assert!(
+        shards.contains("1024 shards") && shards.contains("lowest fence"),
+        "{shards}"
+    );
+    let rows = shards.lines().filter(|line| line.starts_with("dev "));
+    assert_eq!(rows.count(), 1, "{shards}");
+    let all = ask(&["inspect", "shards", "--all"]).await?;
+    assert_eq!(all.lines().count(), 1_024 + 3, "{all}");
+    let shards: Value = serde_json::from_str(&ask(&["inspect", "shards", "--json"]).await?)?;
+    assert_eq!(shards["shards"].as_array().context("a list")?.len(), 1_024);
+    assert_eq!(shards["shards"][7]["owner"]["id"], "dev");
+    assert_eq!(shards["cluster"].as_str().context("a text")?.len(), 32);
+
+    let nodes = ask(&["inspect", "nodes"]).await?;
+    assert!(
+        nodes
+            .lines()
+            .nth(1)
+            .is_some_and(|row| row.starts_with("dev"))
+    );
+    assert_eq!(ask(&["nodes", "list"]).await?, nodes);
+    let gateways = ask(&["inspect", "gateways"]).await?;
+    assert!(gateways.starts_with("gateway"), "{gateways}");
+
+    let quiet = ask(&["inspect", "channel", "nobody-is-here"]).await?;
+    assert!(
+        quiet.contains("owner    dev") && quiet.contains("nobody follows"),
+        "{quiet}"
+    );
+    let quiet = ask(&["inspect", "channel", "quiet", "--app", "other", "--json"]).await?;
+    let quiet: Value = serde_json::from_str(&quiet)?;
+    assert_eq!(
+        (&quiet["app"], &quiet["channel"], &quiet["state"]),
+        (&"other".into(), &"quiet".into(), &Value::Null)
+    );
+    Ok(())
+}
+
+#[tokio::test]
+async fn inspect_says_what_to_try() -> Result<()> {
+    // A port that was free a moment ago.
+    let free = std::net::TcpListener::bind("127.0.0.1:0")?.local_addr()?;
+    let address = free.to_string();
+    let away = run(["inspect", "shards", "--admin", &address]).await?;
+    assert_eq!(away.status.code(), Some(69), "{away:?}");
+    assert!(
+        away.stderr.contains(&address) && away.stderr.contains("--admin"),
+        "{}",
+        away.stderr
+    );
+
+    let file = folder("tokens");
+    let path = file.to_str().context("a path")?;
+    let token = async |scope: &str| -> Result<String> {
+        let ended = run(["token", "--scope", scope, "--file", path]).await?;
+        Ok(ended.stdout.trim().to_owned())
+    };
+    let (reader, scraper) = (token("cluster:read").await?, token("metrics:read").await?);
+    let server = Dev::start_with(["--admin-token-file", path]).await?;
+    std::fs::remove_file(&file)?;
+    for (token, code, word) in [
+        ("", 69, "DUNLIN_ADMIN_TOKEN"),
+        ("dunlin_guess", 69, "DUNLIN_ADMIN_TOKEN"),
+        (&scraper, 69, "cluster:read"),
+        (&reader, 0, ""),
+    ] {
+        let ended = inspect(&["inspect", "nodes"], &server.admin, token).await?;
+        assert_eq!(ended.status.code(), Some(code), "{ended:?}");
+        assert!(ended.stderr.contains(word), "{}", ended.stderr);
+        assert!(
+            token.is_empty() || !ended.stderr.contains(token),
+            "{}",
+            ended.stderr
+        );
+    }
+    // The address for clients is another one.
+    let wrong = inspect(&["inspect", "nodes"], &server.url(), "").await?;
+    assert_eq!(wrong.status.code(), Some(69), "{wrong:?}");
+    for arguments in [
+        &["inspect"][..],
+        &["inspect", "channel"],
+        &["inspect", "channel", "a b"],
+        &["inspect", "shards", "--admin", "ftp://x"],
+        &["nodes"],
+    ] {
+        let ended = run(arguments).await?;
+        assert_eq!(ended.status.code(), Some(64), "{arguments:?}: {ended:?}");
+    }
+    Ok(())
+}
+
+#[tokio::test]
+async fn certificates_are_made_once_and_renewed_when_asked() -> Result<()> {
+    let dir = folder("certs");
+    let path = dir.to_str().context("a path")?;
+    let early = run(["certs", "node", path, "n1"]).await?;
+    assert_eq!(early.status.code(), Some(74), "{early:?}");
+    assert!(early.stderr.contains("certs init"), "{}", early.stderr);
+    let read = |name: &str| std::fs::read_to_string(dir.join(name));
+    let made = run(["certs", "init", path]).await?;
+    assert!(made.status.success(), "{made:?}");
+    assert!(made.stderr.contains("off the servers"), "{}", made.stderr);
+    let again = run(["certs", "init", path]).await?;
+    assert_eq!(again.status.code(), Some(74), "{again:?}");
+    assert!(again.stderr.contains("there already"), "{}", again.stderr);
+
+    let made = run(["certs", "node", path, "n1"]).await?;
+    assert!(made.status.success(), "{made:?}");
+    let files: Vec<&str> = made.stdout.lines().collect();
+    assert!(
+        files.len() == 2 && files[0].ends_with("n1.crt") && files[1].ends_with("n1.key"),
+        "{files:?}"
+    );
+    let (certificate, key) = (read("n1.crt")?, read("n1.key")?);
+    assert!(certificate.starts_with("-----BEGIN CERTIFICATE-----"));
+    assert!(key.starts_with("-----BEGIN PRIVATE KEY-----"));
+    for (name, mode) in [("ca.key", 0o600), ("n1.key", 0o600), ("n1.crt", 0o644)] {
+        let found = std::fs::metadata(dir.join(name))?.permissions().mode() & 0o777;
+        assert_eq!(found & !mode, 0, "{name}: {found:o}");
+    }
+    let again = run(["certs", "node", path, "n1"]).await?;
+    assert_eq!(again.status.code(), Some(74), "{again:?}");
+    assert!(again.stderr.contains("--renew"), "{}", again.stderr);
+    assert_eq!(
+        (read("n1.crt")?, read("n1.key")?),
+        (certificate.clone(), key)
+    );
+    let renewed = run(["certs", "node", path, "n1", "--renew", "--valid-days", "1"]).await?;
+    assert!(renewed.status.success(), "{renewed:?}");
+    assert_ne!(read("n1.crt")?, certificate);
+
+    for (arguments, code) in [
+        (&["certs", "node", path, "ca"][..], 64),
+        (&["certs", "node", path, "a-"], 64),
+        (&["certs", "node", path, "a.b"], 64),
+        (&["certs", "node", path, "n2", "--valid-days", "0"], 64),
+    ] {
+        let ended = run(arguments).await?;
+        assert_eq!(ended.status.code(), Some(code), "{arguments:?}: {ended:?}");
+    }
+    // A key of another authority is found out before a certificate is made.
+    std::fs::copy(dir.join("n1.key"), dir.join("ca.key"))?;
+    let mixed = run(["certs", "node", path, "n2"]).await?;
+    assert_eq!(mixed.status.code(), Some(65), "{mixed:?}");
+    assert!(!dir.join("n2.crt").exists(), "nothing was made");
+    let names = std::fs::read_dir(&dir)?.collect::<std::io::Result<Vec<_>>>()?;
+    assert_eq!(names.len(), 4, "nothing is left over: {names:?}");
+    std::fs::remove_dir_all(&dir)?;
+    Ok(())
+}
+
+#[tokio::test]
+async fn config_prints_what_each_command_would_run_with() -> Result<()> {
+    let file = folder("config.toml");
+    let path = file.to_str().context("a path")?;
+    std::fs::write(
+        &file,
+        "name = \"n1\"\ndata = \"/var/lib/dunlin\"\ncerts = \"/etc/dunlin\"\nzone = \"a\"\n\
+         bus = \"nats://user:hunter2@bus:4222\"\n[[apps]]\nid = \"a\"\nkey = \"k\"\nsecret = \"hunter2\"\n",
+    )?;
+    let print = async |command_name: &str, variable: (&str, &str)| -> Result<String> {
+        let mut printing = command(["config", command_name, "--config", path]);
+        printing.env(variable.0, variable.1);
+        let ended = run_command(printing, "").await?;
+        anyhow::ensure!(ended.status.success(), "{ended:?}");
+        anyhow::ensure!(!ended.stdout.contains("hunter2"), "{}", ended.stdout);
+        Ok(ended.stdout)
+    };
+    let dev = print("dev", ("DUNLIN_LOG", "json")).await?;
+    assert!(
+        dev.contains("listen = \"127.0.0.1:6001\"") && !dev.contains("bus ="),
+        "{dev}"
+    );
+    let gateway = print("gateway", ("DUNLIN_CLUSTER", "other")).await?;
+    for line in [
+        "listen = \"0.0.0.0:6001\"",
+        "bus = \"nats://***@bus:4222\"",
+        "cluster = \"other\"",
+        "name = \"n1\"",
+    ] {
+        assert!(gateway.contains(line), "{line}: {gateway}");
+    }
+    let node = print("node", ("DUNLIN_JOIN", "a:1,b:2")).await?;
+    for line in [
+        "admin = \"127.0.0.1:9611\"",
+        "zone = \"a\"",
+        "quic_advertise = \"127.0.0.1:7601\"",
+        "join = [\"a:1\", \"b:2\"]",
+    ] {
+        assert!(node.contains(line), "{line}: {node}");
+    }
+    assert!(!node.contains("[[apps]]"), "{node}");
+    std::fs::remove_file(&file)?;
+    for (arguments, code, word) in [
+        (&["config", "node"][..], 78, "--data"),
+        (&["config", "gateway"], 78, "--app"),
+        (&["gateway"], 78, "--app"),
+        (&["gateway", "--bus", "nats://u:hunter2"], 64, "--bus"),
+        (&["config", "node", "--bootstrap-expect", "8"], 64, "7"),
+        (&["config", "node", "--join", "a"], 64, "HOST:PORT"),
+    ] {
+        let ended = run(arguments).await?;
+        assert_eq!(ended.status.code(), Some(code), "{arguments:?}: {ended:?}");
+        assert!(
+            ended.stderr.contains(word) && !ended.stderr.contains("hunter2"),
+            "{}",
+            ended.stderr
+        );
+    }
+    Ok(())
+}
+
+/// Told apart from a broken one by its address for health, which is there from
+/// the start.
+#[tokio::test]
+async fn a_gateway_without_a_cluster_lives_and_says_why_it_is_not_ready() -> Result<()> {
+    let mut gateway = Dev::start_command(command([
+        "gateway",
+        "--app",
+        "a:k:s",
+        "--name",
+        "g",
+        "--listen",
+        "127.0.0.1:0",
+        "--admin",
+        "127.0.0.1:0",
+        "--bus",
+        "nats://user:hunter2@127.0.0.1:1",
+    ]))
+    .await?;
+    assert_eq!(get(&gateway.admin, "/livez").await?.status, 200);
+    let ready = get(&gateway.admin, "/readyz").await?;
+    assert_eq!(ready.status, 503);
+    assert!(ready.body.starts_with("not ready: "), "{}", ready.body);
+    let status = get(&gateway.admin, "/admin/status").await?.json();
+    assert_eq!(
+        (&status["mode"], &status["name"], &status["bus"]),
+        (
+            &"gateway".into(),
+            &"g".into(),
+            &"nats://***@127.0.0.1:1".into()
+        )
+    );
+    let shards = inspect(&["inspect", "shards"], &gateway.admin, "").await?;
+    assert_eq!(shards.status.code(), Some(69), "{shards:?}");
+    assert!(shards.stderr.contains("503"), "{}", shards.stderr);
+    assert!(gateway.terminate().await?.success(), "{}", gateway.log());
+    assert!(!gateway.log().contains("hunter2"), "{}", gateway.log());
+    Ok(())
+}
+
+/// What other tests rely on to have clocks differ.
+#[cfg(debug_assertions)]
+#[tokio::test]
+async fn a_test_can_have_the_wall_clock_wrong() -> Result<()> {
+    let mut late = command(["dev", "--listen", "127.0.0.1:0", "--admin", "127.0.0.1:0"]);
+    late.env("DUNLIN_TEST_CLOCK_OFFSET_S", "-3600");
+    let late = Dev::start_command(late).await?;
+    let refused = publish(&late, "a", "e", "d").await;
+    assert!(refused.is_err(), "its signature is an hour early");
+    Ok(())
+}

@@ -1,0 +1,265 @@
+//! `/admin/inspect/…`: what is inside a server and its cluster, as JSON. The
+//! shapes here are what scripts rely on and `dunlin inspect` reads: keys may be
+//! added, but neither removed nor changed. They are not those of the bus, which
+//! may change with the protocol between processes.
+
+use std::time::Duration;
+
+use axum::Router;
+use axum::extract::{Query, State};
+use axum::http::StatusCode;
+use axum::response::{IntoResponse, Json, Response};
+use axum::routing::get;
+use proto::channel::ChannelKey;
+use proto::id::{GatewayRef, NodeRef};
+use proto::message::{Answer, ChannelInfo, GatewayInfo, NodeInfo, Question};
+use proto::shard::MapUpdate;
+use serde::{Deserialize, Serialize};
+
+use super::{Admin, problem};
+
+/// How long an answer may take: less than the tools wait.
+const PATIENCE: Duration = Duration::from_secs(5);
+
+/// `GET /admin/inspect/nodes`.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub(crate) struct Nodes {
+    pub(crate) nodes: Vec<Node>,
+}
+
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub(crate) struct Node {
+    pub(crate) name: String,
+    /// `null` until it has registered.
+    pub(crate) incarnation: Option<u64>,
+    pub(crate) address: String,
+    pub(crate) zone: String,
+    pub(crate) witness: bool,
+    pub(crate) role: String,
+    pub(crate) gossip: String,
+    pub(crate) shards: u32,
+    pub(crate) version: String,
+}
+
+/// `GET /admin/inspect/gateways`.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub(crate) struct Gateways {
+    pub(crate) gateways: Vec<Gateway>,
+}
+
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub(crate) struct Gateway {
+    pub(crate) name: String,
+    pub(crate) incarnation: u64,
+    pub(crate) heard_ms: u64,
+    pub(crate) map_version: u64,
+    pub(crate) connections: u32,
+}
+
+/// `GET /admin/inspect/shards`. Without the seed, with which somebody could
+/// choose channels that fall into one shard.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub(crate) struct Shards {
+    /// The cluster's uuid in hex.
+    pub(crate) cluster: String,
+    pub(crate) version: u64,
+    pub(crate) shards: Vec<Shard>,
+}
+
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub(crate) struct Shard {
+    pub(crate) shard: u16,
+    /// `null`: nobody.
+    pub(crate) owner: Option<Ref>,
+    pub(crate) fence: u64,
+}
+
+/// One life of a process.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+pub(crate) struct Ref {
+    pub(crate) id: String,
+    pub(crate) incarnation: u64,
+}
+
+/// `GET /admin/inspect/channel`.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub(crate) struct Channel {
+    pub(crate) app: String,
+    pub(crate) channel: String,
+    pub(crate) shard: u16,
+    pub(crate) owner: Ref,
+    pub(crate) fence: u64,
+    /// `null`: nobody follows it and nothing is kept.
+    pub(crate) state: Option<ChannelState>,
+}
+
+/// The state of a channel at its owner.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub(crate) struct ChannelState {
+    /// In hex.
+    pub(crate) epoch: String,
+    pub(crate) offset: u64,
+    pub(crate) earliest: u64,
+    pub(crate) kept: u32,
+    pub(crate) followers: Vec<Follower>,
+}
+
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub(crate) struct Follower {
+    pub(crate) gateway: Ref,
+    pub(crate) subscribers: u32,
+}
+
+pub(super) fn routes() -> Router<Admin> {
+    Router::new()
+        .route(
+            "/admin/inspect/nodes",
+            get(async |State(admin): State<Admin>| ask(&admin, Question::Nodes).await),
+        )
+        .route(
+            "/admin/inspect/gateways",
+            get(async |State(admin): State<Admin>| ask(&admin, Question::Gateways).await),
+        )
+        .route(
+            "/admin/inspect/shards",
+            get(async |State(admin): State<Admin>| ask(&admin, Question::Shards).await),
+        )
+        .route("/admin/inspect/channel", get(channel))
+}
+
+#[derive(Debug, Deserialize)]
+struct Which {
+    app: Option<String>,
+    name: Option<String>,
+}
+
+async fn channel(State(admin): State<Admin>, Query(which): Query<Which>) -> Response {
+    let (Some(app), Some(name)) = (which.app, which.name) else {
+        let error = "expected /admin/inspect/channel?app=ID&name=NAME".to_owned();
+        return problem(StatusCode::BAD_REQUEST, error);
+    };
+    // No such thing can be there.
+    let not_found = |error: String| problem(StatusCode::NOT_FOUND, error);
+    let app = match app.parse() {
+        Ok(app) => app,
+        Err(error) => return not_found(format!("app: {error}")),
+    };
+    match name.parse() {
+        Ok(channel) => {
+            let key = ChannelKey { app, channel };
+            ask(&admin, Question::Channel { key }).await
+        }
+        Err(error) => not_found(format!("name: {error}")),
+    }
+}
+
+async fn ask(admin: &Admin, question: Question) -> Response {
+    let answer = tokio::time::timeout(PATIENCE, admin.inspector.ask(question)).await;
+    let unavailable = |why: String| problem(StatusCode::SERVICE_UNAVAILABLE, why);
+    match answer {
+        Err(_) => unavailable(format!("no node answered within {} s", PATIENCE.as_secs())),
+        Ok(Answer::Unavailable(why)) => unavailable(why),
+        Ok(Answer::NotOwner { owner }) => unavailable(format!(
+            "the shard is on its way, to node {} as far as is known; ask again",
+            owner.id
+        )),
+        Ok(Answer::Nodes(nodes)) => Json(Nodes::from(nodes)).into_response(),
+        Ok(Answer::Gateways(gateways)) => Json(Gateways::from(gateways)).into_response(),
+        Ok(Answer::Shards(map)) => Json(Shards::from(map)).into_response(),
+        Ok(Answer::Channel(info)) => Json(Channel::from(info)).into_response(),
+    }
+}
+
+impl From<NodeRef> for Ref {
+    fn from(node: NodeRef) -> Self {
+        Self {
+            id: node.id.to_string(),
+            incarnation: node.incarnation.0,
+        }
+    }
+}
+
+impl From<GatewayRef> for Ref {
+    fn from(gateway: GatewayRef) -> Self {
+        Self {
+            id: gateway.id.to_string(),
+            incarnation: gateway.incarnation.0,
+        }
+    }
+}
+
+impl From<Vec<NodeInfo>> for Nodes {
+    fn from(nodes: Vec<NodeInfo>) -> Self {
+        let node = |info: NodeInfo| Node {
+            name: info.name.to_string(),
+            incarnation: info.incarnation.map(|incarnation| incarnation.0),
+            address: info.address,
+            zone: info.zone,
+            witness: info.witness,
+            role: info.role,
+            gossip: info.gossip,
+            shards: info.shards,
+            version: info.version,
+        };
+        Self {
+            nodes: nodes.into_iter().map(node).collect(),
+        }
+    }
+}
+
+impl From<Vec<GatewayInfo>> for Gateways {
+    fn from(gateways: Vec<GatewayInfo>) -> Self {
+        let gateway = |info: GatewayInfo| Gateway {
+            name: info.name.to_string(),
+            incarnation: info.incarnation.0,
+            heard_ms: info.heard_ms,
+            map_version: info.map_version,
+            connections: info.connections,
+        };
+        Self {
+            gateways: gateways.into_iter().map(gateway).collect(),
+        }
+    }
+}
+
+impl From<MapUpdate> for Shards {
+    fn from(map: MapUpdate) -> Self {
+        let shards = map.rows.iter().map(|(shard, row)| Shard {
+            shard: shard.0,
+            owner: map.owner(row).cloned().map(Ref::from),
+            fence: row.fence.0,
+        });
+        Self {
+            cluster: map.cluster.to_string(),
+            version: map.version,
+            shards: shards.collect(),
+        }
+    }
+}
+
+impl From<ChannelInfo> for Channel {
+    fn from(info: ChannelInfo) -> Self {
+        let state = info.state.map(|state| ChannelState {
+            epoch: state.position.epoch.to_string(),
+            offset: state.position.offset.0,
+            earliest: state.earliest.0,
+            kept: state.kept,
+            followers: state
+                .followers
+                .into_iter()
+                .map(|(gateway, subscribers)| Follower {
+                    gateway: gateway.into(),
+                    subscribers,
+                })
+                .collect(),
+        });
+        Self {
+            app: info.key.app.to_string(),
+            channel: info.key.channel.to_string(),
+            shard: info.shard.0,
+            owner: info.owner.into(),
+            fence: info.fence.0,
+            state,
+        }
+    }
+}

@@ -1,0 +1,174 @@
+use axum::body::Body;
+use http_body_util::BodyExt;
+use proto::bus::MemoryBus;
+use proto::id::{ClusterUuid, GatewayRef, Incarnation, NodeRef};
+use proto::message::{ChannelInfo, ChannelState, GatewayInfo, NodeInfo};
+use proto::position::{Epoch, Offset, Position};
+use proto::shard::{Fence, ShardId, ShardMap};
+use serde_json::Value;
+
+use super::*;
+
+/// Answers as a small cluster would; channels whose names say so, otherwise.
+struct Cluster;
+
+fn node() -> NodeRef {
+    NodeRef {
+        id: "n".parse().unwrap(),
+        incarnation: Incarnation(4),
+    }
+}
+
+impl Inspect for Cluster {
+    fn ask(&self, question: Question) -> BoxFuture<'_, Answer> {
+        Box::pin(async move {
+            match question {
+                Question::Nodes => Answer::Nodes(vec![NodeInfo {
+                    name: "n".parse().unwrap(),
+                    incarnation: None,
+                    address: "n:7601".into(),
+                    zone: "z".into(),
+                    witness: false,
+                    role: "leader".into(),
+                    gossip: "alive".into(),
+                    shards: 2,
+                    version: "1".into(),
+                }]),
+                Question::Gateways => Answer::Gateways(vec![GatewayInfo {
+                    name: "g".parse().unwrap(),
+                    incarnation: Incarnation(5),
+                    heard_ms: 6,
+                    map_version: 7,
+                    connections: 8,
+                }]),
+                Question::Shards => {
+                    let mut map = ShardMap::standalone(ClusterUuid(0xab), 4_711, node());
+                    map.sharding.count = 1;
+                    map.rows.truncate(1);
+                    Answer::Shards(map.since(0))
+                }
+                Question::Channel { key } => match key.channel.as_str() {
+                    "away" => Answer::Unavailable("no map yet".into()),
+                    "elsewhere" => Answer::NotOwner { owner: node() },
+                    name => Answer::Channel(ChannelInfo {
+                        state: (name == "news").then(|| ChannelState {
+                            position: Position {
+                                epoch: Epoch(0xab),
+                                offset: Offset(20),
+                            },
+                            earliest: Offset(11),
+                            kept: 10,
+                            followers: vec![(
+                                GatewayRef {
+                                    id: "g".parse().unwrap(),
+                                    incarnation: Incarnation(5),
+                                },
+                                3,
+                            )],
+                        }),
+                        key,
+                        shard: ShardId(9),
+                        owner: node(),
+                        fence: Fence(11),
+                    }),
+                },
+            }
+        })
+    }
+}
+
+fn admin(ready: Result<(), String>) -> Admin {
+    let exporter = Exporter::new(Vec::new(), Arc::new(MemoryBus::default())).unwrap();
+    Admin {
+        tokens: None,
+        exporter: Arc::new(exporter),
+        ready: Arc::new(move || ready.clone()),
+        status: json!({}),
+        inspector: Arc::new(Cluster),
+    }
+}
+
+async fn get(admin: Admin, path: &str) -> (u16, String) {
+    let request = Request::get(path).header(HOST, "127.0.0.1:9601");
+    let answer = admin.routes().call(request.body(Body::empty()).unwrap());
+    let answer = answer.await.unwrap_or_else(|never| match never {});
+    let status = answer.status().as_u16();
+    let body = answer.into_body().collect().await.unwrap().to_bytes();
+    (status, String::from_utf8(body.to_vec()).unwrap())
+}
+
+async fn inspect(what: &str) -> (u16, Value) {
+    let (status, body) = get(admin(Ok(())), &format!("/admin/inspect/{what}")).await;
+    (status, serde_json::from_str(&body).unwrap())
+}
+
+#[tokio::test]
+async fn readiness_says_why_not() {
+    let ready = get(admin(Ok(())), "/readyz").await;
+    assert_eq!(ready, (200, "ready\n".into()));
+    let away = get(admin(Err("the bus is away".into())), "/readyz").await;
+    assert_eq!(away, (503, "not ready: the bus is away\n".into()));
+    let lives = get(admin(Err("the bus is away".into())), "/livez").await;
+    assert_eq!(lives.0, 200);
+}
+
+/// Scripts rely on these.
+#[tokio::test]
+async fn shapes_of_answers_are_pinned() {
+    for (what, expected) in [
+        (
+            "nodes",
+            json!({ "nodes": [{
+                "name": "n", "incarnation": null, "address": "n:7601", "zone": "z", "witness": false,
+                "role": "leader", "gossip": "alive", "shards": 2, "version": "1",
+            }] }),
+        ),
+        (
+            "gateways",
+            json!({ "gateways": [{
+                "name": "g", "incarnation": 5, "heard_ms": 6, "map_version": 7, "connections": 8,
+            }] }),
+        ),
+        (
+            "shards",
+            json!({
+                "cluster": "000000000000000000000000000000ab", "version": 1,
+                "shards": [{ "shard": 0, "owner": { "id": "n", "incarnation": 4 }, "fence": 1 }],
+            }),
+        ),
+        (
+            "channel?app=a&name=news",
+            json!({
+                "app": "a", "channel": "news", "shard": 9, "owner": { "id": "n", "incarnation": 4 }, "fence": 11,
+                "state": {
+                    "epoch": "00000000000000ab", "offset": 20, "earliest": 11, "kept": 10,
+                    "followers": [{ "gateway": { "id": "g", "incarnation": 5 }, "subscribers": 3 }],
+                },
+            }),
+        ),
+    ] {
+        assert_eq!(inspect(what).await, (200, expected), "{what}");
+    }
+    assert_eq!(
+        inspect("channel?app=a&name=quiet").await.1["state"],
+        Value::Null
+    );
+}
+
+#[tokio::test]
+async fn what_cannot_be_told_is_an_error_with_a_reason() {
+    for (what, status, word) in [
+        ("channel", 400, "name=NAME"),
+        ("channel?app=a", 400, "name=NAME"),
+        ("channel?app=a.b&name=news", 404, "app"),
+        ("channel?app=a&name=a%20b", 404, "name"),
+        ("channel?app=a&name=away", 503, "no map yet"),
+        ("channel?app=a&name=elsewhere", 503, "node n"),
+    ] {
+        let (got, body) = inspect(what).await;
+        assert_eq!(got, status, "{what}: {body}");
+        let error = body["error"].as_str().unwrap_or_default();
+        assert!(error.contains(word), "{what}: {body}");
+        assert_eq!(body["status"], status);
+    }
+}

@@ -1,0 +1,355 @@
+//! `dunlin inspect`: asks an admin address what is inside, and prints it for
+//! people or, with `--json`, as it came.
+
+use std::collections::BTreeMap;
+use std::fmt::Write as _;
+use std::io::{ErrorKind, Write};
+use std::str::FromStr;
+
+use anyhow::{Context, anyhow};
+use clap::{Args, Subcommand};
+use hyper::StatusCode;
+use proto::channel::ChannelName;
+use proto::id::AppId;
+use serde::de::DeserializeOwned;
+
+use super::table::Table;
+use crate::admin::inspect::{Channel, Gateways, Nodes, Ref, Shards};
+use crate::client::{Server, problem};
+use crate::config::environment;
+use crate::exit::{Exit, Failure};
+
+#[derive(Debug, Args)]
+pub(crate) struct Options {
+    #[command(subcommand)]
+    question: Question,
+}
+
+#[derive(Debug, Subcommand)]
+enum Question {
+    /// Who owns the shards, and under which fences: a row per node.
+    Shards {
+        /// A row for every shard.
+        #[arg(long)]
+        all: bool,
+        #[command(flatten)]
+        at: At,
+    },
+    /// Which nodes are members of the cluster.
+    Nodes {
+        #[command(flatten)]
+        at: At,
+    },
+    /// Which gateways the nodes hear of.
+    Gateways {
+        #[command(flatten)]
+        at: At,
+    },
+    /// One channel: where it is, where it stands, who follows it.
+    Channel {
+        /// The channel.
+        name: ChannelName,
+        /// The id of its app.
+        #[arg(long, value_name = "ID", default_value = "app-id")]
+        app: AppId,
+        #[command(flatten)]
+        at: At,
+    },
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct NodesOptions {
+    #[command(subcommand)]
+    command: NodesCommand,
+}
+
+#[derive(Debug, Subcommand)]
+enum NodesCommand {
+    /// Which nodes are members of the cluster; the same as `dunlin inspect nodes`.
+    List {
+        #[command(flatten)]
+        at: At,
+    },
+}
+
+/// Whom to ask, and how to print the answer.
+#[derive(Debug, Args)]
+struct At {
+    /// The admin address of a gateway or node: IP:PORT or http://HOST:PORT. If it wants a token,
+    /// put one with the scope cluster:read into DUNLIN_ADMIN_TOKEN.
+    #[arg(
+        long,
+        env = "DUNLIN_ADMIN_URL",
+        value_name = "ADDRESS",
+        default_value = "http://127.0.0.1:9601"
+    )]
+    admin: AdminServer,
+    /// Print the answer as JSON.
+    #[arg(long)]
+    json: bool,
+}
+
+/// An admin address: a URL, or what a server is given as `--admin`.
+#[derive(Debug, Clone)]
+struct AdminServer(Server);
+
+impl FromStr for AdminServer {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let url = if text.contains("://") {
+            text.to_owned()
+        } else {
+            format!("http://{text}")
+        };
+        let server = url.parse();
+        server
+            .map(Self)
+            .map_err(|error| format!("{error}, or of the form IP:PORT"))
+    }
+}
+
+pub(crate) fn run(options: &Options) -> Result<(), Failure> {
+    let text = match &options.question {
+        Question::Shards { all, at } => {
+            let all = *all;
+            at.ask("shards", move |shards| print_shards(&shards, all))
+        }
+        Question::Nodes { at } => at.ask("nodes", |nodes| print_nodes(&nodes)),
+        Question::Gateways { at } => at.ask("gateways", |gateways| print_gateways(&gateways)),
+        Question::Channel { name, app, at } => {
+            let mut query = form_urlencoded::Serializer::new(String::from("channel?"));
+            query
+                .append_pair("app", app.as_str())
+                .append_pair("name", name.as_str());
+            at.ask(&query.finish(), |channel| print_channel(&channel))
+        }
+    };
+    print(&text?)
+}
+
+pub(crate) fn run_nodes(options: &NodesOptions) -> Result<(), Failure> {
+    let NodesCommand::List { at } = &options.command;
+    print(&at.ask("nodes", |nodes| print_nodes(&nodes))?)
+}
+
+/// Prints to somebody who may have seen enough, as `head` does.
+fn print(text: &str) -> Result<(), Failure> {
+    match std::io::stdout().write_all(text.as_bytes()) {
+        Err(error) if error.kind() != ErrorKind::BrokenPipe => {
+            Err(Exit::Io.because(format!("could not write to stdout: {error}")))
+        }
+        _ => Ok(()),
+    }
+}
+
+impl At {
+    /// The answer to a question, as it is to be printed.
+    fn ask<T: DeserializeOwned>(
+        &self,
+        question: &str,
+        print: impl FnOnce(T) -> String,
+    ) -> Result<String, Failure> {
+        let path = format!("/admin/inspect/{question}");
+        let runtime = super::runtime()?;
+        let (status, text) = runtime
+            .block_on(self.get(&path))
+            .map_err(|error| Exit::Unavailable.with(error))?;
+        if status != StatusCode::OK {
+            return Err(Exit::Unavailable.because(self.refused(status, &text)));
+        }
+        if self.json {
+            return Ok(format!("{}\n", text.trim_end()));
+        }
+        let answer = serde_json::from_str(&text)
+            .with_context(|| {
+                format!(
+                    "{} gave an answer that is not understood; is it of another version?",
+                    self.admin.0
+                )
+            })
+            .map_err(|error| Exit::Unavailable.with(error))?;
+        Ok(print(answer))
+    }
+
+    async fn get(&self, path: &str) -> anyhow::Result<(StatusCode, String)> {
+        let server = &self.admin.0;
+        let mut connection = server.connect().await.map_err(|error| {
+            anyhow!(
+                "{error:#}; is a server running there? Say with --admin (or DUNLIN_ADMIN_URL) where its admin address is"
+            )
+        })?;
+        let token = environment::admin_token();
+        connection.get_with_token(path, token.as_ref()).await
+    }
+
+    fn refused(&self, status: StatusCode, text: &str) -> String {
+        let server = &self.admin.0;
+        let why = problem(status, text);
+        match status {
+            StatusCode::UNAUTHORIZED => format!(
+                "{server} wants another token: put one with the scope cluster:read into the environment as \
+                 DUNLIN_ADMIN_TOKEN (`dunlin token --scope cluster:read` makes one): {why}"
+            ),
+            StatusCode::FORBIDDEN => {
+                format!("{server} does not allow that with the token in DUNLIN_ADMIN_TOKEN: {why}")
+            }
+            StatusCode::NOT_FOUND if !text.starts_with('{') => format!(
+                "{server} knows nothing to inspect: is it the admin address of a Dunlin server of this version?"
+            ),
+            _ => format!("{server} could not tell: {why}"),
+        }
+    }
+}
+
+fn print_shards(answer: &Shards, all: bool) -> String {
+    let mut text = format!(
+        "cluster {}, map version {}, {} shards\n\n",
+        super::printable(&answer.cluster),
+        answer.version,
+        answer.shards.len()
+    );
+    let nobody = Ref {
+        id: String::new(),
+        incarnation: 0,
+    };
+    if all {
+        let mut table = Table::new(&["shard", "node", "incarnation", "fence"]);
+        for shard in &answer.shards {
+            let owner = shard.owner.as_ref().unwrap_or(&nobody);
+            table.row([&shard.shard, &owner.id, &owner.incarnation, &shard.fence]);
+        }
+        let _ = write!(text, "{table}");
+        return text;
+    }
+    let mut fences: BTreeMap<&Ref, Vec<u64>> = BTreeMap::new();
+    for shard in &answer.shards {
+        let owner = shard.owner.as_ref().unwrap_or(&nobody);
+        fences.entry(owner).or_default().push(shard.fence);
+    }
+    let mut table = Table::new(&[
+        "node",
+        "incarnation",
+        "shards",
+        "lowest fence",
+        "highest fence",
+    ]);
+    for (owner, fences) in fences {
+        let lowest = fences.iter().min().copied().unwrap_or_default();
+        let highest = fences.iter().max().copied().unwrap_or_default();
+        table.row([
+            &owner.id,
+            &owner.incarnation,
+            &fences.len(),
+            &lowest,
+            &highest,
+        ]);
+    }
+    let _ = write!(text, "{table}");
+    text
+}
+
+fn print_nodes(answer: &Nodes) -> String {
+    let mut table = Table::new(&[
+        "node",
+        "incarnation",
+        "address",
+        "zone",
+        "role",
+        "witness",
+        "gossip",
+        "shards",
+        "version",
+    ]);
+    for node in &answer.nodes {
+        let incarnation = node.incarnation.map(|n| n.to_string()).unwrap_or_default();
+        table.row([
+            &node.name,
+            &incarnation,
+            &node.address,
+            &node.zone,
+            &node.role,
+            &yes_or_no(node.witness),
+            &node.gossip,
+            &node.shards,
+            &node.version,
+        ]);
+    }
+    table.to_string()
+}
+
+fn yes_or_no(value: bool) -> &'static str {
+    if value { "yes" } else { "no" }
+}
+
+fn print_gateways(answer: &Gateways) -> String {
+    let mut table = Table::new(&[
+        "gateway",
+        "incarnation",
+        "heard ms ago",
+        "map version",
+        "connections",
+    ]);
+    for gateway in &answer.gateways {
+        table.row([
+            &gateway.name,
+            &gateway.incarnation,
+            &gateway.heard_ms,
+            &gateway.map_version,
+            &gateway.connections,
+        ]);
+    }
+    table.to_string()
+}
+
+fn print_channel(answer: &Channel) -> String {
+    let mut lines = vec![
+        ("channel", answer.channel.clone()),
+        ("app", answer.app.clone()),
+        ("shard", answer.shard.to_string()),
+        (
+            "owner",
+            format!(
+                "{} (incarnation {})",
+                answer.owner.id, answer.owner.incarnation
+            ),
+        ),
+        ("fence", answer.fence.to_string()),
+    ];
+    if let Some(state) = &answer.state {
+        lines.extend([
+            ("epoch", state.epoch.clone()),
+            ("offset", state.offset.to_string()),
+            (
+                "kept",
+                format!(
+                    "{} publications, from offset {}",
+                    state.kept, state.earliest
+                ),
+            ),
+        ]);
+    } else {
+        let nothing = "none: nobody follows the channel, and nothing is kept";
+        lines.push(("state", nothing.to_owned()));
+    }
+    let mut text = String::new();
+    for (name, value) in lines {
+        let _ = writeln!(text, "{name:<8} {}", super::printable(&value));
+    }
+    let followers = answer
+        .state
+        .as_ref()
+        .map(|state| state.followers.as_slice());
+    if let Some(followers @ [_, ..]) = followers {
+        let mut table = Table::new(&["gateway", "incarnation", "subscribers"]);
+        for follower in followers {
+            let Ref { id, incarnation } = &follower.gateway;
+            table.row([id, incarnation, &follower.subscribers]);
+        }
+        let _ = write!(text, "\n{table}");
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,126 @@
+use super::*;
+use crate::admin::inspect::{ChannelState, Follower, Gateway, Node, Shard};
+
+fn life(id: &str, incarnation: u64) -> Ref {
+    Ref {
+        id: id.to_owned(),
+        incarnation,
+    }
+}
+
+#[test]
+fn shards_are_summed_up_by_owner() {
+    let shard = |shard: u16, owner: Option<Ref>, fence: u64| Shard {
+        shard,
+        owner,
+        fence,
+    };
+    let shards = Shards {
+        cluster: "00ff".into(),
+        version: 12,
+        shards: vec![
+            shard(0, Some(life("b", 3)), 7),
+            shard(1, Some(life("a", 9)), 12),
+            shard(2, Some(life("b", 3)), 5),
+            shard(3, None, 0),
+        ],
+    };
+    assert_eq!(
+        print_shards(&shards, false),
+        "cluster 00ff, map version 12, 4 shards\n\n\
+         node  incarnation  shards  lowest fence  highest fence\n\
+         -               0       1             0              0\n\
+         a               9       1            12             12\n\
+         b               3       2             5              7\n"
+    );
+    assert_eq!(
+        print_shards(&shards, true),
+        "cluster 00ff, map version 12, 4 shards\n\n\
+         shard  node  incarnation  fence\n\
+         \u{20}   0  b               3      7\n\
+         \u{20}   1  a               9     12\n\
+         \u{20}   2  b               3      5\n\
+         \u{20}   3  -               0      0\n"
+    );
+}
+
+#[test]
+fn nodes_and_gateways_are_rows() {
+    let node = Node {
+        name: "n1".into(),
+        incarnation: None,
+        address: "10.0.0.1:7601".into(),
+        zone: String::new(),
+        witness: true,
+        role: "voter".into(),
+        gossip: "alive".into(),
+        shards: 0,
+        version: "0.1.0\u{1b}".into(),
+    };
+    assert_eq!(
+        print_nodes(&Nodes { nodes: vec![node] }),
+        "node  incarnation  address        zone  role   witness  gossip  shards  version\n\
+         n1    -            10.0.0.1:7601  -     voter  yes      alive        0  0.1.0\\u{1b}\n"
+    );
+    let gateway = Gateway {
+        name: "g".into(),
+        incarnation: 5,
+        heard_ms: 40,
+        map_version: 12,
+        connections: 1_000,
+    };
+    assert_eq!(
+        print_gateways(&Gateways {
+            gateways: vec![gateway]
+        }),
+        "gateway  incarnation  heard ms ago  map version  connections\n\
+         g                  5            40           12         1000\n"
+    );
+}
+
+#[test]
+fn a_channel_is_told_with_its_followers() {
+    let mut channel = Channel {
+        app: "a".into(),
+        channel: "news".into(),
+        shard: 9,
+        owner: life("n", 4),
+        fence: 11,
+        state: None,
+    };
+    assert!(print_channel(&channel).contains("nobody follows"));
+    channel.state = Some(ChannelState {
+        epoch: "00000000000000ab".into(),
+        offset: 20,
+        earliest: 11,
+        kept: 10,
+        followers: vec![Follower {
+            gateway: life("g", 1),
+            subscribers: 3,
+        }],
+    });
+    assert_eq!(
+        print_channel(&channel),
+        "channel  news\napp      a\nshard    9\nowner    n (incarnation 4)\nfence    11\n\
+         epoch    00000000000000ab\noffset   20\nkept     10 publications, from offset 11\n\n\
+         gateway  incarnation  subscribers\n\
+         g                  1            3\n"
+    );
+}
+
+#[test]
+fn an_admin_address_may_be_written_as_servers_take_it() {
+    for (text, url) in [
+        ("127.0.0.1:9601", "http://127.0.0.1:9601"),
+        ("[::1]:9601", "http://[::1]:9601"),
+        ("node-1:9611", "http://node-1:9611"),
+        ("http://node-1:9611", "http://node-1:9611"),
+    ] {
+        let server: AdminServer = text.parse().unwrap();
+        assert_eq!(server.0.to_string(), url);
+    }
+    for text in ["", "ftp://a", "a/b"] {
+        let error = text.parse::<AdminServer>().unwrap_err();
+        assert!(error.contains("IP:PORT"), "{error}");
+    }
+}

@@ -1,0 +1,400 @@
+//! The configuration file: one format for all commands, so that one file can
+//! serve a gateway and a node. A command ignores the keys of the others, but a
+//! key that no command knows, or a value that none would take, is refused with
+//! its line.
+
+use std::collections::HashSet;
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use gateway::app::{App, PAYLOAD_BYTES_DEFAULT, PAYLOAD_BYTES_LIMIT, Secret};
+use proto::id::{AppId, NodeId};
+use proto::namespace::{HistoryLimits, Namespace};
+use schemars::JsonSchema;
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
+
+use super::address::{BusServers, HostPort};
+use crate::cli::{AppText, LogFormat};
+use crate::exit::{Exit, Failure};
+
+/// What a configuration file may say.
+#[derive(Debug, Clone, Default, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub(crate) struct File {
+    /// Where clients and backends connect. Port 0 takes any free one.
+    #[schemars(with = "Option<String>")]
+    pub(crate) listen: Option<SocketAddr>,
+    /// Where health, metrics and administration are. Without `admin_token_file` it must be a loopback address.
+    #[schemars(with = "Option<String>")]
+    pub(crate) admin: Option<SocketAddr>,
+    /// Tokens for the admin address, made by `dunlin token`.
+    pub(crate) admin_token_file: Option<PathBuf>,
+    /// How to write logs: `text` or `json`.
+    #[schemars(with = "Option<String>")]
+    pub(crate) log: Option<LogFormat>,
+    /// Gateway: threads that own connections. Node: tasks that share the shards. Up to 64; 0: one per core.
+    pub(crate) workers: Option<u8>,
+    /// Seconds of silence after which a WebSocket client is pinged; 30 s later it is given up. 1 to 3600.
+    pub(crate) activity_timeout_s: Option<u64>,
+    /// Bytes that may wait for one client. One that is further behind is disconnected. At least 65536.
+    pub(crate) outbox_bytes_max: Option<usize>,
+    /// The cluster's name on the bus; several can share a bus.
+    #[schemars(with = "Option<String>")]
+    pub(crate) cluster: Option<NodeId>,
+    /// The NATS servers, with commas between them: `nats://HOST:PORT`, or `tls://HOST:PORT` to insist on TLS. One may hold `USER:PASSWORD@` or `TOKEN@`, which serves for all.
+    #[schemars(with = "Option<String>")]
+    pub(crate) bus: Option<BusServers>,
+    /// Credentials for the bus (a NATS `.creds` file).
+    pub(crate) bus_creds: Option<PathBuf>,
+    /// Certificate authorities for the bus (PEM), instead of the system's; connections are by TLS then.
+    pub(crate) bus_ca: Option<PathBuf>,
+    /// The name of this process, unlike that of every other gateway or node of the cluster.
+    #[schemars(with = "Option<String>")]
+    pub(crate) name: Option<NodeId>,
+    /// Where the node keeps what must survive a restart. One directory per node.
+    pub(crate) data: Option<PathBuf>,
+    /// Where other nodes connect (QUIC, so UDP).
+    #[schemars(with = "Option<String>")]
+    pub(crate) quic: Option<SocketAddr>,
+    /// What other nodes are told to connect to: `HOST:PORT`.
+    #[schemars(with = "Option<String>")]
+    pub(crate) quic_advertise: Option<HostPort>,
+    /// Nodes to ask for the cluster: a list of `HOST:PORT`. One that answers is enough.
+    #[schemars(with = "Vec<String>")]
+    pub(crate) join: Vec<HostPort>,
+    /// Form a new cluster once that many new nodes have met, 1 to 7. All of them must say the same number. A cluster that is there already is joined instead.
+    pub(crate) bootstrap_expect: Option<u8>,
+    /// Where the node stands, such as a rack or a data centre; a word with the characters of names.
+    pub(crate) zone: Option<String>,
+    /// Votes and owns nothing.
+    pub(crate) witness: Option<bool>,
+    /// Where the node finds `ca.crt`, `NAME.crt` and `NAME.key`, made by `dunlin certs`.
+    pub(crate) certs: Option<PathBuf>,
+    /// The apps that are served.
+    pub(crate) apps: Vec<AppConfig>,
+    /// Settings for channels by name; the first that matches counts.
+    pub(crate) namespaces: Vec<NamespaceConfig>,
+}
+
+/// An app: a tenant with its own key, secret and channels.
+#[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct AppConfig {
+    /// Stands in the paths of the HTTP API.
+    #[schemars(with = "String")]
+    pub(crate) id: AppId,
+    /// Stands in clients. Public.
+    pub(crate) key: String,
+    /// Signs subscriptions and API requests. Never leaves backends and this server.
+    #[serde(deserialize_with = "read_secret", serialize_with = "mask")]
+    #[schemars(with = "String")]
+    pub(crate) secret: Secret,
+    /// A disabled app is told so.
+    #[serde(default = "yes")]
+    pub(crate) enabled: bool,
+    /// Origins whose pages may connect, such as `https://example.com` (no slash at the end); `*` is any.
+    #[serde(default = "any_origin")]
+    pub(crate) allowed_origins: Vec<String>,
+    /// Connections at most. 0: no limit.
+    #[serde(default)]
+    pub(crate) connections_max: u32,
+    /// Bytes of one event's data at most, up to 409600.
+    #[serde(default = "payload_default")]
+    pub(crate) payload_bytes_max: usize,
+}
+
+/// Settings for the channels that match.
+#[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct NamespaceConfig {
+    /// Matched against the channel's name after `private-` and the like; `*` is any run of characters.
+    pub(crate) r#match: String,
+    /// Only this app's channels. Without: every app's.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(with = "Option<String>")]
+    pub(crate) app: Option<AppId>,
+    /// Publications kept per channel. 0: none.
+    #[serde(default = "history_publications")]
+    pub(crate) history_publications: u32,
+    /// Seconds that they are kept.
+    #[serde(default = "history_age")]
+    pub(crate) history_age_s: u64,
+    /// Bytes kept per channel.
+    #[serde(default = "history_bytes")]
+    pub(crate) history_bytes: u32,
+}
+
+fn read_secret<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Secret, D::Error> {
+    String::deserialize(deserializer).map(|text| Secret::new(&text))
+}
+
+fn mask<S: Serializer>(_: &Secret, serializer: S) -> Result<S::Ok, S::Error> {
+    serializer.serialize_str("***")
+}
+
+fn yes() -> bool {
+    true
+}
+
+fn any_origin() -> Vec<String> {
+    vec!["*".into()]
+}
+
+fn payload_default() -> usize {
+    PAYLOAD_BYTES_DEFAULT
+}
+
+fn history_publications() -> u32 {
+    HistoryLimits::default().publications
+}
+
+fn history_age() -> u64 {
+    HistoryLimits::default().age.as_secs()
+}
+
+fn history_bytes() -> u32 {
+    HistoryLimits::default().bytes
+}
+
+/// What is wrong, and a text that stands on its line.
+type Contradiction = (String, String);
+
+impl File {
+    /// Reads a file, or nothing if there is none to read.
+    pub(super) fn read(path: Option<&Path>) -> Result<Self, Failure> {
+        let Some(path) = path else {
+            return Ok(Self::default());
+        };
+        let shown = path.display();
+        let text = std::fs::read_to_string(path).map_err(|error| {
+            Exit::Config.because(format!(
+                "could not read the configuration file {shown}: {error}"
+            ))
+        })?;
+        Self::parse(&text).map_err(|Problem { line, message }| match line {
+            Some(line) => Exit::Config.because(format!("{shown}:{line}: {message}")),
+            None => Exit::Config.because(format!("{shown}: {message}")),
+        })
+    }
+
+    pub(super) fn parse(text: &str) -> Result<Self, Problem> {
+        let syntax = |error: &toml::de::Error| Problem {
+            line: error.span().map(|span| line_of(text, span.start)),
+            message: first_line(error.message()),
+        };
+        let deserializer = toml::de::Deserializer::parse(text).map_err(|error| syntax(&error))?;
+        let file: Self = serde_path_to_error::deserialize(deserializer).map_err(|error| {
+            let key = error.path().to_string();
+            let Problem { line, message } = syntax(error.inner());
+            // A value of the wrong type is repeated by the message.
+            if key.ends_with("secret") || (key == "bus" && message.starts_with("invalid type")) {
+                let message = format!("{key}: expected a text in quotes");
+                return Problem { line, message };
+            }
+            // An unknown key is named by the message already.
+            let message = if key == "." {
+                message
+            } else {
+                format!("{key}: {message}")
+            };
+            Problem { line, message }
+        })?;
+        file.check().map_err(|(needle, message)| Problem {
+            line: find_line(text, &needle),
+            message,
+        })?;
+        Ok(file)
+    }
+
+    /// What the values say against themselves and each other, whichever command
+    /// they are for.
+    pub(super) fn check(&self) -> Result<(), Contradiction> {
+        self.check_apps()?;
+        self.check_origins()?;
+        self.check_namespaces()?;
+        let within = |key: &str, fine: bool, expected: &str| {
+            if fine {
+                return Ok(());
+            }
+            Err((key.to_owned(), format!("{key}: expected {expected}")))
+        };
+        within(
+            "activity_timeout_s",
+            self.activity_timeout_s
+                .is_none_or(|secs| (1..=3_600).contains(&secs)),
+            "1 to 3600",
+        )?;
+        within(
+            "workers",
+            self.workers
+                .is_none_or(|n| usize::from(n) <= gateway::core::workers::WORKERS_MAX),
+            "0 to 64",
+        )?;
+        within(
+            "outbox_bytes_max",
+            self.outbox_bytes_max
+                .is_none_or(|bytes| bytes >= 64 * 1_024),
+            "at least 65536",
+        )?;
+        within(
+            "bootstrap_expect",
+            self.bootstrap_expect.is_none_or(|n| (1..=7).contains(&n)),
+            "1 to 7",
+        )?;
+        within(
+            "zone",
+            self.zone.as_deref().is_none_or(is_zone),
+            "up to 64 of the characters A-Z a-z 0-9 _ -",
+        )
+    }
+
+    fn check_apps(&self) -> Result<(), Contradiction> {
+        let (mut ids, mut keys) = (HashSet::new(), HashSet::new());
+        for (i, app) in self.apps.iter().enumerate() {
+            let at = format!("apps[{i}]");
+            if !ids.insert(&app.id) {
+                let id = app.id.as_str();
+                let message = format!("{at}.id: another app has the id {id:?} already");
+                return Err((id.to_owned(), message));
+            }
+            if !keys.insert(&app.key) {
+                let message = format!("{at}.key: another app has this key already");
+                return Err((app.key.clone(), message));
+            }
+            for (name, value) in [("key", app.key.as_str()), ("secret", app.secret.expose())] {
+                if value.is_empty() {
+                    let message = format!("{at}.{name}: expected a text that is not empty");
+                    return Err((format!("{name} ="), message));
+                }
+            }
+            if !(1..=PAYLOAD_BYTES_LIMIT).contains(&app.payload_bytes_max) {
+                let message =
+                    format!("{at}.payload_bytes_max: expected 1 to {PAYLOAD_BYTES_LIMIT}");
+                return Err(("payload_bytes_max".into(), message));
+            }
+        }
+        Ok(())
+    }
+
+    /// A browser sends scheme, host and port: anything else never matches.
+    fn check_origins(&self) -> Result<(), Contradiction> {
+        for (i, app) in self.apps.iter().enumerate() {
+            for origin in app.allowed_origins.iter().filter(|origin| *origin != "*") {
+                let host = origin
+                    .split_once("://")
+                    .map(|(_, host)| host)
+                    .unwrap_or_default();
+                if host.is_empty() || host.contains('/') {
+                    let message = format!(
+                        "apps[{i}].allowed_origins: {origin:?} matches nothing; expected * or, say, https://example.com"
+                    );
+                    return Err((origin.clone(), message));
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn check_namespaces(&self) -> Result<(), Contradiction> {
+        for (i, namespace) in self.namespaces.iter().enumerate() {
+            let pattern = &namespace.r#match;
+            let at = format!("namespaces[{i}]");
+            if pattern.is_empty()
+                || pattern.starts_with("private-")
+                || pattern.starts_with("presence-")
+            {
+                let message = format!(
+                    "{at}.match: {pattern:?} matches nothing; expected a pattern for the name after private- and the like, such as chat-*"
+                );
+                return Err((format!("match = \"{pattern}\""), message));
+            }
+            if let Some(id) = &namespace.app
+                && !self.apps.is_empty()
+                && !self.apps.iter().any(|app| app.id == *id)
+            {
+                return Err((
+                    format!("app = \"{id}\""),
+                    format!("{at}.app: there is no app with the id {:?}", id.as_str()),
+                ));
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Zones have the alphabet of ids, and may be left open.
+fn is_zone(text: &str) -> bool {
+    text.is_empty() || text.parse::<NodeId>().is_ok()
+}
+
+impl AppConfig {
+    pub(super) fn new(id: &str, key: &str, secret: Secret) -> Result<Self, Failure> {
+        Ok(Self {
+            id: id
+                .parse()
+                .map_err(|error| Exit::Usage.because(format!("--app: {error}")))?,
+            key: key.into(),
+            secret,
+            enabled: true,
+            allowed_origins: any_origin(),
+            connections_max: 0,
+            payload_bytes_max: PAYLOAD_BYTES_DEFAULT,
+        })
+    }
+
+    pub(crate) fn from_text(text: &AppText) -> Result<Self, Failure> {
+        let app = text.parse()?;
+        Self::new(&app.id, &app.key, app.secret)
+    }
+
+    pub(super) fn app(&self) -> App {
+        let mut app = App::new(self.id.clone(), &self.key, self.secret.expose());
+        app.enabled = self.enabled;
+        app.allowed_origins.clone_from(&self.allowed_origins);
+        app.connections_max = self.connections_max;
+        app.payload_bytes_max = self.payload_bytes_max;
+        app
+    }
+}
+
+impl NamespaceConfig {
+    pub(super) fn namespace(&self) -> Namespace {
+        Namespace {
+            pattern: self.r#match.clone(),
+            app: self.app.clone(),
+            history: HistoryLimits {
+                publications: self.history_publications,
+                age: Duration::from_secs(self.history_age_s),
+                bytes: self.history_bytes,
+            },
+        }
+    }
+}
+
+/// Why a file was refused.
+#[derive(Debug)]
+pub(super) struct Problem {
+    pub(super) line: Option<usize>,
+    pub(super) message: String,
+}
+
+/// The parser's messages can go on with the text of the line, which may hold a
+/// secret.
+fn first_line(message: &str) -> String {
+    message.lines().next().unwrap_or_default().to_owned()
+}
+
+fn line_of(text: &str, at: usize) -> usize {
+    text.as_bytes()
+        .iter()
+        .take(at)
+        .filter(|byte| **byte == b'\n')
+        .count()
+        + 1
+}
+
+/// The last line with a text: of two that say the same, the later one is wrong.
+fn find_line(text: &str, needle: &str) -> Option<usize> {
+    text.rfind(needle).map(|at| line_of(text, at))
+}

@@ -1,0 +1,351 @@
+//! Configuration: flags over environment over file over defaults. The only
+//! place that reads it.
+//!
+//! Flags and environment are laid over what the [`file`] says; then each command
+//! takes what it uses, fills in its own defaults and checks the whole.
+
+use std::net::{Ipv4Addr, SocketAddr};
+use std::path::PathBuf;
+use std::time::Duration;
+
+use gateway::app::{App, Secret};
+use proto::id::{GatewayId, NodeId};
+use proto::namespace::Namespaces;
+use proto::subject::ClusterName;
+use schemars::JsonSchema;
+use serde::Serialize;
+
+use crate::cli::LogFormat;
+use crate::cli::server::{DevOptions, GatewayOptions, NodeOptions};
+use crate::exit::{Exit, Failure};
+use crate::{admin, certs};
+pub(crate) use address::{BusServers, HostPort, InvalidServers};
+use file::{AppConfig, File, NamespaceConfig};
+
+mod address;
+pub(crate) mod environment;
+pub(crate) mod file;
+pub(crate) mod reference;
+#[cfg(test)]
+mod tests;
+
+/// What all servers have.
+#[derive(Debug, Clone, Serialize, JsonSchema)]
+pub(crate) struct Server {
+    #[schemars(with = "String")]
+    pub(crate) admin: SocketAddr,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) admin_token_file: Option<PathBuf>,
+    #[schemars(with = "String")]
+    pub(crate) log: LogFormat,
+}
+
+/// What all servers with clients have.
+#[derive(Debug, Clone, Serialize, JsonSchema)]
+pub(crate) struct Clients {
+    #[schemars(with = "String")]
+    pub(crate) listen: SocketAddr,
+    pub(crate) workers: u8,
+    pub(crate) activity_timeout_s: u64,
+    pub(crate) outbox_bytes_max: usize,
+    pub(crate) apps: Vec<AppConfig>,
+}
+
+/// What all servers in a cluster have.
+#[derive(Debug, Clone, Serialize, JsonSchema)]
+pub(crate) struct Bus {
+    #[schemars(with = "String")]
+    pub(crate) cluster: ClusterName,
+    #[schemars(with = "String")]
+    pub(crate) bus: BusServers,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) bus_creds: Option<PathBuf>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) bus_ca: Option<PathBuf>,
+}
+
+/// `dunlin dev`.
+#[derive(Debug, Clone, Serialize, JsonSchema)]
+pub(crate) struct Dev {
+    #[serde(flatten)]
+    pub(crate) server: Server,
+    #[serde(flatten)]
+    pub(crate) clients: Clients,
+    namespaces: Vec<NamespaceConfig>,
+}
+
+/// `dunlin gateway`.
+#[derive(Debug, Clone, Serialize, JsonSchema)]
+pub(crate) struct Gateway {
+    #[schemars(with = "String")]
+    pub(crate) name: GatewayId,
+    #[serde(flatten)]
+    pub(crate) bus: Bus,
+    #[serde(flatten)]
+    pub(crate) server: Server,
+    #[serde(flatten)]
+    pub(crate) clients: Clients,
+}
+
+/// `dunlin node`.
+#[derive(Debug, Clone, Serialize, JsonSchema)]
+pub(crate) struct Node {
+    /// Can stand in a certificate.
+    #[schemars(with = "String")]
+    pub(crate) name: NodeId,
+    #[serde(flatten)]
+    pub(crate) bus: Bus,
+    #[serde(flatten)]
+    pub(crate) server: Server,
+    pub(crate) data: PathBuf,
+    #[schemars(with = "String")]
+    pub(crate) quic: SocketAddr,
+    /// `None`: what `quic` turns out to be, for its port is to be any.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(with = "String")]
+    pub(crate) quic_advertise: Option<HostPort>,
+    #[schemars(with = "Vec<String>")]
+    pub(crate) join: Vec<HostPort>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) bootstrap_expect: Option<u8>,
+    pub(crate) zone: String,
+    pub(crate) witness: bool,
+    pub(crate) certs: PathBuf,
+    pub(crate) workers: u8,
+    namespaces: Vec<NamespaceConfig>,
+}
+
+impl Server {
+    fn from_file(file: &File, port: u16) -> Result<Self, String> {
+        let default = SocketAddr::from((Ipv4Addr::LOCALHOST, port));
+        let admin = file.admin.unwrap_or(default);
+        if file.admin_token_file.is_none() && !admin::is_private(admin) {
+            return Err(format!(
+                "admin is {admin}, which others can reach, and there are no tokens: make some with `dunlin token --file FILE` \
+                 and name the file with --admin-token-file, or use a loopback address",
+            ));
+        }
+        Ok(Self {
+            admin,
+            admin_token_file: file.admin_token_file.clone(),
+            log: file.log.unwrap_or_default(),
+        })
+    }
+}
+
+/// The client port of Soketi and Sockudo, so that existing clients just
+/// connect.
+const CLIENT_PORT: u16 = 6001;
+
+impl Clients {
+    fn from_file(file: &File, ip: Ipv4Addr, server: &Server) -> Result<Self, String> {
+        let listen = file.listen.unwrap_or((ip, CLIENT_PORT).into());
+        if listen == server.admin && listen.port() != 0 {
+            return Err(format!(
+                "listen and admin are both {listen}; clients and administration need an address each",
+            ));
+        }
+        Ok(Self {
+            listen,
+            workers: file.workers.unwrap_or_default(),
+            activity_timeout_s: file.activity_timeout_s.unwrap_or(120),
+            outbox_bytes_max: file.outbox_bytes_max.unwrap_or(1_024 * 1_024),
+            apps: file.apps.clone(),
+        })
+    }
+
+    pub(crate) fn apps(&self) -> impl Iterator<Item = App> {
+        self.apps.iter().map(AppConfig::app)
+    }
+
+    pub(crate) fn activity_timeout(&self) -> Duration {
+        Duration::from_secs(self.activity_timeout_s)
+    }
+}
+
+impl Bus {
+    fn from_file(file: &File) -> Result<Self, String> {
+        let cluster = file.cluster.clone().map_or_else(|| "dunlin".parse(), Ok);
+        let bus = file.bus.clone();
+        let bus = bus.map_or_else(|| "nats://127.0.0.1:4222".parse(), Ok);
+        Ok(Self {
+            cluster: cluster.map_err(|error| error.to_string())?,
+            bus: bus.map_err(|error| error.to_string())?,
+            bus_creds: file.bus_creds.clone(),
+            bus_ca: file.bus_ca.clone(),
+        })
+    }
+}
+
+impl Dev {
+    /// What file, environment and flags come to, checked.
+    pub(crate) fn resolve(options: &DevOptions) -> Result<Self, Failure> {
+        let mut file = File::read(options.server.config.as_deref())?;
+        options.overrule(&mut file)?;
+        if file.apps.is_empty() {
+            // As at Soketi and Sockudo.
+            let app = AppConfig::new("app-id", "app-key", Secret::new("app-secret"))?;
+            file.apps.push(app);
+        }
+        checked(&file, Self::from_file)
+    }
+
+    fn from_file(file: &File) -> Result<Self, String> {
+        let server = Server::from_file(file, 9601)?;
+        Ok(Self {
+            clients: Clients::from_file(file, Ipv4Addr::LOCALHOST, &server)?,
+            server,
+            namespaces: file.namespaces.clone(),
+        })
+    }
+
+    /// Where clients connect to a `dunlin dev` that has not been told
+    /// otherwise.
+    pub(crate) fn listens_by_default() -> SocketAddr {
+        (Ipv4Addr::LOCALHOST, CLIENT_PORT).into()
+    }
+
+    pub(crate) fn namespaces(&self) -> Namespaces {
+        namespaces(&self.namespaces)
+    }
+}
+
+impl Gateway {
+    /// What file, environment and flags come to, checked.
+    pub(crate) fn resolve(options: &GatewayOptions) -> Result<Self, Failure> {
+        let mut file = File::read(options.server.config.as_deref())?;
+        options.overrule(&mut file)?;
+        checked(&file, Self::from_file)
+    }
+
+    fn from_file(file: &File) -> Result<Self, String> {
+        if file.apps.is_empty() {
+            return Err(
+                "a gateway needs at least one app to serve: give it --app ID:KEY:SECRET or DUNLIN_APPS, \
+                 or [[apps]] in the configuration file (only `dunlin dev` has an app of its own)"
+                    .into(),
+            );
+        }
+        let server = Server::from_file(file, 9601)?;
+        let clients = Clients::from_file(file, Ipv4Addr::UNSPECIFIED, &server)?;
+        let name = file.name.clone().or_else(|| {
+            // Several on one machine may ask for any port; the process tells
+            // them apart.
+            let number = match clients.listen.port() {
+                0 => std::process::id(),
+                port => port.into(),
+            };
+            environment::host_name(&format!("-{number}"))
+        });
+        let name = name.ok_or_else(no_host_name)?;
+        Ok(Self {
+            name: name
+                .as_str()
+                .parse()
+                .map_err(|error| format!("name: {error}"))?,
+            bus: Bus::from_file(file)?,
+            server,
+            clients,
+        })
+    }
+}
+
+impl Node {
+    /// What file, environment and flags come to, checked.
+    pub(crate) fn resolve(options: &NodeOptions) -> Result<Self, Failure> {
+        let mut file = File::read(options.server.config.as_deref())?;
+        options.overrule(&mut file)?;
+        checked(&file, Self::from_file)
+    }
+
+    fn from_file(file: &File) -> Result<Self, String> {
+        let name = file.name.clone().or_else(|| environment::host_name(""));
+        let name = name.ok_or_else(no_host_name)?;
+        certs::check_name(&name).map_err(|error| format!("name: {error}"))?;
+        let directory = |key: &Option<PathBuf>, what: &str| {
+            let missing = || format!("a node needs {what}");
+            key.clone()
+                .filter(|path| !path.as_os_str().is_empty())
+                .ok_or_else(missing)
+        };
+        let data = directory(
+            &file.data,
+            "a directory of its own for what must survive a restart: name one with --data DIR",
+        )?;
+        let certs = directory(
+            &file.certs,
+            "certificates: make them with `dunlin certs` and name their directory with --certs DIR",
+        )?;
+        let quic = file.quic.unwrap_or((Ipv4Addr::LOCALHOST, 7601).into());
+        let bound = (quic.port() != 0).then(|| HostPort::from(quic));
+        let quic_advertise = file.quic_advertise.clone().or(bound);
+        let reaches_nobody = match &quic_advertise {
+            Some(address) => address.is_unspecified(),
+            None => quic.ip().is_unspecified(),
+        };
+        if reaches_nobody {
+            return Err(format!(
+                "other nodes would be told to connect to {}, which is no address: say with --quic-advertise HOST:PORT \
+                 how they reach this node",
+                quic_advertise.map_or_else(|| quic.to_string(), |address| address.to_string()),
+            ));
+        }
+        Ok(Self {
+            name,
+            bus: Bus::from_file(file)?,
+            server: Server::from_file(file, 9611)?,
+            data,
+            quic,
+            quic_advertise,
+            join: file.join.clone(),
+            bootstrap_expect: file.bootstrap_expect,
+            zone: file.zone.clone().unwrap_or_default(),
+            witness: file.witness.unwrap_or_default(),
+            certs,
+            workers: file.workers.unwrap_or_default(),
+            namespaces: file.namespaces.clone(),
+        })
+    }
+}
+
+#[expect(dead_code, reason = "merge: for `dunlin node`")]
+impl Node {
+    /// What other nodes are told, once it is known where this one listens.
+    pub(crate) fn advertised(&self, bound: SocketAddr) -> HostPort {
+        let told = self.quic_advertise.clone();
+        told.unwrap_or_else(|| bound.into())
+    }
+
+    pub(crate) fn namespaces(&self) -> Namespaces {
+        namespaces(&self.namespaces)
+    }
+}
+
+fn no_host_name() -> String {
+    "this host has no name that a process could have: give one with --name".into()
+}
+
+/// Checks what all sources together say, then takes what a command uses.
+fn checked<T>(file: &File, take: impl FnOnce(&File) -> Result<T, String>) -> Result<T, Failure> {
+    let checked = file.check().map_err(|(_, message)| message);
+    checked
+        .and_then(|()| take(file))
+        .map_err(|problem| Exit::Config.because(problem))
+}
+
+/// As TOML. Secrets are masked: that is how they serialise.
+pub(crate) fn to_toml(config: &impl Serialize) -> Result<String, Failure> {
+    toml::to_string(config).map_err(|error| Exit::Software.with(error))
+}
+
+/// How many workers a configured number means.
+pub(crate) fn workers(configured: u8) -> usize {
+    match configured {
+        0 => std::thread::available_parallelism().map_or(1, usize::from),
+        workers => usize::from(workers),
+    }
+}
+
+fn namespaces(rules: &[NamespaceConfig]) -> Namespaces {
+    Namespaces::new(rules.iter().map(NamespaceConfig::namespace).collect())
+}

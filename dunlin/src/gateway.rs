@@ -1,0 +1,130 @@
+//! `dunlin gateway`: clients on one side, the bus on the other. It needs nothing
+//! but the bus to start, and keeps nothing.
+
+use std::sync::Arc;
+
+use gateway::app::Apps;
+use proto::bus::BusHandle;
+use proto::id::{GatewayRef, Incarnation};
+use proto::time::UnixTime;
+use serde_json::json;
+use tokio::sync::{mpsc, watch};
+
+use crate::admin::tokens::Tokens;
+use crate::admin::{Admin, Readiness};
+use crate::cli::server::GatewayOptions;
+use crate::config::{self, Gateway};
+use crate::exit::{Exit, Failure};
+use crate::process::{self, Signals, telling};
+use crate::telemetry::{self, Exporter};
+
+pub(crate) fn run(options: &GatewayOptions) -> Result<(), Failure> {
+    let config = Gateway::resolve(options)?;
+    process::run(&config.server.clone(), |tokens| serve(config, tokens))
+}
+
+async fn serve(config: Gateway, tokens: Option<Arc<Tokens>>) -> Result<(), Failure> {
+    let mut signals = Signals::listen()?;
+    let (stop, shutdown) = watch::channel(false);
+    let bus = connect(&config.bus, format!("gateway {}", config.name)).await?;
+    let apps = Arc::new(Apps::new(config.clients.apps()));
+    let bug = |error: prometheus::Error| Exit::Software.with(error);
+    let registry = telemetry::registry_of("gateway").map_err(bug)?;
+    let metrics = Arc::new(gateway::Metrics::register(&registry, bus.name(), &apps).map_err(bug)?);
+    let exporter = Arc::new(Exporter::new(vec![registry], Arc::clone(&bus)).map_err(bug)?);
+    let (admin_listener, admin_address) = process::bind_admin(config.server.admin).await?;
+
+    let gateway_config = gateway::Config {
+        cluster: config.bus.cluster.clone(),
+        gateway: GatewayRef {
+            id: config.name.clone(),
+            incarnation: Incarnation(UnixTime::now().0 / 1_000),
+        },
+        listen: config.clients.listen,
+        apps,
+        workers: config::workers(config.clients.workers),
+        activity_timeout: config.clients.activity_timeout(),
+        outbox_bytes_max: config.clients.outbox_bytes_max,
+        playground: false,
+    };
+    let gateway = gateway::start(gateway_config, Arc::clone(&bus), metrics, shutdown.clone());
+    let gateway = gateway.await.map_err(failed)?;
+    process::greet(&format!(
+        "Dunlin {}: gateway {} of cluster {}.\n\n  clients   http://{}\n  admin     http://{admin_address}\n",
+        env!("CARGO_PKG_VERSION"),
+        config.name,
+        config.bus.cluster,
+        gateway.address,
+    ));
+    let admin = Admin {
+        tokens,
+        exporter,
+        ready: readiness(bus, gateway.ready.clone(), shutdown.clone()),
+        status: json!({
+            "version": env!("CARGO_PKG_VERSION"),
+            "commit": env!("DUNLIN_COMMIT"),
+            "mode": "gateway",
+            "name": config.name.as_str(),
+            "cluster_name": config.bus.cluster.as_str(),
+            "bus": config.bus.bus.to_string(),
+            "listen": gateway.address.to_string(),
+        }),
+        inspector: Arc::new(gateway.inspector.clone()),
+    };
+    let admin = tokio::spawn(admin.run(admin_listener, shutdown));
+    let (ended, mut first_ended) = mpsc::channel::<()>(1);
+    let gateway = tokio::spawn(telling(gateway.join(), ended));
+    let by_signal = signals.or_first_end(&mut first_ended).await;
+    tracing::info!("shutting down");
+    let _ = stop.send(true);
+    let rest = async {
+        let gateway = gateway.await.map_err(|error| Exit::Software.with(error))?;
+        let _ = admin.await;
+        gateway.map_err(failed)
+    };
+    signals.end(by_signal, rest).await
+}
+
+/// The bus of a cluster. Connects in the background, and again and again.
+pub(crate) async fn connect(config: &config::Bus, name: String) -> Result<BusHandle, Failure> {
+    tracing::info!(servers = %config.bus, cluster = %config.cluster, "connecting to the bus");
+    let bus = NatsBus::connect(NatsOptions {
+        servers: config.bus.expose().to_owned(),
+        credentials: config.bus_creds.clone(),
+        ca: config.bus_ca.clone(),
+        name,
+    });
+    // A bus that is away is no failure: only options that can never be right.
+    Ok(bus.await.map_err(|error| Exit::Config.with(error))?)
+}
+
+/// Clients are served while the bus is there and the map is known, until the
+/// shutdown.
+fn readiness(
+    bus: BusHandle,
+    ready: watch::Receiver<bool>,
+    shutdown: watch::Receiver<bool>,
+) -> Readiness {
+    Arc::new(move || {
+        let reason = if *shutdown.borrow() {
+            "shutting down"
+        } else if !bus.stats().connected {
+            "the bus is away"
+        } else if !*ready.borrow() {
+            "no map yet: no node has been heard of"
+        } else {
+            return Ok(());
+        };
+        Err(reason.to_owned())
+    })
+}
+
+/// Why a gateway ended, and the exit code for it.
+pub(crate) fn failed(error: gateway::Error) -> Failure {
+    let exit = match error {
+        gateway::Error::Listen { .. } => Exit::Io,
+        gateway::Error::WorkerPanicked | gateway::Error::Panicked(_) => Exit::Software,
+        _ => Exit::Unavailable,
+    };
+    exit.with(error)
+}
