@@ -125,7 +125,10 @@ impl Reporter {
             return;
         }
         if text.to_lowercase().contains("permissions violation") {
-            tracing::error!(refusal = text, "the bus does not permit what this process must do: it is connected as the wrong user, or this user lacks a permission. docs/operating/bus.md has the permissions of both roles");
+            tracing::error!(
+                refusal = text,
+                "the bus does not permit what this process must do: it is connected as the wrong user, or this user lacks a permission. docs/operating/bus.md has the permissions of both roles"
+            );
         } else {
             tracing::warn!(refusal = text, "the bus refuses something");
         }
@@ -134,13 +137,19 @@ impl Reporter {
     /// A message is larger than the server takes.
     pub(super) fn too_large(&self, bytes: usize, bytes_max: usize) {
         if self.is_new("max_payload") {
-            tracing::error!(bytes, bytes_max, "the bus takes smaller messages than we send: set max_payload of nats-server to 1MB, its default. Until then larger messages are dropped and counted");
+            tracing::error!(
+                bytes,
+                bytes_max,
+                "the bus takes smaller messages than we send: set max_payload of nats-server to 1MB, its default. Until then larger messages are dropped and counted"
+            );
         }
     }
 
     pub(super) fn slow_consumer(&self) {
         if self.is_new("slow consumer") {
-            tracing::warn!("messages from the bus come faster than this process reads them: the newest are dropped and counted");
+            tracing::warn!(
+                "messages from the bus come faster than this process reads them: the newest are dropped and counted"
+            );
         }
     }
 
