@@ -438,9 +438,10 @@ async fn credentials_files_work() -> Result<()> {
 /// A block of configuration in docs/operating/bus.md.
 fn documented(block: usize) -> Result<String> {
     let page = std::fs::read_to_string(repository().join("docs/operating/bus.md"))?;
-    let config = page.split("```").filter_map(|it| it.strip_prefix("conf\n"));
-    let config = config.skip(block).next().context("the page has it")?;
-    Ok(config.to_owned())
+    let mut blocks = page
+        .split("```")
+        .filter_map(|text| text.strip_prefix("conf\n"));
+    Ok(blocks.nth(block).context("the page has it")?.to_owned())
 }
 
 /// The addresses of a cluster, and which roles publish and subscribe to each.
