@@ -1,8 +1,7 @@
 //! Starts a real nats-server, and ends it by its process id.
 
 use std::fs;
-use std::io::Read;
-use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
+use std::net::{Ipv4Addr, TcpListener};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -95,7 +94,13 @@ impl NatsServer {
     /// When it does not begin to serve.
     pub async fn start_binary(binary: &Path, config: &str) -> Result<Self> {
         let mut server = Self::stopped(binary, config)?;
-        server.restart().await?;
+        let mut started = server.restart().await;
+        if started.is_err() && server.log().contains("address already in use") {
+            // Another process took the port first.
+            server = Self::stopped(binary, config)?;
+            started = server.restart().await;
+        }
+        started?;
         Ok(server)
     }
 
@@ -120,6 +125,7 @@ impl NatsServer {
     /// When it does not begin to serve.
     pub async fn restart(&mut self) -> Result<()> {
         self.kill();
+        let _ = fs::remove_file(self.folder.path("log"));
         let child = Command::new(&self.binary)
             .args(["--addr", "127.0.0.1", "--port", &self.port.to_string()])
             .arg("--config")
@@ -133,7 +139,7 @@ impl NatsServer {
             .with_context(|| format!("{} does not run", self.binary.display()))?;
         self.child = Some(child);
         let deadline = Instant::now() + PATIENCE;
-        while !greets(self.port) {
+        while !self.log().contains("Server is ready") {
             let ended = self.child.as_mut().map(Child::try_wait).transpose()?;
             if let Some(Some(status)) = ended {
                 bail!("nats-server has ended with {status}: {}", self.log());
@@ -199,19 +205,6 @@ impl Drop for NatsServer {
     fn drop(&mut self) {
         self.kill();
     }
-}
-
-/// A nats-server speaks first, and begins with INFO.
-fn greets(port: u16) -> bool {
-    let address = SocketAddr::from((Ipv4Addr::LOCALHOST, port));
-    let Ok(mut stream) = TcpStream::connect_timeout(&address, Duration::from_secs(1)) else {
-        return false;
-    };
-    let mut greeting = [0; 5];
-    stream
-        .set_read_timeout(Some(Duration::from_secs(1)))
-        .and_then(|()| stream.read_exact(&mut greeting))
-        .is_ok_and(|()| greeting == *b"INFO ")
 }
 
 fn free_port() -> Result<u16> {

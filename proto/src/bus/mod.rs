@@ -69,7 +69,8 @@ pub enum Error {
 pub struct Stats {
     /// Present subscriptions.
     pub subscriptions: u64,
-    /// Messages dropped because a subscriber was too slow.
+    /// Messages dropped because a subscriber was too slow; under a flood over
+    /// NATS, at least so many.
     pub dropped: u64,
     /// Messages that did not leave: the bus was away, or too much waited.
     pub unsent: u64,

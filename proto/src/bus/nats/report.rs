@@ -80,29 +80,24 @@ impl Reporter {
     /// Another round over all servers begins. `failures` is what happened at
     /// them in the last one.
     pub(super) fn tries(&self, failures: impl Iterator<Item = (String, String)>) {
-        let (reached, failure) = {
-            let state = self.state();
-            let every = if state.reached {
-                AWAY_EVERY
-            } else {
-                UNREACHED_EVERY
-            };
-            if state.quiet_since.is_some_and(|at| at.elapsed() < every) {
-                return;
-            }
-            (state.reached, state.failure.clone())
-        };
+        let now = Instant::now();
+        let mut state = self.state();
+        if !state.is_due(now) {
+            return;
+        }
         let mut reasons: Vec<String> = failures
             .map(|(server, failure)| format!("{server}: {}", failure.replace("IO error: ", "")))
             .collect();
         if reasons.is_empty() {
-            reasons.extend(failure);
+            reasons.extend(state.failure.clone());
         }
-        // The first round after the start or after a loss.
-        if reasons.is_empty() || (reached && self.state().quiet_since.is_none()) {
+        // Nothing is known before the first round.
+        if reasons.is_empty() {
             return;
         }
-        self.state().quiet_since = Some(Instant::now());
+        state.quiet_since = Some(now);
+        let reached = state.reached;
+        drop(state);
         self.unreachable(&reasons.join("; "), reached);
     }
 
@@ -157,19 +152,70 @@ impl Reporter {
         tracing::info!(servers = %self.servers, "the bus's server is about to shut down");
     }
 
-    /// Whether this has not been said for a while.
     fn is_new(&self, text: &str) -> bool {
-        let refusals = &mut self.state().refusals;
-        if refusals
-            .get(text)
-            .is_some_and(|at| at.elapsed() < REFUSAL_EVERY)
-        {
+        self.state().is_new(text, Instant::now())
+    }
+}
+
+impl State {
+    /// Whether it is time to say why the bus is away.
+    fn is_due(&self, now: Instant) -> bool {
+        let every = if self.reached {
+            AWAY_EVERY
+        } else {
+            UNREACHED_EVERY
+        };
+        match self.quiet_since {
+            Some(since) => now.duration_since(since) >= every,
+            // Reached and not known to be lost: what the library tells is old.
+            None => !self.reached,
+        }
+    }
+
+    /// Whether this has not been said for a while.
+    fn is_new(&mut self, text: &str, now: Instant) -> bool {
+        let said = self.refusals.get(text);
+        if said.is_some_and(|at| now.duration_since(*at) < REFUSAL_EVERY) {
             return false;
         }
-        if refusals.len() >= REFUSALS_MAX {
-            refusals.clear();
+        if self.refusals.len() >= REFUSALS_MAX {
+            self.refusals.clear();
         }
-        refusals.insert(text.to_owned(), Instant::now());
+        self.refusals.insert(text.to_owned(), now);
         true
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn absence_is_told_now_and_then() {
+        let start = Instant::now();
+        let mut state = State::default();
+        assert!(state.is_due(start), "at the first failure");
+        state.quiet_since = Some(start);
+        assert!(!state.is_due(start + UNREACHED_EVERY / 2));
+        assert!(state.is_due(start + UNREACHED_EVERY));
+        state.reached = true;
+        assert!(!state.is_due(start + UNREACHED_EVERY), "the loss was told");
+        assert!(state.is_due(start + AWAY_EVERY));
+        state.quiet_since = None;
+        assert!(!state.is_due(start + AWAY_EVERY), "it is there");
+    }
+
+    #[test]
+    fn the_same_refusal_is_not_repeated_and_others_are_told() {
+        let start = Instant::now();
+        let mut state = State::default();
+        assert!(state.is_new("a", start));
+        assert!(!state.is_new("a", start + REFUSAL_EVERY / 2));
+        assert!(state.is_new("b", start + REFUSAL_EVERY / 2));
+        assert!(state.is_new("a", start + REFUSAL_EVERY));
+        for i in 0..1_000 {
+            assert!(state.is_new(&i.to_string(), start));
+            assert!(state.refusals.len() <= REFUSALS_MAX, "bounded");
+        }
     }
 }
