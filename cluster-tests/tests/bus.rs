@@ -5,9 +5,11 @@
     reason = "tests measure that nothing waits"
 )]
 
+use std::cell::RefCell;
 use std::collections::BTreeSet;
+use std::io::Write;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, Once};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
@@ -19,8 +21,10 @@ use proto::bus::{Bus, BusHandle, NatsBus, NatsOptions, Subscription, conformance
 use proto::subject::Subject;
 use serde_json::{Value, json};
 use tokio::time::timeout;
-use tracing::subscriber::DefaultGuard;
-use tracing_subscriber::fmt::MakeWriter;
+use tracing_subscriber::Layer;
+use tracing_subscriber::filter::dynamic_filter_fn;
+use tracing_subscriber::layer::SubscriberExt;
+use tracing_subscriber::util::SubscriberInitExt;
 
 /// Longest that a call which never waits may take on a busy machine.
 const AT_ONCE: Duration = Duration::from_millis(200);
@@ -66,19 +70,29 @@ async fn flows(bus: &NatsBus, to: &Subject, subscription: &mut Subscription, tex
     timeout(PATIENCE, flows).await.expect("messages flow");
 }
 
-/// What the current thread logs, all of it. A test runs on one thread.
+/// What this test logs, all of it: a test that looks at it runs on one thread.
 #[derive(Clone, Default)]
 struct Log(Arc<Mutex<Vec<u8>>>);
 
+thread_local! {
+    static LOG: RefCell<Option<Log>> = const { RefCell::new(None) };
+}
+
 impl Log {
-    fn new() -> (Self, DefaultGuard) {
+    fn new() -> Self {
+        static INSTALL: Once = Once::new();
+        // One subscriber for all threads. With one for each, what a thread
+        // without one logs first would be switched off for the others.
+        INSTALL.call_once(|| {
+            let layer = tracing_subscriber::fmt::layer()
+                .with_ansi(false)
+                .with_writer(|| LOG.with_borrow(Clone::clone).unwrap_or_default())
+                .with_filter(dynamic_filter_fn(|_, _| LOG.with_borrow(Option::is_some)));
+            tracing_subscriber::registry().with(layer).init();
+        });
         let log = Self::default();
-        let subscriber = tracing_subscriber::fmt()
-            .with_max_level(tracing::Level::TRACE)
-            .with_ansi(false)
-            .with_writer(log.clone())
-            .finish();
-        (log, tracing::subscriber::set_default(subscriber))
+        LOG.set(Some(log.clone()));
+        log
     }
 
     fn text(&self) -> String {
@@ -99,7 +113,7 @@ impl Log {
     }
 }
 
-impl std::io::Write for Log {
+impl Write for Log {
     fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
         self.0.lock().expect("no panic").extend_from_slice(bytes);
         Ok(bytes.len())
@@ -107,14 +121,6 @@ impl std::io::Write for Log {
 
     fn flush(&mut self) -> std::io::Result<()> {
         Ok(())
-    }
-}
-
-impl<'a> MakeWriter<'a> for Log {
-    type Writer = Self;
-
-    fn make_writer(&'a self) -> Self {
-        self.clone()
     }
 }
 
@@ -146,21 +152,26 @@ async fn conforms_on_several_threads() -> Result<()> {
 
 #[tokio::test]
 async fn conforms_on_the_oldest_server_that_is_supported() {
-    match nats::floor() {
-        Some(binary) => conforms_on(&binary).await,
-        None => {
-            use std::io::Write;
-            // Not by print!, which is only shown when a test fails.
-            let _ = std::io::stderr().write_all(
-                b"SKIPPED: no nats-server 2.9 here (apt-get install nats-server on Debian 12)\n",
-            );
-        }
+    if let Some(binary) = floor() {
+        conforms_on(&binary).await;
     }
+}
+
+/// The oldest server that is supported, where it is installed.
+fn floor() -> Option<PathBuf> {
+    let floor = nats::floor();
+    if floor.is_none() {
+        // Not by print!, which is only shown when a test fails.
+        let _ = std::io::stderr().write_all(
+            b"SKIPPED: no nats-server 2.9 here (on Debian 12: apt-get install nats-server)\n",
+        );
+    }
+    floor
 }
 
 #[tokio::test]
 async fn messages_flow_once_the_bus_is_there() -> Result<()> {
-    let (log, _guard) = Log::new();
+    let log = Log::new();
     let mut server = NatsServer::stopped(&nats::binary()?, "")?;
     let bus = NatsBus::connect(options(&server.url())).await?;
     let began = Instant::now();
@@ -183,7 +194,7 @@ async fn messages_flow_once_the_bus_is_there() -> Result<()> {
 
 #[tokio::test]
 async fn subscriptions_work_again_after_the_server_was_killed() -> Result<()> {
-    let (log, _guard) = Log::new();
+    let log = Log::new();
     let mut server = NatsServer::start().await?;
     let (here, there) = (
         reach(options(&server.url())).await?,
@@ -273,7 +284,7 @@ async fn a_dead_server_in_the_list_is_passed_over() -> Result<()> {
 
 #[tokio::test]
 async fn passwords_in_urls_work_and_are_never_logged() -> Result<()> {
-    let (log, _guard) = Log::new();
+    let log = Log::new();
     let config = r#"authorization { users: [{ user: "some one", password: "s3cr3t:@/,%" }] }"#;
     let server = NatsServer::start_with(config).await?;
     let address = server.address();
@@ -325,7 +336,7 @@ fn certificates() -> Result<Certificates> {
 
 #[tokio::test]
 async fn tls_trusts_the_named_ca_and_no_other() -> Result<()> {
-    let (log, _guard) = Log::new();
+    let log = Log::new();
     let good = certificates()?;
     let config = documented(1)?.replace("/etc/nats", &good.folder.path("").display().to_string());
     let server = NatsServer::start_with(&config).await?;
@@ -349,10 +360,10 @@ async fn tls_trusts_the_named_ca_and_no_other() -> Result<()> {
 
 #[tokio::test]
 async fn tls_is_not_given_up_for_a_server_without_it() -> Result<()> {
-    let (log, _guard) = Log::new();
+    let log = Log::new();
     let server = NatsServer::start().await?;
     let bus = NatsBus::connect(options(&format!("tls://me:s3cr3t@{}", server.address()))).await?;
-    log.line(&["not reached", &server.address()]).await;
+    log.line(&["ERROR", "TLS fails", &server.address()]).await;
     assert!(!bus.stats().connected);
     Ok(())
 }
@@ -393,7 +404,7 @@ fn jwt(kind: &str, subject: &KeyPair, issuer: &KeyPair, mut claims: Value) -> Re
 
 #[tokio::test]
 async fn credentials_files_work() -> Result<()> {
-    let (log, _guard) = Log::new();
+    let log = Log::new();
     let (operator, account) = (KeyPair::new_operator(), KeyPair::new_account());
     let limits = json!({ "subs": -1, "data": -1, "payload": -1, "conn": -1, "leaf": -1,
         "imports": -1, "exports": -1, "wildcards": true });
@@ -457,7 +468,7 @@ const ADDRESSES: [(&str, &[&str], &[&str]); 6] = [
 /// What each role may do is what it must do: docs/operating/bus.md.
 async fn roles_are_kept_apart_by(binary: &Path) -> Result<()> {
     const ROLES: [&str; 2] = ["gateway", "node"];
-    let (log, _guard) = Log::new();
+    let log = Log::new();
     let config = format!(
         "GATEWAY_PASSWORD: \"for-gateway\"\nNODE_PASSWORD: \"for-node\"\n{}",
         documented(0)?
@@ -533,22 +544,22 @@ async fn the_documented_users_can_do_what_their_role_must_and_no_more() -> Resul
 
 #[tokio::test]
 async fn the_documented_users_are_kept_apart_by_the_oldest_server_too() -> Result<()> {
-    match nats::floor() {
+    match floor() {
         Some(binary) => roles_are_kept_apart_by(&binary).await,
         None => Ok(()),
     }
 }
 
-/// One cluster's subjects, seen from a user who may only see others'.
+/// With the name of a cluster in place of the wildcard, as the page advises.
 #[tokio::test]
 async fn other_subjects_are_out_of_reach_for_both_roles() -> Result<()> {
-    let (log, _guard) = Log::new();
     let config = format!(
         "GATEWAY_PASSWORD: \"x\"\nNODE_PASSWORD: \"x\"\n{}",
         documented(0)?.replace("dunlin.*.", "dunlin.other.")
     );
     let server = NatsServer::start_with(&config).await?;
     for role in ["gateway", "node"] {
+        let log = Log::new();
         let bus = reach(options(&format!("nats://{role}:x@{}", server.address()))).await?;
         bus.publish(&subject("beat.gw"), Bytes::from_static(b"x"))?;
         bus.publish(&subject("map"), Bytes::from_static(b"x"))?;

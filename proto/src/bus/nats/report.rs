@@ -107,8 +107,11 @@ impl Reporter {
         let lower = reason.to_lowercase();
         if lower.contains("authorization") || lower.contains("authentication") {
             tracing::error!(%servers, reason, "the bus is {since}: the server refuses who we are. Check the user and password or the credentials file, and the users that the server knows");
-        } else if lower.contains("certificate") || lower.contains("tls") {
-            tracing::error!(%servers, reason, "the bus is {since}: TLS fails. Check the CA file, and that the server's certificate is signed by it, is valid and names the host that we connect to");
+        } else if ["certificate", "tls", "corrupt message"]
+            .iter()
+            .any(|word| lower.contains(word))
+        {
+            tracing::error!(%servers, reason, "the bus is {since}: TLS fails. Check that the server has TLS, that its certificate is valid, names the host that we connect to and is signed by a root that we know, and the CA file");
         } else {
             tracing::warn!(%servers, reason, "the bus is {since}: nothing can be sent to other processes. Is nats-server running, and can it be reached from here? Trying on");
         }
