@@ -1,7 +1,8 @@
 //! Tests of the whole: the real binary, real sockets, real client libraries.
 //! docs/TESTING.md says which rung of the ladder a test belongs on.
 //!
-//! [`process`] starts and ends servers and tools, [`client`] speaks to them.
+//! [`process`] starts and ends servers and tools, [`client`] speaks to them;
+//! [`nats`] starts and ends the bus of a cluster.
 //! Everything listens on free loopback ports and waits with deadlines.
 #![expect(
     clippy::disallowed_methods,
@@ -9,6 +10,7 @@
 )]
 
 pub mod client;
+pub mod nats;
 pub mod process;
 
 use std::path::PathBuf;

@@ -13,7 +13,7 @@ use prometheus::{
     Encoder, Histogram, HistogramOpts, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts,
     Registry, TextEncoder,
 };
-use proto::bus::BusHandle;
+use proto::bus::{BusHandle, Stats};
 use tracing_subscriber::EnvFilter;
 
 use crate::cli::LogFormat;
@@ -22,9 +22,11 @@ use crate::cli::LogFormat;
 const LAG_INTERVAL: Duration = Duration::from_millis(20);
 
 /// Logs go to stderr: stdout is for what a person or program asked for.
-/// `RUST_LOG` chooses what is logged.
+/// `RUST_LOG` chooses what is logged. The NATS library is silent unless named:
+/// it complains at every attempt to connect, and the bus says the same once.
 pub(crate) fn init(format: LogFormat) {
-    let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("info"));
+    let filter =
+        EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("info,async_nats=off"));
     let builder = tracing_subscriber::fmt()
         .with_env_filter(filter)
         .with_writer(std::io::stderr)
@@ -41,10 +43,13 @@ pub(crate) struct Exporter {
     registries: Vec<Registry>,
     bus: BusHandle,
     bus_subscriptions: IntGauge,
+    bus_connected: IntGauge,
     bus_dropped: IntCounter,
+    bus_unsent: IntCounter,
+    bus_reconnects: IntCounter,
     scrape_duration: Histogram,
-    /// What the counter of dropped messages stands at; scrapes take turns.
-    dropped: Mutex<u64>,
+    /// What the counters of the bus stand at; scrapes take turns.
+    known: Mutex<Stats>,
 }
 
 /// A registry whose metrics all say which component they are of, for processes
@@ -74,12 +79,25 @@ impl Exporter {
             Opts::new("dunlin_bus_subscriptions", "Subscriptions at the bus."),
             &["bus"],
         )?;
-        let dropped = IntCounterVec::new(
+        let connected = IntGaugeVec::new(
             Opts::new(
-                "dunlin_bus_dropped_total",
-                "Messages that the bus dropped because a subscriber of this process was too slow.",
+                "dunlin_bus_connected",
+                "Whether the bus can be reached: 1, or 0 while it is away.",
             ),
             &["bus"],
+        )?;
+        let counter = |name: &str, help: &str| IntCounterVec::new(Opts::new(name, help), &["bus"]);
+        let dropped = counter(
+            "dunlin_bus_dropped_total",
+            "Messages that the bus dropped because a subscriber of this process was too slow.",
+        )?;
+        let unsent = counter(
+            "dunlin_bus_unsent_total",
+            "Messages that did not leave this process because the bus was away or too much waited for it.",
+        )?;
+        let reconnects = counter(
+            "dunlin_bus_reconnects_total",
+            "How often the bus was reached again after it had been away.",
         )?;
         let scrape_duration = Histogram::with_opts(
             HistogramOpts::new(
@@ -90,7 +108,10 @@ impl Exporter {
         )?;
         for collector in [
             Box::new(subscriptions.clone()) as Box<dyn Collector>,
+            Box::new(connected.clone()),
             Box::new(dropped.clone()),
+            Box::new(unsent.clone()),
+            Box::new(reconnects.clone()),
             Box::new(scrape_duration.clone()),
         ] {
             registry.register(collector)?;
@@ -100,10 +121,13 @@ impl Exporter {
         Ok(Self {
             registries,
             bus_subscriptions: subscriptions.with_label_values(&[bus.name()]),
+            bus_connected: connected.with_label_values(&[bus.name()]),
             bus_dropped: dropped.with_label_values(&[bus.name()]),
+            bus_unsent: unsent.with_label_values(&[bus.name()]),
+            bus_reconnects: reconnects.with_label_values(&[bus.name()]),
             bus,
             scrape_duration,
-            dropped: Mutex::new(0),
+            known: Mutex::default(),
         })
     }
 
@@ -142,13 +166,19 @@ impl Exporter {
     fn observe_bus(&self) {
         let stats = self.bus.stats();
         self.bus_subscriptions.set(stats.subscriptions as i64);
+        self.bus_connected.set(i64::from(stats.connected));
         let mut known = self
-            .dropped
+            .known
             .lock()
             .unwrap_or_else(std::sync::PoisonError::into_inner);
-        self.bus_dropped
-            .inc_by(stats.dropped.saturating_sub(*known));
-        *known = stats.dropped;
+        for (counter, now, before) in [
+            (&self.bus_dropped, stats.dropped, known.dropped),
+            (&self.bus_unsent, stats.unsent, known.unsent),
+            (&self.bus_reconnects, stats.reconnects, known.reconnects),
+        ] {
+            counter.inc_by(now.saturating_sub(before));
+        }
+        *known = stats;
     }
 }
 

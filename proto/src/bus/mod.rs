@@ -3,7 +3,8 @@
 //! A bus may lose any message and says so only in its counters; it keeps the
 //! order of what one publisher sends to one subject. [`crate::link`] and the
 //! offsets of channels make up for the loss. `docs/adr/0001` says why, and
-//! `docs/adr/0008` why there is no `request` here.
+//! `docs/adr/0008` why there is no `request` here. [`NatsBus`] is for clusters,
+//! [`MemoryBus`] for a single process.
 
 use std::sync::Arc;
 
@@ -13,11 +14,19 @@ use futures_util::future::BoxFuture;
 use crate::codec::PAYLOAD_BYTES_MAX;
 use crate::subject::Subject;
 
+#[expect(clippy::disallowed_methods, reason = "shell: paces a flood")]
 pub mod conformance;
 mod memory;
+#[expect(
+    clippy::disallowed_methods,
+    clippy::disallowed_types,
+    reason = "shell: owns the connection to NATS"
+)]
+mod nats;
 mod queue;
 
 pub use memory::MemoryBus;
+pub use nats::{ConnectError, NatsBus, NatsOptions};
 pub use queue::Subscription;
 
 /// A bus that a process was given.
@@ -60,7 +69,8 @@ pub enum Error {
 pub struct Stats {
     /// Present subscriptions.
     pub subscriptions: u64,
-    /// Messages dropped because a subscriber was too slow.
+    /// Messages dropped because a subscriber was too slow; under a flood over
+    /// NATS, at least so many.
     pub dropped: u64,
     /// Messages that did not leave: the bus was away, or too much waited.
     pub unsent: u64,

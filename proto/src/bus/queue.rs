@@ -57,6 +57,11 @@ impl Feed {
         self.sender.is_closed()
     }
 
+    /// Waits until the subscription is gone.
+    pub(super) async fn gone(&self) {
+        self.sender.closed().await;
+    }
+
     pub(super) fn feed(&self, payload: Bytes, dropped: &AtomicU64) -> Fed {
         let bytes = payload.len();
         if self.queued_bytes.load(Ordering::Relaxed) + bytes > BYTES_MAX {
