@@ -10,6 +10,7 @@
 )]
 
 pub mod client;
+pub mod cluster;
 pub mod nats;
 pub mod process;
 

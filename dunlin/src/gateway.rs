@@ -4,7 +4,8 @@
 use std::sync::Arc;
 
 use gateway::app::Apps;
-use proto::bus::BusHandle;
+use prometheus::Registry;
+use proto::bus::{BusHandle, NatsBus, NatsOptions};
 use proto::id::{GatewayRef, Incarnation};
 use proto::time::UnixTime;
 use serde_json::json;
@@ -16,7 +17,7 @@ use crate::cli::server::GatewayOptions;
 use crate::config::{self, Gateway};
 use crate::exit::{Exit, Failure};
 use crate::process::{self, Signals, telling};
-use crate::telemetry::{self, Exporter};
+use crate::telemetry::Exporter;
 
 pub(crate) fn run(options: &GatewayOptions) -> Result<(), Failure> {
     let config = Gateway::resolve(options)?;
@@ -29,7 +30,7 @@ async fn serve(config: Gateway, tokens: Option<Arc<Tokens>>) -> Result<(), Failu
     let bus = connect(&config.bus, format!("gateway {}", config.name)).await?;
     let apps = Arc::new(Apps::new(config.clients.apps()));
     let bug = |error: prometheus::Error| Exit::Software.with(error);
-    let registry = telemetry::registry_of("gateway").map_err(bug)?;
+    let registry = Registry::new();
     let metrics = Arc::new(gateway::Metrics::register(&registry, bus.name(), &apps).map_err(bug)?);
     let exporter = Arc::new(Exporter::new(vec![registry], Arc::clone(&bus)).map_err(bug)?);
     let (admin_listener, admin_address) = process::bind_admin(config.server.admin).await?;

@@ -1,4 +1,4 @@
-//! The one binary: processes (`dev`, `gateway`) and tools.
+//! The one binary: processes (`dev`, `gateway`, `node`) and tools.
 
 mod admin;
 #[expect(
@@ -21,8 +21,8 @@ mod exit;
     reason = "shell: has a new life at each start, starts the parts"
 )]
 mod gateway;
-#[expect(clippy::disallowed_methods, reason = "merge: stand-ins")]
-mod merge;
+#[expect(clippy::disallowed_methods, reason = "shell: starts the parts")]
+mod node;
 #[expect(
     clippy::disallowed_methods,
     reason = "shell: waits for signals, and not for ever"
@@ -79,6 +79,7 @@ fn run(command: Command) -> Result<(), Failure> {
     match command {
         Command::Dev(options) => dev::run(&options),
         Command::Gateway(options) => gateway::run(&options),
+        Command::Node(options) => node::run(&options),
         Command::Pub(options) => cli::publish::run(&options),
         Command::Sub(options) => cli::subscribe::run(&options),
         Command::Bench(options) => bench::run(&options),

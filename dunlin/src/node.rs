@@ -5,6 +5,7 @@ use std::sync::{Arc, OnceLock};
 
 use futures_util::future::BoxFuture;
 use node::{Membership, MembershipConfig, MembershipError};
+use prometheus::Registry;
 use proto::message::{Answer, Question};
 use serde_json::json;
 use tokio::sync::{mpsc, watch};
@@ -16,7 +17,7 @@ use crate::config::{self, Node};
 use crate::exit::{Exit, Failure};
 use crate::gateway::connect;
 use crate::process::{self, Signals, telling};
-use crate::telemetry::{self, Exporter};
+use crate::telemetry::Exporter;
 
 pub(crate) fn run(options: &NodeOptions) -> Result<(), Failure> {
     let config = Node::resolve(options)?;
@@ -29,7 +30,7 @@ async fn serve(config: Node, tokens: Option<Arc<Tokens>>) -> Result<(), Failure>
     let (stop_membership, membership_shutdown) = watch::channel(false);
     let bug = |error: prometheus::Error| Exit::Software.with(error);
     let bus = connect(&config.bus, format!("node {}", config.name)).await?;
-    let registry = telemetry::registry_of("node").map_err(bug)?;
+    let registry = Registry::new();
     let metrics = Arc::new(node::Metrics::register(&registry, bus.name()).map_err(bug)?);
     let cluster_metrics = Arc::new(node::ClusterMetrics::register(&registry).map_err(bug)?);
     let exporter = Arc::new(Exporter::new(vec![registry], Arc::clone(&bus)).map_err(bug)?);

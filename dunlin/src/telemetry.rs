@@ -21,12 +21,16 @@ use crate::cli::LogFormat;
 /// How often the runtime is asked how long it takes to begin a task.
 const LAG_INTERVAL: Duration = Duration::from_millis(20);
 
+/// What is logged unless `RUST_LOG` says otherwise. The libraries say in other
+/// words what our own shells say of them.
+const DEFAULT_FILTER: &str = "info,async_nats=off,openraft=error,quinn=error,quinn_proto=error";
+
 /// Logs go to stderr: stdout is for what a person or program asked for.
 /// `RUST_LOG` chooses what is logged. The NATS library is silent unless named:
 /// it complains at every attempt to connect, and the bus says the same once.
 pub(crate) fn init(format: LogFormat) {
     let filter =
-        EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("info,async_nats=off"));
+        EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new(DEFAULT_FILTER));
     let builder = tracing_subscriber::fmt()
         .with_env_filter(filter)
         .with_writer(std::io::stderr)

@@ -80,7 +80,7 @@ struct Running {
 impl Running {
     async fn end(self) {
         self.stop.send_replace(true);
-        timeout(PATIENCE, self.membership.join()).await.unwrap();
+        timeout(PATIENCE, self.membership.ended()).await.unwrap();
     }
 
     async fn registered(&self) -> NodeRef {

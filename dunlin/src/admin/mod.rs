@@ -53,6 +53,12 @@ pub(crate) trait Inspect: Send + Sync {
     fn ask(&self, question: Question) -> BoxFuture<'_, Answer>;
 }
 
+impl Inspect for gateway::Inspector {
+    fn ask(&self, question: Question) -> BoxFuture<'_, Answer> {
+        Box::pin(self.ask(question))
+    }
+}
+
 /// What the admin address needs of the rest.
 #[derive(Clone)]
 pub(crate) struct Admin {

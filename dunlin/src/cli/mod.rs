@@ -42,6 +42,8 @@ pub(crate) enum Command {
     Dev(server::DevOptions),
     /// Run a gateway of a cluster: clients on one side, the bus on the other.
     Gateway(server::GatewayOptions),
+    /// Run a node of a cluster: it owns channels and agrees with the other nodes on who owns which.
+    Node(Box<server::NodeOptions>),
     /// Publish stdin into a channel, line by line, in order.
     Pub(publish::Options),
     /// Print what arrives in channels.

@@ -8,6 +8,7 @@ use std::sync::Arc;
 use clap::{Args, CommandFactory, ValueEnum};
 use gateway::app::{App, Apps};
 use gateway::protocol::CloseCode;
+use prometheus::Registry;
 use prometheus::proto::{MetricFamily, MetricType};
 use proto::bus::{BusHandle, MemoryBus};
 use proto::error::ErrorCode;
@@ -91,17 +92,28 @@ fn metrics() -> Result<String, prometheus::Error> {
          `role` is there where one process is both gateway and node (`dunlin dev`).\n\n\
          | name | type | labels | meaning |\n|---|---|---|---|\n",
     );
-    for family in exporter.families() {
+    rows(&mut page, &exporter.families());
+    let cluster = Registry::new();
+    node::ClusterMetrics::register(&cluster)?;
+    page.push_str(
+        "\n## Of nodes of a cluster\n\n`dunlin node` exposes these besides.\n\n\
+         | name | type | labels | meaning |\n|---|---|---|---|\n",
+    );
+    rows(&mut page, &cluster.gather());
+    Ok(page)
+}
+
+fn rows(page: &mut String, families: &[MetricFamily]) {
+    for family in families {
         let _ = writeln!(
             page,
             "| `{}` | {} | {} | {} |",
             family.name(),
-            kind(&family),
-            labels(&family),
+            kind(family),
+            labels(family),
             family.help().replace('|', "\\|")
         );
     }
-    Ok(page)
 }
 
 fn kind(family: &MetricFamily) -> &'static str {

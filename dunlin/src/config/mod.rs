@@ -308,14 +308,7 @@ impl Node {
     }
 }
 
-#[expect(dead_code, reason = "merge: for `dunlin node`")]
 impl Node {
-    /// What other nodes are told, once it is known where this one listens.
-    pub(crate) fn advertised(&self, bound: SocketAddr) -> HostPort {
-        let told = self.quic_advertise.clone();
-        told.unwrap_or_else(|| bound.into())
-    }
-
     pub(crate) fn namespaces(&self) -> Namespaces {
         namespaces(&self.namespaces)
     }

@@ -17,7 +17,7 @@ use proto::message::{Answer, NodeInfo, Question};
 use proto::shard::{ShardMap, Sharding};
 use proto::subject::ClusterName;
 use serde::{Deserialize, Serialize};
-use tokio::sync::{mpsc, oneshot, watch};
+use tokio::sync::{mpsc, watch};
 
 use crate::View;
 use crate::core::cluster::{Cluster, Command, Outcome, RaftId, Registration};
@@ -134,7 +134,7 @@ pub struct Membership {
     phase: watch::Receiver<Phase>,
     has_leader: watch::Receiver<bool>,
     host: Arc<Host>,
-    ended: oneshot::Receiver<()>,
+    ended: watch::Receiver<bool>,
 }
 
 /// Senders of what a [`View`] shows, and of the rest that is watched.
@@ -193,7 +193,7 @@ impl Membership {
             has_leader,
             phase,
         };
-        let (end, ended) = oneshot::channel();
+        let (end, ended) = watch::channel(false);
         let driver = Driver {
             host: Arc::clone(&host),
             peers,
@@ -202,8 +202,7 @@ impl Membership {
         };
         tokio::spawn(async move {
             driver.run(heard, shutdown).await;
-            // Nobody waits for it any more: the process is ending.
-            let _ = end.send(());
+            end.send_replace(true);
         });
         Ok(Self {
             address,
@@ -285,9 +284,10 @@ impl Membership {
     }
 
     /// Returns when everything has ended after a shutdown.
-    pub async fn join(self) {
+    pub async fn ended(&self) {
+        let mut ended = self.ended.clone();
         // An error means that it has ended, too.
-        let _ = self.ended.await;
+        let _ = ended.wait_for(|ended| *ended).await;
     }
 }
 

@@ -1,0 +1,224 @@
+//! Starts a whole cluster of real processes: nats-server, nodes, gateways, on
+//! loopback and free ports, with certificates that `dunlin certs` made.
+
+use std::collections::BTreeMap;
+use std::net::UdpSocket;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use anyhow::{Context, Result, bail};
+use serde_json::Value;
+use tokio::process::Command;
+
+use crate::client::get;
+use crate::eventually;
+use crate::nats::{Folder, NatsServer};
+use crate::process::{Dev, NodeProcess, command, run};
+
+/// The app that all gateways serve.
+pub const APP: &str = "app-id:app-key:app-secret";
+
+/// A cluster; everything in it is ended when it is dropped.
+#[derive(Debug)]
+pub struct Cluster {
+    /// The bus.
+    pub nats: NatsServer,
+    /// The nodes that run, by name.
+    pub nodes: BTreeMap<String, NodeProcess>,
+    /// The gateways that run, by name.
+    pub gateways: BTreeMap<String, Dev>,
+    /// Where each node listens, also while it does not run.
+    quic: BTreeMap<String, String>,
+    folder: Folder,
+}
+
+impl Cluster {
+    /// A cluster with a bus and nothing else, for these founding nodes.
+    ///
+    /// # Errors
+    /// When the bus does not start, or certificates cannot be made.
+    pub async fn empty(founders: &[&str]) -> Result<Self> {
+        Self::on(NatsServer::start().await?, founders).await
+    }
+
+    /// The same on a bus of the caller's making.
+    ///
+    /// # Errors
+    /// When certificates cannot be made.
+    pub async fn on(nats: NatsServer, founders: &[&str]) -> Result<Self> {
+        let folder = Folder::new()?;
+        let cluster = Self {
+            nats,
+            nodes: BTreeMap::new(),
+            gateways: BTreeMap::new(),
+            quic: founders
+                .iter()
+                .map(|name| Ok(((*name).to_owned(), free_udp_address()?)))
+                .collect::<Result<_>>()?,
+            folder,
+        };
+        let made = run(["certs", "init", cluster.certs_text()?]).await?;
+        if !made.status.success() {
+            bail!("no authority: {made:?}");
+        }
+        Ok(cluster)
+    }
+
+    /// Three nodes and two gateways, ready.
+    ///
+    /// # Errors
+    /// When anything does not start.
+    pub async fn start() -> Result<Self> {
+        let mut cluster = Self::empty(&["n1", "n2", "n3"]).await?;
+        for name in ["n1", "n2", "n3"] {
+            cluster.add_node(name, &[]).await?;
+        }
+        for name in ["g1", "g2"] {
+            cluster.add_gateway(name, &[]).await?;
+        }
+        cluster.ready().await;
+        Ok(cluster)
+    }
+
+    /// Where certificates are.
+    pub fn certs(&self) -> PathBuf {
+        self.folder.path("certs")
+    }
+
+    /// A node's data directory.
+    pub fn data(&self, node: &str) -> PathBuf {
+        self.folder.path(&format!("data-{node}"))
+    }
+
+    fn certs_text(&self) -> Result<&'static str> {
+        // Arguments live as long as the command; a leak of a path per test is
+        // simpler than a lifetime through all of them.
+        let text = self.certs().to_str().context("a path")?.to_owned();
+        Ok(Box::leak(text.into_boxed_str()))
+    }
+
+    /// The command that runs a node, with further arguments.
+    ///
+    /// # Errors
+    /// When its certificate cannot be made.
+    pub async fn node_command(&mut self, name: &str, arguments: &[&str]) -> Result<Command> {
+        let certs = self.certs_text()?;
+        if !self.certs().join(format!("{name}.crt")).exists() {
+            let made = run(["certs", "node", certs, name]).await?;
+            if !made.status.success() {
+                bail!("no certificate: {made:?}");
+            }
+        }
+        let founders = self.quic.values().cloned().collect::<Vec<_>>().join(",");
+        let count = self.quic.len().to_string();
+        let is_founder = self.quic.contains_key(name);
+        let address = match self.quic.get(name) {
+            Some(address) => address.clone(),
+            None => free_udp_address()?,
+        };
+        let mut command = command(["node", "--name", name, "--bus", &self.nats.url()]);
+        command
+            .args(["--admin", "127.0.0.1:0", "--quic", &address])
+            .args(["--join", &founders, "--certs", certs])
+            .arg("--data")
+            .arg(self.data(name));
+        if is_founder {
+            command.args(["--bootstrap-expect", &count]);
+        }
+        command.args(arguments);
+        Ok(command)
+    }
+
+    /// Starts a node, for the first time or again.
+    ///
+    /// # Errors
+    /// When it does not start.
+    pub async fn add_node(&mut self, name: &str, arguments: &[&str]) -> Result<()> {
+        let command = self.node_command(name, arguments).await?;
+        let node = NodeProcess::start(command).await?;
+        self.nodes.insert(name.to_owned(), node);
+        Ok(())
+    }
+
+    /// Starts a gateway, for the first time or again.
+    ///
+    /// # Errors
+    /// When it does not start.
+    pub async fn add_gateway(&mut self, name: &str, arguments: &[&str]) -> Result<()> {
+        let mut command = command(["gateway", "--name", name, "--bus", &self.nats.url()]);
+        command
+            .args(["--listen", "127.0.0.1:0", "--admin", "127.0.0.1:0"])
+            .args(["--app", APP])
+            .args(arguments);
+        let gateway = Dev::start_command(command).await?;
+        self.gateways.insert(name.to_owned(), gateway);
+        Ok(())
+    }
+
+    /// A gateway that runs.
+    ///
+    /// # Panics
+    /// When none of that name does.
+    pub fn gateway(&self, name: &str) -> &Dev {
+        &self.gateways[name]
+    }
+
+    /// A node that runs.
+    ///
+    /// # Panics
+    /// When none of that name does.
+    pub fn node(&self, name: &str) -> &NodeProcess {
+        &self.nodes[name]
+    }
+
+    /// Waits until everything says that it is ready.
+    pub async fn ready(&self) {
+        let admins = self.nodes.iter().map(|(name, node)| (name, &node.admin));
+        let gateways = self.gateways.iter().map(|(name, dev)| (name, &dev.admin));
+        for (name, admin) in admins.chain(gateways) {
+            eventually(&format!("{name} is ready"), async || is_ready(admin).await).await;
+        }
+    }
+
+    /// What a process says of the cluster: `nodes`, `gateways`, `shards`.
+    ///
+    /// # Errors
+    /// When it does not answer.
+    pub async fn inspect(admin: &str, what: &str) -> Result<Value> {
+        let answer = get(admin, &format!("/admin/inspect/{what}")).await?;
+        if answer.status != 200 {
+            bail!("{}: {}", answer.status, answer.body);
+        }
+        Ok(answer.json())
+    }
+}
+
+/// Whether a process says that it is ready.
+pub async fn is_ready(admin: &str) -> Option<()> {
+    let answer = get(admin, "/readyz").await.ok()?;
+    (answer.status == 200).then_some(())
+}
+
+/// A UDP port of loopback that is free now.
+///
+/// # Errors
+/// When there is none.
+pub fn free_udp_address() -> Result<String> {
+    Ok(UdpSocket::bind("127.0.0.1:0")?.local_addr()?.to_string())
+}
+
+/// Copies a directory with its files.
+///
+/// # Errors
+/// When a file cannot be read or written.
+pub fn copy_files(from: &Path, to: &Path) -> Result<()> {
+    std::fs::create_dir_all(to)?;
+    for entry in std::fs::read_dir(from)? {
+        let entry = entry?;
+        std::fs::copy(entry.path(), to.join(entry.file_name()))?;
+    }
+    Ok(())
+}
+
+/// How soon a bus that is back must have everything working again.
+pub const BUS_HEALS: Duration = Duration::from_secs(10);
