@@ -325,18 +325,14 @@ async fn a_node_without_a_map_is_silent_until_it_has_one() {
     mesh.end().await;
 }
 
-fn beat(cluster: ClusterUuid, incarnation: u64, digest: InterestDigest) -> Message {
-    let interest = ShardInterest {
-        shard: shard(),
-        digest,
-    };
+fn beat(cluster: ClusterUuid, incarnation: u64, interest: Vec<ShardInterest>) -> Message {
     Message::GatewayBeat(GatewayBeat {
         from: gateway(incarnation),
         cluster,
         map_version: 1,
         namespaces: 0,
         connections: 3,
-        interest: vec![interest],
+        interest,
     })
 }
 
@@ -346,9 +342,13 @@ async fn a_difference_about_interest_is_found_by_beats_and_healed() {
     let mut mesh = Mesh::start(map(1, me.clone(), me)).await;
     let mut digest = InterestDigest::default();
     digest.insert(&key());
+    let interest = ShardInterest {
+        shard: shard(),
+        digest,
+    };
     for cluster in [ClusterUuid(8), CLUSTER, ClusterUuid(8), CLUSTER] {
         // Those of another cluster count for nothing.
-        mesh.send(Address::GatewayBeats, &beat(cluster, 1, digest));
+        mesh.send(Address::GatewayBeats, &beat(cluster, 1, vec![interest]));
     }
     let restate = Reply::Restate {
         shard: shard(),
@@ -375,9 +375,11 @@ async fn a_beat_of_a_new_life_ends_the_old_one() {
     let mut mesh = Mesh::start(map(1, me.clone(), me)).await;
     mesh.ask(gateway(1), join(1, 1));
     assert!(matches!(mesh.answer().await.0, Reply::Joined { .. }));
-    let nothing = InterestDigest::default();
-    mesh.send(Address::GatewayBeats, &beat(CLUSTER, 2, nothing));
-    mesh.send(Address::GatewayBeats, &beat(CLUSTER, 1, nothing));
+    // They say nothing of this shard, and yet it hears of them.
+    for incarnation in [2, 1] {
+        let beat = beat(CLUSTER, incarnation, Vec::new());
+        mesh.send(Address::GatewayBeats, &beat);
+    }
     let newer = Incarnation(2);
     assert_eq!(mesh.answer().await.0, Reply::Gone { newer });
     let inspector = mesh.node.inspector.clone();

@@ -153,10 +153,7 @@ impl Shard {
         match input {
             Input::Request { from, request } => self.answer(now, &from, request, effects),
             Input::Beat { from, digest } => self.beat(now, &from, digest, effects),
-            Input::Met(gateway) => {
-                // One that is older than we know is told so when it asks.
-                let _ = self.meet(now, &gateway);
-            }
+            Input::Met(gateway) => self.met(now, &gateway),
             Input::Forget(gateway) => self.forget(now, &gateway),
             Input::Tick => self.expire(now),
         }
@@ -255,6 +252,15 @@ impl Shard {
         Ok(())
     }
 
+    /// A gateway begins a new life. Whoever has never asked for anything here
+    /// leaves no trace.
+    fn met(&mut self, now: Timestamp, gateway: &GatewayRef) {
+        if self.gateways.contains_key(&gateway.id) {
+            // One that is older than we know is told so when it asks.
+            let _ = self.meet(now, gateway);
+        }
+    }
+
     /// Lets go of all that is known of one life of a gateway.
     fn forget(&mut self, now: Timestamp, gateway: &GatewayRef) {
         let known = self.gateways.get(&gateway.id);
@@ -272,6 +278,11 @@ impl Shard {
         digest: InterestDigest,
         effects: &mut Vec<Effect>,
     ) {
+        // Neither does one that wants nothing here.
+        let nothing = digest == InterestDigest::default();
+        if nothing && !self.gateways.contains_key(&from.id) {
+            return;
+        }
         if self.meet(now, from).is_ok() {
             let verdict = self.gateway(from).accord.beat(digest);
             self.conclude(from, verdict, effects);

@@ -169,17 +169,15 @@ impl Shards {
         let ended =
             |(id, shard): (&ShardId, &Shard)| (owned(*id) != Some(shard.fence())).then_some(*id);
         let ended: Vec<ShardId> = self.served.iter().filter_map(ended).collect();
+        self.served.retain(|id, _| ended.binary_search(id).is_err());
+        effects.extend(ended.into_iter().map(Effect::Stopped));
         let begun: Vec<(ShardId, Fence)> = (0..self.map.rows.len() as u16)
             .skip(self.part.index)
             .step_by(self.part.of.max(1))
             .map(ShardId)
+            .filter(|id| !self.served.contains_key(id))
             .filter_map(|id| Some((id, owned(id)?)))
-            .filter(|(id, _)| ended.contains(id) || !self.served.contains_key(id))
             .collect();
-        for id in ended {
-            self.served.remove(&id);
-            effects.push(Effect::Stopped(id));
-        }
         for (id, fence) in begun {
             let tenure = Tenure {
                 shard: id,

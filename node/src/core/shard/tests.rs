@@ -536,6 +536,15 @@ fn a_beat_of_a_new_life_voids_the_old_one_and_one_of_an_old_life_says_nothing() 
     assert_eq!(beat(&mut shard, 2, &[]), []);
 }
 
+/// There may be thousands of gateways, and each beats about each shard.
+#[test]
+fn a_gateway_that_wants_nothing_here_leaves_no_trace() {
+    let mut shard = shard();
+    shard.handle(Timestamp(0), Input::Met(gateway(1)), &mut Vec::new());
+    beat(&mut shard, 1, &[]);
+    assert!(shard.gateways.is_empty());
+}
+
 #[test]
 fn channels_that_nobody_wants_any_more_go_however_that_came_about() {
     let tick = |shard: &mut Shard| shard.handle(Timestamp(1_000), Input::Tick, &mut Vec::new());
