@@ -23,7 +23,7 @@ const LAG_INTERVAL: Duration = Duration::from_millis(20);
 
 /// What is logged unless `RUST_LOG` says otherwise. The libraries say in other
 /// words what our own shells say of them.
-const DEFAULT_FILTER: &str = "info,async_nats=off,openraft=error,quinn=error,quinn_proto=error";
+const DEFAULT_FILTER: &str = "info,async_nats=off,openraft=off,quinn=error,quinn_proto=error";
 
 /// Logs go to stderr: stdout is for what a person or program asked for.
 /// `RUST_LOG` chooses what is logged. The NATS library is silent unless named:
