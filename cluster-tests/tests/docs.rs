@@ -1,9 +1,5 @@
 //! The reference pages say what the code says, and the files that a page tells
 //! people to write are understood.
-#![expect(
-    clippy::disallowed_methods,
-    reason = "shell: tests start processes and wait for them"
-)]
 
 use anyhow::{Context, Result};
 use cluster_tests::nats::Folder;
