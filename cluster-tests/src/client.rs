@@ -158,7 +158,15 @@ pub async fn publish(server: &Dev, channel: &str, event: &str, data: &str) -> Re
 /// # Errors
 /// When the page cannot be read.
 pub async fn metric(server: &Dev, name: &str, labels: &[&str]) -> Result<f64> {
-    let page = get(&server.admin, "/metrics").await?;
+    metric_at(&server.admin, name, labels).await
+}
+
+/// The same, by the admin address of any process.
+///
+/// # Errors
+/// When the page cannot be read.
+pub async fn metric_at(admin: &str, name: &str, labels: &[&str]) -> Result<f64> {
+    let page = get(admin, "/metrics").await?;
     let line = page
         .body
         .lines()

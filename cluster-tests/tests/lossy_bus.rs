@@ -12,18 +12,24 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
 use bytes::Bytes;
 use cluster_tests::client::{EventStream, KEY, Pusher, get, post_event_to};
+use cluster_tests::eventually;
 use futures_util::future::{BoxFuture, try_join_all};
 use gateway::app::{App, Apps};
 use prometheus::Registry;
 use proto::bus::{Bus, BusHandle, Error, MemoryBus, Stats, Subscription};
+use proto::channel::ChannelKey;
+use proto::codec;
 use proto::id::{ClusterUuid, GatewayRef, Incarnation, NodeRef};
-use proto::message::{Answer, NodeInfo, Question};
+use proto::message::{
+    Answer, Joined, Message, Missed, NodeInfo, Question, Replies, Reply, Request,
+};
 use proto::namespace::Namespaces;
+use proto::position::{Epoch, Offset, Position};
 use proto::shard::ShardMap;
-use proto::subject::Subject;
+use proto::subject::{Address, Subject};
 use serde_json::json;
 use tokio::sync::watch;
 
@@ -296,6 +302,152 @@ async fn a_node_that_cannot_be_reached_is_a_clear_answer() -> Result<()> {
     assert_eq!(client.frame().await?["data"], "after");
     pair.stop.send(true)?;
     Ok(())
+}
+
+/// A join and a leave that the owner never got, though the gateway believes that
+/// it did: what no retry mends, the digests in the beats do.
+#[tokio::test]
+async fn interest_heals_by_itself() -> Result<()> {
+    let bus = Arc::new(Liar {
+        inner: MemoryBus::default(),
+        lies: AtomicU64::new(0),
+    });
+    let pair = start(Arc::clone(&bus) as BusHandle).await?;
+    let address = pair.address.to_string();
+    let mut client = Pusher::connect_to(&address).await?;
+    client.subscribe("joined").await?;
+    bus.lies.store(1, Ordering::Relaxed);
+    client.subscribe("lied-to").await?;
+    client
+        .send(&json!({ "event": "pusher:unsubscribe", "data": { "channel": "joined" } }))
+        .await?;
+    let followers = async |channel: &str| -> Result<usize> {
+        let key = ChannelKey {
+            app: "app-id".parse()?,
+            channel: channel.parse()?,
+        };
+        match pair.node.inspector.ask(Question::Channel { key }).await {
+            Answer::Channel(info) => Ok(info.state.map_or(0, |state| state.followers.len())),
+            other => bail!("{other:?}"),
+        }
+    };
+    assert_eq!(
+        (followers("joined").await?, followers("lied-to").await?),
+        (1, 0)
+    );
+    // The leave is sent after the linger; after it, 10 s are the promise.
+    eventually("the leave was swallowed", async || {
+        (bus.lies.load(Ordering::Relaxed) >= 3).then_some(())
+    })
+    .await;
+    let swallowed = tokio::time::Instant::now();
+    eventually("interest has healed", async || {
+        let now = (
+            followers("joined").await.ok()?,
+            followers("lied-to").await.ok()?,
+        );
+        (now == (0, 1)).then_some(())
+    })
+    .await;
+    let took = swallowed.elapsed();
+    assert!(took <= Duration::from_secs(10), "{took:?}");
+    // The position that it was told does not exist: that is said, and then
+    // publications come.
+    let event = json!({ "name": "e", "channel": "lied-to", "data": "after" });
+    assert_eq!(post_event_to(&address, &event).await?.status, 200);
+    loop {
+        let frame = client.frame().await?;
+        if frame["event"] == "e" {
+            assert_eq!(frame["data"], "after");
+            break;
+        }
+        assert_eq!(frame["event"], "dunlin:gap", "{frame}");
+    }
+    assert!(counted(&pair.registry, "dunlin_interest_restated_total") >= 2.0);
+    pair.stop.send(true)?;
+    Ok(())
+}
+
+/// Keeps the first join and the first leave to itself after it was told to lie,
+/// and answers in the node's name.
+#[derive(Debug)]
+struct Liar {
+    inner: MemoryBus,
+    /// 0: honest; 1: both are to come; 2: one has come; 3: both have.
+    lies: AtomicU64,
+}
+
+impl Liar {
+    /// What the node would have said, if this is a request to be lied about.
+    fn lie(&self, request: &Request) -> Option<Reply> {
+        let reply = match request {
+            Request::Join(join) if join.key.channel.as_str() == "lied-to" => Reply::Joined {
+                version: join.version,
+                result: Ok(Joined {
+                    fence: join.fence,
+                    position: Position {
+                        epoch: Epoch(1),
+                        offset: Offset::ZERO,
+                    },
+                    missed: Missed::Publications(Vec::new()),
+                }),
+            },
+            Request::Leave(leave) => Reply::Left {
+                version: leave.version,
+                result: Ok(()),
+            },
+            _ => return None,
+        };
+        let lies = |lies: u64| (1..3).contains(&lies).then_some(lies + 1);
+        let told = self
+            .lies
+            .fetch_update(Ordering::Relaxed, Ordering::Relaxed, lies);
+        told.is_ok().then_some(reply)
+    }
+}
+
+impl Bus for Liar {
+    fn publish(&self, subject: &Subject, payload: Bytes) -> Result<(), Error> {
+        let Ok(Message::Requests(mut requests)) = codec::decode(&payload) else {
+            return self.inner.publish(subject, payload);
+        };
+        let mut replies = Vec::new();
+        requests.requests.retain(|request| match self.lie(request) {
+            Some(reply) => {
+                replies.push(reply);
+                false
+            }
+            None => true,
+        });
+        let lie = Message::Replies(Replies {
+            from: NodeRef {
+                id: "n".parse().expect("a valid name"),
+                incarnation: Incarnation(1),
+            },
+            to: requests.from.incarnation,
+            map_version: requests.map_version,
+            replies,
+        });
+        let inbox = Subject {
+            cluster: subject.cluster.clone(),
+            address: Address::Inbox(requests.from.id.clone()),
+        };
+        self.inner.publish(&inbox, codec::encode(&lie))?;
+        let rest = codec::encode(&Message::Requests(requests));
+        self.inner.publish(subject, rest)
+    }
+
+    fn subscribe(&self, subject: Subject) -> BoxFuture<'_, Result<Subscription, Error>> {
+        self.inner.subscribe(subject)
+    }
+
+    fn name(&self) -> &'static str {
+        "liar"
+    }
+
+    fn stats(&self) -> Stats {
+        self.inner.stats()
+    }
 }
 
 /// Loses everything while it is off.

@@ -1,4 +1,5 @@
-//! `dunlin bench fanout`: one channel, many subscribers.
+//! `dunlin bench fanout`: one channel or some, many subscribers, through one
+//! gateway or from one to another.
 
 use std::time::{Duration, Instant};
 
@@ -25,10 +26,13 @@ const ASK_EVERY: Duration = Duration::from_millis(50);
 
 #[derive(Debug, Clone, Args)]
 pub(crate) struct Options {
-    /// Subscribers of the channel.
+    /// Subscribers, of all channels together.
     #[arg(long, default_value_t = 1_000)]
     subscribers: usize,
-    /// Publications per second.
+    /// Channels: each subscriber follows one, and they are published into in turn.
+    #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=10_000))]
+    channels: u32,
+    /// Publications per second, into all channels together.
     #[arg(long, default_value_t = 20, value_parser = clap::value_parser!(u32).range(1..=100_000))]
     rate: u32,
     /// Bytes of each publication's data.
@@ -40,9 +44,13 @@ pub(crate) struct Options {
     /// The server to measure; without, a `dunlin dev` is started for it.
     #[arg(long)]
     url: Option<Server>,
-    /// The process id of that server, if it is on this machine: for CPU and memory.
+    /// Where the subscribers connect, if that is another gateway of the same cluster.
     #[arg(long, requires = "url")]
-    pid: Option<u32>,
+    subscribe_url: Option<Server>,
+    /// Process ids, with commas between them, of the servers that are on this machine: for CPU and
+    /// memory, of all of them together.
+    #[arg(long, requires = "url", value_delimiter = ',')]
+    pid: Vec<u32>,
     /// The app to act as.
     #[arg(
         long,
@@ -51,7 +59,7 @@ pub(crate) struct Options {
         hide_env_values = true
     )]
     app: AppText,
-    /// Do not measure the floor.
+    /// Do not measure the floor. It is of one channel, and never measured with several.
     #[arg(long)]
     no_floor: bool,
 }
@@ -67,6 +75,12 @@ pub(crate) fn run(options: &Options) -> Result<(), Failure> {
     if options.subscribers == 0 || options.seconds == 0 {
         return Err(Exit::Usage.because("--subscribers and --seconds are at least 1"));
     }
+    if !options
+        .subscribers
+        .is_multiple_of(options.channels as usize)
+    {
+        return Err(Exit::Usage.because("--subscribers is a multiple of --channels"));
+    }
     let app = options.app.parse()?;
     let report = measure(options, &app).map_err(|error| Exit::Unavailable.with(error))?;
     eprintln!("{}", report.table());
@@ -76,17 +90,23 @@ pub(crate) fn run(options: &Options) -> Result<(), Failure> {
 
 fn measure(options: &Options, app: &AppArgument) -> anyhow::Result<Report> {
     let own_server = options.url.is_none().then(start_server).transpose()?;
-    let (server, pid) = match &own_server {
-        Some((helper, server)) => (server.clone(), Some(helper.pid())),
-        None => (options.url.clone().context("a server")?, options.pid),
+    let (server, pids) = match &own_server {
+        Some((helper, server)) => (server.clone(), vec![helper.pid()]),
+        None => (
+            options.url.clone().context("a server")?,
+            options.pid.clone(),
+        ),
     };
-    let usage = || pid.map(Usage::of).transpose();
+    let usage = || Usage::of_all(&pids);
     let publications = options.publications();
-    let channel = format!("bench-{}", now_ns());
+    let channels: Vec<String> = (0..options.channels)
+        .map(|number| format!("bench-{}-{number}", now_ns()))
+        .collect();
 
     let bar = progress("connect", 1);
     let before = usage()?;
-    let mut subscribers = start_subscribers(options, app, &server, &channel)?;
+    let subscribe_at = options.subscribe_url.as_ref().unwrap_or(&server);
+    let mut subscribers = start_subscribers(options, app, subscribe_at, &channels)?;
     if subscribers.line()? != "ready" {
         bail!("the subscribers did not begin");
     }
@@ -99,20 +119,21 @@ fn measure(options: &Options, app: &AppArgument) -> anyhow::Result<Report> {
         .enable_all()
         .build()?;
     let began_ns = now_ns();
-    runtime.block_on(publish(options, app, &server, &channel, &bar))?;
-    let expected = publications * options.subscribers as u64;
+    runtime.block_on(publish(options, app, &server, &channels, &bar))?;
+    let expected = publications * options.subscribers as u64 / u64::from(options.channels);
     let received = wait_for(&mut subscribers, expected)?;
     let loaded = usage()?;
     bar.finish_and_clear();
     drop(subscribers);
     drop(own_server);
 
-    let floor = if options.no_floor {
+    let floor = if options.no_floor || options.channels > 1 {
         None
     } else {
         let bar = progress("floor", publications);
         let interval = Duration::from_secs(1) / options.rate;
-        let frame = gateway::websocket::text_frame(&event(&channel, options.size as usize)).len();
+        let frame =
+            gateway::websocket::text_frame(&event(&channels[0], options.size as usize)).len();
         let floor = floor::measure(options.subscribers, frame, publications, interval, |done| {
             bar.set_position(done)
         })?;
@@ -121,6 +142,7 @@ fn measure(options: &Options, app: &AppArgument) -> anyhow::Result<Report> {
     };
     Ok(Report {
         subscribers: options.subscribers as u64,
+        channels: options.channels,
         rate: options.rate,
         size: u64::from(options.size),
         seconds: options.seconds,
@@ -157,14 +179,14 @@ fn start_subscribers(
     options: &Options,
     app: &AppArgument,
     server: &Server,
-    channel: &str,
+    channels: &[String],
 ) -> anyhow::Result<Helper> {
     let AppArgument { id, key, secret } = app;
     let arguments = [
         "bench",
         "subscribers",
-        "--channel",
-        channel,
+        "--channels",
+        &channels.join(","),
         "--count",
         &options.subscribers.to_string(),
         "--url",
@@ -186,13 +208,14 @@ async fn publish(
     options: &Options,
     app: &AppArgument,
     server: &Server,
-    channel: &str,
+    channels: &[String],
     bar: &ProgressBar,
 ) -> anyhow::Result<()> {
     let mut connection = server.connect().await?;
     let mut interval = tokio::time::interval(Duration::from_secs(1) / options.rate);
     interval.set_missed_tick_behavior(MissedTickBehavior::Burst);
-    for published in 1..=options.publications() {
+    let in_turn = channels.iter().cycle();
+    for (published, channel) in (1..=options.publications()).zip(in_turn) {
         interval.tick().await;
         let data = frames::data(now_ns(), options.size as usize);
         let (status, body) = connection.publish(app, channel, "b", &data).await?;

@@ -21,7 +21,7 @@ pub(crate) struct Options {
 
 #[derive(Debug, Subcommand)]
 enum What {
-    /// One channel, many subscribers: what a delivery costs and how long it takes.
+    /// One channel or some, many subscribers: what a delivery costs and how long it takes.
     Fanout(fanout::Options),
     /// The subscribers of `fanout`, in a process of their own.
     #[command(hide = true)]

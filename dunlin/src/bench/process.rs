@@ -14,6 +14,21 @@ pub(super) struct Usage {
 }
 
 impl Usage {
+    /// Of several processes together; `None` of none.
+    pub(super) fn of_all(pids: &[u32]) -> anyhow::Result<Option<Self>> {
+        let usages = pids.iter().map(|pid| Self::of(*pid));
+        usages
+            .reduce(|sum, usage| {
+                let (sum, usage) = (sum?, usage?);
+                Ok(Self {
+                    user_s: sum.user_s + usage.user_s,
+                    system_s: sum.system_s + usage.system_s,
+                    rss_bytes: sum.rss_bytes + usage.rss_bytes,
+                })
+            })
+            .transpose()
+    }
+
     /// Of a process by its id, from `/proc`.
     pub(super) fn of(pid: u32) -> anyhow::Result<Self> {
         let read = |file: &str| {

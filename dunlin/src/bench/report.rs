@@ -12,6 +12,7 @@ use super::subscribers::Received;
 #[derive(Debug)]
 pub(super) struct Report {
     pub(super) subscribers: u64,
+    pub(super) channels: u32,
     pub(super) rate: u32,
     pub(super) size: u64,
     pub(super) seconds: u32,
@@ -61,6 +62,7 @@ impl Report {
         json!({
             "bench": "fanout",
             "subscribers": self.subscribers,
+            "channels": self.channels,
             "rate": self.rate,
             "size_bytes": self.size,
             "seconds": self.seconds,
@@ -93,6 +95,7 @@ impl Report {
             .map(|(server, floor)| server / floor);
         let rows = [
             ("subscribers", self.subscribers.to_string()),
+            ("channels", self.channels.to_string()),
             (
                 "publications",
                 format!("{}/s of {} B for {} s", self.rate, self.size, self.seconds),

@@ -30,8 +30,8 @@ const READ_BYTES: usize = 64 * 1_024;
 
 #[derive(Debug, Args)]
 pub(crate) struct Options {
-    #[arg(long)]
-    channel: ChannelName,
+    #[arg(long, value_delimiter = ',', required = true)]
+    channels: Vec<ChannelName>,
     #[arg(long)]
     count: usize,
     #[command(flatten)]
@@ -77,11 +77,12 @@ async fn serve(options: &Options, target: &Target) -> anyhow::Result<()> {
         latencies,
         buffer: vec![0; READ_BYTES],
     }));
-    let opened: Vec<TcpStream> = stream::iter(0..options.count)
-        .map(|_| open(options, target))
-        .buffer_unordered(OPENING)
-        .try_collect()
-        .await?;
+    let opened: Vec<TcpStream> =
+        stream::iter((0..options.count).zip(options.channels.iter().cycle()))
+            .map(|(_, channel)| open(channel, target))
+            .buffer_unordered(OPENING)
+            .try_collect()
+            .await?;
     for stream in opened {
         tokio::task::spawn_local(receive(stream, Rc::clone(&tally)));
     }
@@ -100,7 +101,7 @@ async fn serve(options: &Options, target: &Target) -> anyhow::Result<()> {
 
 /// Connects and subscribes, by the library; from then on only frames come, and
 /// the socket is read as cheaply as can be, to leave the machine to the server.
-async fn open(options: &Options, target: &Target) -> anyhow::Result<TcpStream> {
+async fn open(channel: &ChannelName, target: &Target) -> anyhow::Result<TcpStream> {
     let Target { url, app } = target;
     let stream = url.open().await?;
     let url = url.websocket(&format!("/app/{}?protocol=7&client=dunlin-bench", app.key));
@@ -112,7 +113,7 @@ async fn open(options: &Options, target: &Target) -> anyhow::Result<TcpStream> {
     let opening = async {
         let (mut socket, _) =
             tokio_tungstenite::client_async_with_config(url, stream, Some(config)).await?;
-        let data = json!({ "channel": options.channel.as_str() });
+        let data = json!({ "channel": channel.as_str() });
         let subscribe = json!({ "event": "pusher:subscribe", "data": data });
         socket
             .send(Message::Text(Utf8Bytes::from(subscribe.to_string())))

@@ -26,7 +26,7 @@ const PLEDGE: &str = "pledge";
 /// How long another node may take to decide something.
 pub(super) const DECIDE: Duration = Duration::from_secs(3);
 /// How long another node may take to say who it is.
-pub(super) const ASK: Duration = Duration::from_secs(1);
+pub(super) const ASK: Duration = Duration::from_millis(500);
 /// Addresses of callers that are remembered while there is no cluster.
 const CALLERS_MAX: usize = 64;
 
