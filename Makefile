@@ -2,10 +2,11 @@
 SHELL := /bin/sh
 export RUST_BACKTRACE ?= 0
 
-.PHONY: help dev test verify fix soak bench
+.PHONY: help dev cluster test verify fix soak bench
 
 help:
 	@echo 'make dev     run everything in one process (cargo run --release -- dev)'
+	@echo 'make cluster run NATS, three nodes and two gateways on this machine'
 	@echo 'make test    install what the tests need, then everything that must pass'
 	@echo 'make verify  the same checks, but installs nothing and writes nothing'
 	@echo 'make fix     format, apply lints, write the reference pages'
@@ -14,6 +15,9 @@ help:
 
 dev:
 	cargo run --release -- dev
+
+cluster:
+	scripts/cluster
 
 test:
 	scripts/prerequisites

@@ -26,8 +26,9 @@ const LAG_INTERVAL: Duration = Duration::from_millis(20);
 const DEFAULT_FILTER: &str = "info,async_nats=off,openraft=off,quinn=error,quinn_proto=error";
 
 /// Logs go to stderr: stdout is for what a person or program asked for.
-/// `RUST_LOG` chooses what is logged. The NATS library is silent unless named:
-/// it complains at every attempt to connect, and the bus says the same once.
+/// `RUST_LOG` chooses what is logged. Two libraries are silent unless named: that
+/// of NATS complains at every attempt to connect, and the bus says the same
+/// once; that of Raft calls it an error that a node is not there yet.
 pub(crate) fn init(format: LogFormat) {
     let filter =
         EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new(DEFAULT_FILTER));

@@ -397,7 +397,8 @@ pub enum Question {
     },
 }
 
-/// An answer to a [`Question`]; serialised as it is for `dunlin inspect --json`.
+/// An answer to a [`Question`], as it travels; what scripts see of it is made of
+/// this by the admin address.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Answer {
