@@ -1,7 +1,8 @@
 //! What the leader does: decides what `core::placement` plans.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use proto::shard::{SHARDS_DEFAULT, Sharding};
 
@@ -10,11 +11,16 @@ use crate::core::cluster::{Cluster, Command, Founding, RaftId};
 use crate::core::placement;
 use crate::raft::{Consensus, ProposeError, Standing};
 
+/// How long a node that was let in may take to register.
+const REGISTER: Duration = Duration::from_secs(60);
+
 /// The duties of whoever leads.
 pub(super) struct Leader {
     host: Arc<Host>,
     /// Said already: two nodes and no witness.
     warned: bool,
+    /// Let in, but not registered, and since when.
+    strangers: BTreeMap<RaftId, Instant>,
 }
 
 impl Leader {
@@ -22,6 +28,7 @@ impl Leader {
         Self {
             host,
             warned: false,
+            strangers: BTreeMap::new(),
         }
     }
 
@@ -60,15 +67,26 @@ impl Leader {
     }
 
     async fn assign(
-        &self,
+        &mut self,
         consensus: &Consensus,
         cluster: &Cluster,
         standing: &Standing,
     ) -> Result<(), ProposeError> {
+        if let Some(voters) = &standing.unfinished {
+            tracing::info!(voters = voters.len(), "finishing a change of who votes");
+            return consensus.set_voters(voters.clone()).await;
+        }
         let plan = placement::plan(cluster);
         if !plan.is_empty() {
             tracing::info!(shards = plan.len(), "giving shards to their owners");
             consensus.propose(Command::Assign(plan)).await?;
+        }
+        if let Some(stranger) = self.stranger(cluster, standing, Instant::now()) {
+            tracing::warn!(
+                stranger,
+                "a node was let in and has not registered; it is struck until it comes back"
+            );
+            consensus.strike(stranger).await?;
         }
         let registered = cluster.members().values();
         let members: BTreeSet<RaftId> = registered
@@ -80,11 +98,34 @@ impl Leader {
         if members.len() < usize::from(expected) {
             return Ok(());
         }
-        if let Some(voters) = placement::voters(&standing.voters, &members, &standing.keep_up) {
+        // What keeps up may have died since, without anything to fall behind.
+        let rumours = Arc::clone(&self.host.rumours.borrow());
+        let is_down = |id: &RaftId| rumours.get(id).is_some_and(|r| r.state == "down");
+        let keep_up = standing.keep_up.iter().filter(|id| !is_down(id));
+        let keep_up = keep_up.copied().collect();
+        if let Some(voters) = placement::voters(&standing.voters, &members, &keep_up) {
             tracing::info!(voters = voters.len(), "changing who votes");
             consensus.set_voters(voters).await?;
         }
         Ok(())
+    }
+
+    /// A node that was let in long ago and has not registered: it has lost its
+    /// directory again, or another of its name was faster. Each would be called
+    /// for ever.
+    fn stranger(&mut self, cluster: &Cluster, standing: &Standing, now: Instant) -> Option<RaftId> {
+        let registered = cluster.members().values();
+        let registered: BTreeSet<RaftId> = registered.map(|m| m.registration.raft_id).collect();
+        let is_one = |id: &RaftId| !registered.contains(id) && !standing.voters.contains(id);
+        let strangers: BTreeSet<RaftId> = standing.members.iter().copied().filter(is_one).collect();
+        self.strangers.retain(|id, _| strangers.contains(id));
+        for id in strangers {
+            self.strangers.entry(id).or_insert(now);
+        }
+        let mut overdue = self.strangers.iter();
+        overdue
+            .find(|(_, since)| now.saturating_duration_since(**since) >= REGISTER)
+            .map(|(id, _)| *id)
     }
 
     fn warn(&mut self, cluster: &Cluster) {

@@ -392,6 +392,7 @@ impl Driver {
             }
             tokio::time::sleep(TICK / 2).await;
         };
+        self.wait_for("it is registered, and has not all that was decided yet".into());
         let mut cluster = consensus.cluster();
         let here = |cluster: &Arc<Cluster>| {
             cluster.founding().is_some()
@@ -437,14 +438,23 @@ impl Driver {
         tokio::spawn(gossip.run(shutdown));
     }
 
-    /// Shows what is agreed, and leads when it is this node's turn. Returns
+    /// Follows what is agreed, and leads when it is this node's turn. Returns
     /// only when the node cannot go on.
     async fn follow(&self, consensus: &Consensus) -> MembershipError {
+        tokio::select! {
+            failed = self.watch(consensus) => failed,
+            // Beside the rest: without a majority a decision takes until there
+            // is one again.
+            never = self.lead(consensus) => match never {},
+            failed = join::look_for_others(&self.host, &self.peers, consensus) => failed,
+        }
+    }
+
+    /// Shows what is agreed.
+    async fn watch(&self, consensus: &Consensus) -> MembershipError {
         let mut cluster = consensus.cluster();
         let mut rumours = self.host.rumours.subscribe();
-        let mut tick = tokio::time::interval(TICK);
-        tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
-        let mut leader = lead::Leader::new(Arc::clone(&self.host));
+        let mut tick = ticks();
         loop {
             let standing = consensus.standing();
             if let Some(failure) = &standing.failure {
@@ -452,8 +462,10 @@ impl Driver {
             }
             let agreed = Arc::clone(&cluster.borrow_and_update());
             self.show(&agreed, &standing, &rumours.borrow_and_update().clone());
-            if standing.leads {
-                leader.lead(consensus, &agreed, &standing).await;
+            if let Phase::Registered(node) = &*self.shown.phase.borrow()
+                && let Err(why) = agreed.check_life(self.host.raft_id(), node)
+            {
+                return MembershipError::Refused(why);
             }
             tokio::select! {
                 changed = cluster.changed() => {
@@ -469,6 +481,23 @@ impl Driver {
                     tick.tick().await;
                 }
                 _ = rumours.changed() => {}
+                _ = tick.tick() => {}
+            }
+        }
+    }
+
+    async fn lead(&self, consensus: &Consensus) -> std::convert::Infallible {
+        let mut cluster = consensus.cluster();
+        let mut tick = ticks();
+        let mut leader = lead::Leader::new(Arc::clone(&self.host));
+        loop {
+            let standing = consensus.standing();
+            let agreed = Arc::clone(&cluster.borrow_and_update());
+            if standing.leads {
+                leader.lead(consensus, &agreed, &standing).await;
+            }
+            tokio::select! {
+                Ok(()) = cluster.changed() => {}
                 _ = tick.tick() => {}
             }
         }
@@ -504,6 +533,12 @@ impl Driver {
         set(&self.shown.has_leader, standing.leader.is_some());
         self.metrics.observe(cluster, standing, rumours);
     }
+}
+
+fn ticks() -> tokio::time::Interval {
+    let mut tick = tokio::time::interval(TICK);
+    tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    tick
 }
 
 fn set(shown: &watch::Sender<bool>, value: bool) {
