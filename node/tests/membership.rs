@@ -302,12 +302,18 @@ async fn who_does_not_belong_is_refused_and_told_why() {
     let join = [free[0]];
 
     let mut other_name = config(&scratch, "b", free[1], &join);
+    let corrected = other_name.clone();
     other_name.cluster = "other".parse().unwrap();
     let text = refusal(other_name).await;
     assert!(
         text.contains("--cluster other") && text.contains("--cluster test"),
         "{text}"
     );
+
+    // No cluster knows of its data directory: it can be started again.
+    let b = start(corrected, None);
+    b.registered().await;
+    b.end().await;
 
     let mut namesake = config(&scratch, "a", free[1], &join);
     namesake.data = scratch.path.join("data-namesake");

@@ -561,6 +561,13 @@ fn speaks_for_itself(from: &Hello, registration: &Registration) -> bool {
     (registration.raft_id, &registration.name) == (from.raft_id, &from.name)
 }
 
+/// Whether a data directory belongs to a cluster, or may yet.
+pub(super) fn is_bound(store: &Store) -> Result<bool, StoreError> {
+    let member_of: Option<ClusterUuid> = store.get(MEMBER_OF)?;
+    let pledge: Option<Pledge> = store.get(PLEDGE)?;
+    Ok(member_of.is_some() || pledge.is_some())
+}
+
 /// What a founder asks of its members, by Raft id.
 pub(super) fn peers_of(members: &[Status]) -> BTreeMap<RaftId, Peer> {
     let peer = |member: &Status| {

@@ -291,17 +291,21 @@ impl Membership {
     }
 }
 
-/// The node's identity: from its data directory, or new.
+/// The node's identity: from its data directory, or new. A directory that no
+/// cluster knows of, because a name was mistyped at first, is as good as empty.
 fn identity(store: &Store, config: &MembershipConfig) -> Result<Identity, MembershipError> {
     if let Some(identity) = store.get::<Identity>(IDENTITY)? {
-        if identity.name != config.name || identity.cluster != config.cluster {
+        let is_same = identity.name == config.name && identity.cluster == config.cluster;
+        if !is_same && host::is_bound(store)? {
             return Err(MembershipError::OtherNode {
                 data: config.data.display().to_string(),
                 found: format!("node {} of cluster {}", identity.name, identity.cluster),
                 wanted: format!("node {} of cluster {}", config.name, config.cluster),
             });
         }
-        return Ok(identity);
+        if is_same {
+            return Ok(identity);
+        }
     }
     let identity = Identity {
         raft_id: host::random(),
