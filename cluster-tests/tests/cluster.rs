@@ -1,8 +1,4 @@
 //! A cluster of real processes on a real nats-server.
-#![expect(
-    clippy::disallowed_methods,
-    reason = "shell: tests start processes and wait for them"
-)]
 
 use anyhow::{Context, Result};
 use cluster_tests::client::{Pusher, publish};

@@ -1,26 +1,22 @@
 //! What the leader does: decides what `core::placement` plans.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
 
 use proto::shard::{SHARDS_DEFAULT, Sharding};
+use proto::time::Timestamp;
 
 use super::host::{Host, random};
 use crate::core::cluster::{Cluster, Command, Founding, RaftId};
-use crate::core::placement;
+use crate::core::placement::{self, Strangers};
 use crate::raft::{Consensus, ProposeError, Standing};
-
-/// How long a node that was let in may take to register.
-const REGISTER: Duration = Duration::from_secs(60);
 
 /// The duties of whoever leads.
 pub(super) struct Leader {
     host: Arc<Host>,
     /// Said already: two nodes and no witness.
     warned: bool,
-    /// Let in, but not registered, and since when.
-    strangers: BTreeMap<RaftId, Instant>,
+    strangers: Strangers,
 }
 
 impl Leader {
@@ -28,7 +24,7 @@ impl Leader {
         Self {
             host,
             warned: false,
-            strangers: BTreeMap::new(),
+            strangers: Strangers::default(),
         }
     }
 
@@ -81,7 +77,12 @@ impl Leader {
             tracing::info!(shards = plan.len(), "giving shards to their owners");
             consensus.propose(Command::Assign(plan)).await?;
         }
-        if let Some(stranger) = self.stranger(cluster, standing, Instant::now()) {
+        let listening = standing.members.difference(&standing.voters);
+        let listening = listening.copied().collect();
+        if let Some(stranger) = self
+            .strangers
+            .overdue(cluster, &listening, Timestamp::now())
+        {
             tracing::warn!(
                 stranger,
                 "a node was let in and has not registered; it is struck until it comes back"
@@ -108,24 +109,6 @@ impl Leader {
             consensus.set_voters(voters).await?;
         }
         Ok(())
-    }
-
-    /// A node that was let in long ago and has not registered: it has lost its
-    /// directory again, or another of its name was faster. Each would be called
-    /// for ever.
-    fn stranger(&mut self, cluster: &Cluster, standing: &Standing, now: Instant) -> Option<RaftId> {
-        let registered = cluster.members().values();
-        let registered: BTreeSet<RaftId> = registered.map(|m| m.registration.raft_id).collect();
-        let is_one = |id: &RaftId| !registered.contains(id) && !standing.voters.contains(id);
-        let strangers: BTreeSet<RaftId> = standing.members.iter().copied().filter(is_one).collect();
-        self.strangers.retain(|id, _| strangers.contains(id));
-        for id in strangers {
-            self.strangers.entry(id).or_insert(now);
-        }
-        let mut overdue = self.strangers.iter();
-        overdue
-            .find(|(_, since)| now.saturating_duration_since(**since) >= REGISTER)
-            .map(|(id, _)| *id)
     }
 
     fn warn(&mut self, cluster: &Cluster) {
