@@ -35,7 +35,9 @@ impl Exit {
             Self::Data => "Some of the input was refused; the messages say which lines and why.",
             Self::Unavailable => "A server cannot be reached, or refuses.",
             Self::Software => "A bug in Dunlin.",
-            Self::Io => "Reading or writing failed; an address is in use.",
+            Self::Io => {
+                "Reading or writing failed; an address is in use; a data directory is damaged or in use."
+            }
             Self::Config => "The configuration is wrong; the message names file, line and key.",
         }
     }

@@ -302,12 +302,18 @@ async fn who_does_not_belong_is_refused_and_told_why() {
     let join = [free[0]];
 
     let mut other_name = config(&scratch, "b", free[1], &join);
+    let corrected = other_name.clone();
     other_name.cluster = "other".parse().unwrap();
     let text = refusal(other_name).await;
     assert!(
         text.contains("--cluster other") && text.contains("--cluster test"),
         "{text}"
     );
+
+    // No cluster knows of its data directory: it can be started again.
+    let b = start(corrected, None);
+    b.registered().await;
+    b.end().await;
 
     let mut namesake = config(&scratch, "a", free[1], &join);
     namesake.data = scratch.path.join("data-namesake");
@@ -398,4 +404,77 @@ async fn a_node_that_lost_its_disk_takes_its_old_place_as_a_new_node() {
     for node in [a, b, c] {
         node.end().await;
     }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn nodes_that_all_moved_find_each_other_again() {
+    let scratch = Scratch::new("moved");
+    let ports = ports(4);
+    let one = |name: &str, at: usize, join: &[u16]| {
+        let data = scratch.path.join(format!("data-{name}"));
+        let config = config(&scratch, name, ports[at], join);
+        start(MembershipConfig { data, ..config }, Some(2))
+    };
+    let (a, b) = (one("a", 0, &ports[..2]), one("b", 1, &ports[..2]));
+    a.shards().await;
+    b.shards().await;
+    a.end().await;
+    b.end().await;
+    // One of them knows where the other will be, and that comes late: it does
+    // not know where to call.
+    let a = one("a", 2, &ports[3..]);
+    tokio::time::sleep(Duration::from_millis(1_500)).await;
+    let b = one("b", 3, &[]);
+    a.registered().await;
+    b.registered().await;
+    a.end().await;
+    b.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_node_may_be_among_those_that_it_is_to_join() {
+    let scratch = Scratch::new("itself");
+    let ports = ports(2);
+    let mut own = config(&scratch, "a", ports[0], &ports);
+    // Its own name is another one, and may have an address of IPv6 first.
+    own.join.push(format!("localhost:{}", ports[0]));
+    let a = start(own, Some(2));
+    let mut by_name = config(&scratch, "b", ports[1], &[]);
+    by_name.join.push("no-such-host.invalid:1".into());
+    by_name.join.push(format!("localhost:{}", ports[0]));
+    let b = start(by_name, Some(2));
+    a.registered().await;
+    b.registered().await;
+    a.end().await;
+    b.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_copy_of_a_data_directory_is_refused() {
+    let scratch = Scratch::new("copy");
+    let ports = ports(3);
+    let a = start(config(&scratch, "a", ports[0], &[]), Some(1));
+    a.registered().await;
+    let in_b = config(&scratch, "b", ports[1], &ports[..1]);
+    let copied = scratch.path.join("copied");
+    let b = start(in_b.clone(), None);
+    b.registered().await;
+    b.end().await;
+    std::fs::create_dir_all(&copied).unwrap();
+    std::fs::copy(in_b.data.join("dunlin.redb"), copied.join("dunlin.redb")).unwrap();
+    let b = start(in_b, None);
+    let life = b.registered().await;
+    // Together they could vote twice.
+    let twin = MembershipConfig {
+        data: copied,
+        ..config(&scratch, "b", ports[2], &ports[..2])
+    };
+    let twin = start(twin, None);
+    let refused = timeout(PATIENCE, twin.membership.registered()).await;
+    let text = refused.expect("in time").expect_err("refused").to_string();
+    assert!(text.contains("copies of one data directory"), "{text}");
+    twin.end().await;
+    assert_eq!(b.registered().await, life);
+    b.end().await;
+    a.end().await;
 }

@@ -88,7 +88,7 @@ fn metrics() -> Result<String, prometheus::Error> {
     let exporter = Exporter::new(registries.into(), bus)?;
     let mut page = String::from(
         "# Metrics\n\nOn the admin address at `/metrics`, in the Prometheus text format. A fresh process exposes every family \
-         below, closed label sets at zero. `app` is bounded by the configuration; nothing is labelled by channel, user or address. \
+         below, closed label sets at zero; those with a `shard` once it owns one. `app` is bounded by the configuration; nothing is labelled by channel, user or address. \
          `role` is there where one process is both gateway and node (`dunlin dev`).\n\n\
          | name | type | labels | meaning |\n|---|---|---|---|\n",
     );

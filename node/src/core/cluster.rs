@@ -128,6 +128,24 @@ impl Cluster {
         &self.members
     }
 
+    /// Whether a node still is the member that it has registered as. `Err`: who
+    /// has taken its place, or that nobody has.
+    pub fn check_life(&self, raft_id: RaftId, node: &NodeRef) -> Result<(), String> {
+        let name = &node.id;
+        match self.members.get(name) {
+            None => Err(format!("node {name} is no member of the cluster any more")),
+            Some(Member { registration, .. }) if registration.raft_id != raft_id => Err(format!(
+                "the place of node {name} has been taken by the node at {}, which has another data directory",
+                registration.address
+            )),
+            Some(member) if member.incarnation > node.incarnation => Err(format!(
+                "node {name} has registered again, so this process has been replaced (its incarnation is {})",
+                member.incarnation.0
+            )),
+            Some(_) => Ok(()),
+        }
+    }
+
     /// Each shard's owner and fence, by shard number.
     pub fn rows(&self) -> &[Option<(NodeRef, Fence)>] {
         &self.rows
@@ -292,6 +310,28 @@ pub(crate) mod tests {
             cluster.apply(4, register),
             Outcome::Registered(Incarnation(4))
         );
+    }
+
+    #[test]
+    fn a_node_hears_that_its_life_is_over() {
+        let mut cluster = Cluster::default();
+        let raft_id = registration("a", 1).raft_id;
+        cluster.apply(2, Command::Register(registration("a", 1)));
+        assert_eq!(cluster.check_life(raft_id, &node("a", 2)), Ok(()));
+        // A copy of the registration that arrives late, after another process.
+        cluster.apply(3, Command::Register(registration("a", 2)));
+        let why = cluster.check_life(raft_id, &node("a", 2)).unwrap_err();
+        assert!(why.contains("replaced"), "{why}");
+        cluster.apply(4, Command::Forget(raft_id));
+        let why = cluster.check_life(raft_id, &node("a", 3)).unwrap_err();
+        assert!(why.contains("no member"), "{why}");
+        let stranger = Registration {
+            raft_id: 99,
+            ..registration("a", 3)
+        };
+        cluster.apply(5, Command::Register(stranger));
+        let why = cluster.check_life(raft_id, &node("a", 3)).unwrap_err();
+        assert!(why.contains("taken"), "{why}");
     }
 
     #[test]

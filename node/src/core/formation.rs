@@ -36,10 +36,10 @@ pub struct Status {
 /// What a node does next.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Decision {
-    /// Ask this node to be let in.
+    /// Ask to be let in.
     Join {
-        /// Where.
-        address: String,
+        /// Where members are; one of them may be cut off from the others.
+        addresses: Vec<String>,
         /// Into which cluster.
         cluster: ClusterUuid,
     },
@@ -69,13 +69,14 @@ pub fn decide(
     heard: &BTreeMap<String, Status>,
 ) -> Decision {
     let mut fresh: BTreeMap<RaftId, &Status> = [(me.raft_id, me)].into();
-    for (address, status) in heard {
-        if let Some(cluster) = status.member_of {
-            return Decision::Join {
-                address: address.clone(),
-                cluster,
-            };
-        }
+    if let Some(cluster) = heard.values().find_map(|status| status.member_of) {
+        let members = heard.iter().filter(|(_, s)| s.member_of == Some(cluster));
+        return Decision::Join {
+            addresses: members.map(|(address, _)| address.clone()).collect(),
+            cluster,
+        };
+    }
+    for status in heard.values() {
         // A node can be known by several addresses, and be found by its own.
         fresh.insert(status.raft_id, status);
     }
@@ -90,10 +91,16 @@ pub fn decide(
     let mut by_name: BTreeMap<&NodeId, &Status> = BTreeMap::new();
     for status in fresh.values() {
         if let Some(other) = by_name.insert(&status.name, status) {
-            return Decision::Refuse(format!(
+            let why = format!(
                 "two nodes are named {}, at {} and at {}: give each its own --name",
                 status.name, other.address, status.address
-            ));
+            );
+            // Others' mistakes are theirs to mend.
+            return if status.name == me.name {
+                Decision::Refuse(why)
+            } else {
+                Decision::Wait(why)
+            };
         }
     }
     if let Some(other) = fresh
@@ -148,11 +155,28 @@ pub struct Pledge {
     pub cluster: ClusterUuid,
     /// Its founder.
     pub founder: RaftId,
+    /// Counts the founder's attempts: what is left of an earlier one on its way
+    /// must not undo a later one.
+    pub attempt: u64,
 }
 
-/// Whether a node pledges itself: it has not, or to the same founder.
+impl Pledge {
+    fn is_of_one_founder(self, other: Self) -> bool {
+        (self.cluster, self.founder) == (other.cluster, other.founder)
+    }
+}
+
+/// Whether a node pledges itself: it has not, or to the same founder, and not
+/// for a later attempt.
 pub fn may_pledge(pledged: Option<Pledge>, to: Pledge) -> bool {
-    pledged.is_none_or(|pledged| pledged == to)
+    pledged.is_none_or(|pledged| pledged.is_of_one_founder(to) && pledged.attempt <= to.attempt)
+}
+
+/// Whether a node takes its pledge back when a founder has given up an attempt:
+/// it was for this one, or for one before it.
+pub fn may_release(pledged: Option<Pledge>, from: Pledge) -> bool {
+    pledged
+        .is_some_and(|pledged| pledged.is_of_one_founder(from) && pledged.attempt <= from.attempt)
 }
 
 #[cfg(test)]
@@ -219,14 +243,18 @@ mod tests {
             ..fresh(3)
         };
         let decision = decide(&fresh(1), &addresses(&[2, 3]), &heard(&[fresh(2), member]));
-        let address = "n3:1".into();
-        assert_eq!(
-            decision,
-            Decision::Join {
-                address,
-                cluster: UUID
-            }
-        );
+        let join = |addresses: &[&str]| Decision::Join {
+            addresses: addresses.iter().map(ToString::to_string).collect(),
+            cluster: UUID,
+        };
+        assert_eq!(decision, join(&["n3:1"]));
+        // One of them may be cut off: all are asked.
+        let members = [2, 3].map(|number| Status {
+            member_of: Some(UUID),
+            ..fresh(number)
+        });
+        let decision = decide(&fresh(1), &addresses(&[2, 3]), &heard(&members));
+        assert_eq!(decision, join(&["n2:1", "n3:1"]));
     }
 
     #[test]
@@ -250,17 +278,42 @@ mod tests {
         let all: BTreeMap<String, Status> = [("elsewhere:1".to_owned(), twin)].into();
         let decision = decide(&fresh(1), &addresses(&[2]), &all);
         assert!(matches!(decision, Decision::Refuse(why) if why.contains("n1")));
+        // Whoever is not one of the two lives on.
+        let mut all = all;
+        all.insert("n1:1".into(), fresh(1));
+        let decision = decide(&fresh(2), &addresses(&[1]), &all);
+        assert!(matches!(decision, Decision::Wait(why) if why.contains("n1")));
     }
 
     #[test]
     fn a_pledge_holds_until_it_is_given_back() {
-        let to = |founder| Pledge {
+        let to = |founder, attempt| Pledge {
             cluster: UUID,
             founder,
+            attempt,
         };
-        assert!(may_pledge(None, to(1)));
-        assert!(may_pledge(Some(to(1)), to(1)));
-        assert!(!may_pledge(Some(to(1)), to(2)));
+        assert!(may_pledge(None, to(1, 1)));
+        assert!(may_pledge(Some(to(1, 1)), to(1, 1)));
+        assert!(may_pledge(Some(to(1, 1)), to(1, 2)));
+        assert!(!may_pledge(Some(to(1, 1)), to(2, 1)));
+        assert!(may_release(Some(to(1, 2)), to(1, 2)));
+        assert!(!may_release(Some(to(1, 2)), to(2, 2)));
+        assert!(!may_release(None, to(1, 1)));
+    }
+
+    #[test]
+    fn what_is_left_of_an_earlier_attempt_undoes_nothing() {
+        let attempt = |attempt| Pledge {
+            cluster: UUID,
+            founder: 1,
+            attempt,
+        };
+        // The founder counts on this node in its second attempt, and then the
+        // end of its first one arrives, or its beginning.
+        assert!(!may_release(Some(attempt(2)), attempt(1)));
+        assert!(!may_pledge(Some(attempt(2)), attempt(1)));
+        // The second's pledge was lost, and its end is heard.
+        assert!(may_release(Some(attempt(1)), attempt(2)));
     }
 
     proptest! {
@@ -283,7 +336,7 @@ mod tests {
                 let Decision::Found { members, ask, majority } = decide(&me, &addresses(&known), &heard(&statuses)) else {
                     continue;
                 };
-                let pledge = Pledge { cluster: ClusterUuid(u128::from(me.raft_id)), founder: me.raft_id };
+                let pledge = Pledge { cluster: ClusterUuid(u128::from(me.raft_id)), founder: me.raft_id, attempt: 1 };
                 let mut pledged = BTreeSet::new();
                 for node in ask.iter().chain([&me]) {
                     if may_pledge(pledges.get(&node.raft_id).copied(), pledge) {

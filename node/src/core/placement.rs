@@ -1,9 +1,11 @@
 //! Who should own what, and who should vote: pure functions of what is agreed.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
 
 use proto::id::{NodeId, NodeRef};
 use proto::shard::ShardId;
+use proto::time::Timestamp;
 
 use super::cluster::{Assignment, Cluster, Member, RaftId};
 
@@ -92,6 +94,36 @@ pub fn voters(
     (next != *voting && better && !next.is_empty()).then_some(next)
 }
 
+/// How long a node that was let in may take to register.
+const REGISTER: Duration = Duration::from_secs(60);
+
+/// Nodes that were let in and have not registered, and since when. One that has
+/// lost its directory again, or whose name another has taken meanwhile, would be
+/// called for ever.
+#[derive(Debug, Default)]
+pub struct Strangers(BTreeMap<RaftId, Timestamp>);
+
+impl Strangers {
+    /// One that has had its time. `listening` are the nodes that do not vote.
+    pub fn overdue(
+        &mut self,
+        cluster: &Cluster,
+        listening: &BTreeSet<RaftId>,
+        now: Timestamp,
+    ) -> Option<RaftId> {
+        let registered = cluster.members().values();
+        let registered: BTreeSet<RaftId> = registered.map(|m| m.registration.raft_id).collect();
+        let strangers: BTreeSet<RaftId> = listening.difference(&registered).copied().collect();
+        self.0.retain(|id, _| strangers.contains(id));
+        for id in strangers {
+            self.0.entry(id).or_insert(now);
+        }
+        let mut all = self.0.iter();
+        all.find(|(_, since)| **since + REGISTER <= now)
+            .map(|(id, _)| *id)
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -170,6 +202,22 @@ mod tests {
         };
         cluster.apply(5, Command::Register(back));
         assert_eq!(plan(&cluster).len(), 2);
+    }
+
+    #[test]
+    fn whoever_was_let_in_and_never_registers_is_struck() {
+        let mut strangers = Strangers::default();
+        let mut cluster = cluster(1, 1, &["a"]);
+        let (late, lost) = (registration("b", 1).raft_id, 7);
+        let listening = [late, lost].into();
+        let now = Timestamp(0);
+        assert_eq!(strangers.overdue(&cluster, &listening, now), None);
+        cluster.apply(9, Command::Register(registration("b", 1)));
+        let soon = now + REGISTER / 2;
+        assert_eq!(strangers.overdue(&cluster, &listening, soon), None);
+        let then = now + REGISTER;
+        assert_eq!(strangers.overdue(&cluster, &listening, then), Some(lost));
+        assert_eq!(strangers.overdue(&cluster, &[late].into(), then), None);
     }
 
     fn set(ids: &[RaftId]) -> BTreeSet<RaftId> {

@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Duration;
 
-use futures_util::future::BoxFuture;
+use futures_util::future::{BoxFuture, join_all};
 use proto::id::{ClusterUuid, Incarnation, NodeId};
 use proto::message::{Answer, Question};
 use tokio::sync::{Notify, watch};
@@ -12,9 +12,9 @@ use tokio::sync::{Notify, watch};
 use super::{Identity, MembershipConfig};
 use crate::addresses::Addresses;
 use crate::core::cluster::{Cluster, Command, Outcome, RaftId, Registration};
-use crate::core::formation::{Pledge, Status, may_pledge};
+use crate::core::formation::{Pledge, Status, may_pledge, may_release};
 use crate::gossip::{News, Rumours};
-use crate::peers::wire::{Call, Hello, Reply};
+use crate::peers::wire::{Call, Hello, Refusal, Reply};
 use crate::peers::{Peers, Serve};
 use crate::raft::store::{Store, StoreError};
 use crate::raft::{Consensus, Peer, ProposeError};
@@ -57,8 +57,9 @@ struct Changing {
     pledge: Option<Pledge>,
     consensus: Option<Consensus>,
     peers: Option<Peers>,
-    /// Where callers say that they can be reached.
-    callers: BTreeSet<String>,
+    /// Where callers say that they can be reached, by name: one that has moved
+    /// is not two.
+    callers: BTreeMap<NodeId, String>,
 }
 
 impl std::fmt::Debug for Host {
@@ -146,16 +147,20 @@ impl Host {
     }
 
     pub(super) fn callers(&self) -> BTreeSet<String> {
-        self.changing().callers.clone()
+        self.changing().callers.values().cloned().collect()
     }
 
     /// From now on, and after every restart, the node belongs to this cluster.
-    pub(super) fn enter(&self, cluster: ClusterUuid) -> Result<(), StoreError> {
+    /// `false`: it belongs to another one already.
+    pub(super) fn enter(&self, cluster: ClusterUuid) -> Result<bool, StoreError> {
         let mut changing = self.changing();
+        if let Some(known) = changing.member_of {
+            return Ok(known == cluster);
+        }
         self.store.put(MEMBER_OF, &cluster)?;
         changing.member_of = Some(cluster);
         self.stirred.notify_waiters();
-        Ok(())
+        Ok(true)
     }
 
     pub(super) fn consensus(&self) -> Option<Consensus> {
@@ -180,7 +185,7 @@ impl Host {
     /// Takes a pledge back, if the node is not a member by it.
     pub(super) fn release(&self, from: Pledge) -> Result<bool, StoreError> {
         let mut changing = self.changing();
-        if changing.member_of.is_some() || changing.pledge != Some(from) {
+        if changing.member_of.is_some() || !may_release(changing.pledge, from) {
             return Ok(false);
         }
         self.store.remove(PLEDGE)?;
@@ -226,20 +231,51 @@ impl Host {
             Err(ProposeError::Failed(why)) => return Err(why),
             Err(ProposeError::NotLeader(leader)) => leader,
         };
-        let leader = leader.ok_or("the cluster has no leader now")?;
-        let address = self
-            .addresses
-            .get(leader)
-            .or_else(|| consensus.address_of(leader))
-            .ok_or("it is not known where the leader is")?;
         let peers = self.peers().ok_or("the node does not listen yet")?;
-        match peers.call(&address, &Call::Propose(command), DECIDE).await {
+        let leader = leader.and_then(|leader| {
+            let now = self.addresses.get(leader);
+            now.or_else(|| consensus.address_of(leader))
+        });
+        let Some(leader) = leader else {
+            // A node that the leader does not call knows of none.
+            let others = self.others(consensus);
+            let calls = others
+                .iter()
+                .map(|address| peers.call(address, &Call::Leader, ASK));
+            let told = join_all(calls)
+                .await
+                .into_iter()
+                .find_map(|reply| match reply {
+                    Ok(Reply::Elsewhere(leader)) => leader,
+                    _ => None,
+                });
+            let leader = told.ok_or("the cluster has no leader now")?;
+            return self.propose_at(&peers, &leader, command).await;
+        };
+        self.propose_at(&peers, &leader, command).await
+    }
+
+    async fn propose_at(
+        &self,
+        peers: &Peers,
+        leader: &str,
+        command: Command,
+    ) -> Result<Outcome, String> {
+        match peers.call(leader, &Call::Propose(command), DECIDE).await {
             Ok(Reply::Outcome(outcome)) => Ok(outcome),
             Ok(Reply::Refused(why)) => Err(why),
             Ok(Reply::Elsewhere(_)) => Err("the leader has just changed".into()),
             Ok(_) => Err("the leader answered something else".into()),
             Err(error) => Err(error.to_string()),
         }
+    }
+
+    /// Where other nodes are, or were, or may be.
+    pub(super) fn others(&self, consensus: &Consensus) -> BTreeSet<String> {
+        let mut addresses: BTreeSet<String> = self.config.join.iter().cloned().collect();
+        addresses.extend(consensus.addresses());
+        addresses.remove(&self.address());
+        addresses
     }
 
     /// Passes a question on to another node.
@@ -280,10 +316,14 @@ impl Host {
         };
         match call {
             Call::Status => Reply::Status(self.status()),
+            Call::Leader => match self.leading() {
+                Ok(_) => Reply::Elsewhere(Some(self.address())),
+                Err(reply) => *reply,
+            },
             Call::Pledge(pledge) => done(self.pledge(pledge)),
             Call::Release(pledge) => done(self.release(pledge)),
             Call::Raft { cluster, to, rpc } => self.take_raft(cluster, to, &rpc).await,
-            Call::Join(registration) => self.take_join(registration).await,
+            Call::Join(registration) => self.take_join(&from, registration).await,
             Call::Propose(command) => self.take_proposal(&from, command).await,
             Call::Inspect(question) => match self.inspect.get() {
                 Some(inspect) => Reply::Inspected(inspect(question).await),
@@ -302,8 +342,12 @@ impl Host {
         };
         if member_of.is_none() && pledge.is_some_and(|pledge| pledge.cluster == cluster) {
             // The founder got through.
-            if let Err(error) = self.enter(cluster) {
-                return Reply::Refused(error.to_string());
+            match self.enter(cluster) {
+                Ok(true) => {}
+                Ok(false) => {
+                    return Reply::Refused("this node is a member of another cluster".into());
+                }
+                Err(error) => return Reply::Refused(error.to_string()),
             }
         } else if member_of != Some(cluster) {
             return Reply::Refused("this node is not a member of that cluster".into());
@@ -318,7 +362,10 @@ impl Host {
     }
 
     /// On the leader: lets a node in.
-    async fn take_join(&self, registration: Registration) -> Reply {
+    async fn take_join(&self, from: &Hello, registration: Registration) -> Reply {
+        if !speaks_for_itself(from, &registration) {
+            return Reply::Refused("nodes join for themselves only".into());
+        }
         let (consensus, cluster) = match self.leading() {
             Ok(leading) => leading,
             Err(reply) => return *reply,
@@ -330,9 +377,9 @@ impl Host {
             .map(|member| member.registration.clone())
             .filter(|known| known.raft_id != registration.raft_id);
         if let Some(known) = namesake
-            && let Err(why) = self.replace(&consensus, &registration, &known).await
+            && let Err(reply) = self.replace(&consensus, &registration, &known).await
         {
-            return Reply::Refused(why);
+            return reply;
         }
         let peer = Peer {
             address: registration.address,
@@ -353,9 +400,9 @@ impl Host {
         consensus: &Consensus,
         registration: &Registration,
         known: &Registration,
-    ) -> Result<(), String> {
+    ) -> Result<(), Reply> {
         let Some(peers) = self.peers() else {
-            return Err("the node does not listen yet".into());
+            return Err(Reply::Refused("the node does not listen yet".into()));
         };
         let address = self
             .addresses
@@ -364,13 +411,22 @@ impl Host {
         if let Ok(Reply::Status(status)) = peers.call(&address, &Call::Status, ASK).await
             && status.raft_id == known.raft_id
         {
-            return Err(format!(
+            return Err(Reply::NameTaken(format!(
                 "the name {} is taken: a node of that name runs at {address} with another data directory; give each node its own --name",
                 known.name
-            ));
+            )));
+        }
+        // One call may be lost: gossip has to have given it up, too.
+        let rumours = Arc::clone(&self.rumours.borrow());
+        let state = rumours.get(&known.raft_id).map(|rumour| rumour.state);
+        if matches!(state, Some("alive" | "suspect")) {
+            return Err(Reply::Refused(format!(
+                "another node of the name {} ran a moment ago at {address}; waiting until it is sure that it does not any more",
+                known.name
+            )));
         }
         tracing::warn!(node = %registration.name, "a node has come with an empty data directory; it takes the place of its namesake, which cannot be reached");
-        let failed = |error: ProposeError| error.to_string();
+        let failed = |error: ProposeError| Reply::Refused(error.to_string());
         let forget = Command::Forget(known.raft_id);
         consensus.propose(forget).await.map_err(failed)?;
         let mut voters = consensus.standing().voters;
@@ -385,10 +441,22 @@ impl Host {
             Ok(leading) => leading,
             Err(reply) => return *reply,
         };
-        // Nodes speak for themselves and for nobody else.
-        match &command {
-            Command::Register(registration) if registration.raft_id == from.raft_id => {}
+        let peer = match &command {
+            Command::Register(registration) if speaks_for_itself(from, registration) => Peer {
+                address: registration.address.clone(),
+            },
             _ => return Reply::Refused("only the leader decides that".into()),
+        };
+        let agreed = Arc::clone(&consensus.cluster().borrow());
+        let known = agreed.members().get(&from.name);
+        let may_register = known.is_none_or(|m| m.registration.raft_id == from.raft_id);
+        // One that was struck while it was away would never hear of its
+        // registration.
+        if may_register
+            && !consensus.standing().members.contains(&from.raft_id)
+            && let Err(ProposeError::Failed(why)) = consensus.add(from.raft_id, peer).await
+        {
+            return Reply::Refused(why);
         }
         match consensus.propose(command).await {
             Ok(outcome) => Reply::Outcome(outcome),
@@ -434,48 +502,50 @@ impl Serve for Host {
         }
     }
 
-    fn meet(&self, other: &Hello) -> Result<(), String> {
+    fn meet(&self, other: &Hello) -> Result<(), Refusal> {
         if other.cluster != self.config.cluster {
-            return Err(format!(
+            return Err(Refusal::because(format!(
                 "{} was started with --cluster {}, and {} with --cluster {}",
                 other.name, other.cluster, self.identity.name, self.config.cluster
-            ));
+            )));
         }
         if let (Some(theirs), Some(ours)) = (other.member_of, self.member_of())
             && theirs != ours
         {
-            return Err(format!(
-                "{} is a member of cluster {theirs}, and {} of cluster {ours}: they have the same name, but are not the same",
+            return Err(Refusal::because(format!(
+                "{} is a member of cluster {theirs}, and {} of cluster {ours}: they have the same name, but are not the same; check --join",
                 other.name, self.identity.name
-            ));
+            )));
         }
         let mine = other.raft_id == self.identity.raft_id;
         if mine != (other.name == self.identity.name) {
             return Err(if mine {
-                format!(
-                    "{} uses a copy of the data directory of {}",
+                Refusal::for_a_copy(format!(
+                    "{} uses a copy of the data directory of {}; give each node its own --data",
                     other.name, self.identity.name
-                )
+                ))
             } else {
-                format!(
+                Refusal::because(format!(
                     "two nodes are named {}, at {} and at {}: give each its own --name",
                     other.name,
                     other.address,
                     self.address()
-                )
+                ))
             });
         }
         if mine && other.address != self.address() {
-            return Err(format!(
-                "the nodes at {} and {} use copies of one data directory",
+            return Err(Refusal::for_a_copy(format!(
+                "the nodes at {} and {} use copies of one data directory; give each its own --data",
                 other.address,
                 self.address()
-            ));
+            )));
         }
         self.addresses.set(other.raft_id, &other.address);
         let mut changing = self.changing();
-        if !mine && changing.callers.len() < CALLERS_MAX {
-            changing.callers.insert(other.address.clone());
+        let known = changing.callers.contains_key(&other.name);
+        if !mine && (known || changing.callers.len() < CALLERS_MAX) {
+            let (name, address) = (other.name.clone(), other.address.clone());
+            changing.callers.insert(name, address);
         }
         Ok(())
     }
@@ -483,6 +553,19 @@ impl Serve for Host {
     fn serve(self: Arc<Self>, from: Hello, call: Call) -> BoxFuture<'static, Reply> {
         Box::pin(self.take(from, call))
     }
+}
+
+/// Whether a registration is of the node that sends it: the certificate holds
+/// for the name in the hello.
+fn speaks_for_itself(from: &Hello, registration: &Registration) -> bool {
+    (registration.raft_id, &registration.name) == (from.raft_id, &from.name)
+}
+
+/// Whether a data directory belongs to a cluster, or may yet.
+pub(super) fn is_bound(store: &Store) -> Result<bool, StoreError> {
+    let member_of: Option<ClusterUuid> = store.get(MEMBER_OF)?;
+    let pledge: Option<Pledge> = store.get(PLEDGE)?;
+    Ok(member_of.is_some() || pledge.is_some())
 }
 
 /// What a founder asks of its members, by Raft id.

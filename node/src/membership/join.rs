@@ -11,7 +11,7 @@ use super::MembershipError;
 use super::host::{ASK, DECIDE, Host, peers_of, random};
 use crate::core::cluster::RaftId;
 use crate::core::formation::{Decision, Pledge, Status, decide};
-use crate::peers::wire::{Call, Reply};
+use crate::peers::wire::{Call, Refusal, Reply};
 use crate::peers::{CallError, Peers};
 use crate::raft::{Consensus, Peer};
 
@@ -19,9 +19,10 @@ use crate::raft::{Consensus, Peer};
 const ASK_AGAIN: Duration = Duration::from_millis(200);
 /// How often a node that waits says why.
 const COMPLAIN: Duration = Duration::from_secs(5);
-/// The cluster that this node founds, should it found one.
+/// The cluster that this node founds, should it found one, and its attempts.
 const FOUNDING: &str = "founding";
-/// Its members, once all pledges are there.
+/// What that cluster is founded with, once all pledges are there. It counts only
+/// if this is the cluster that the node came into.
 const FOUNDERS: &str = "founders";
 
 /// Goes on in the node's cluster, or finds one, or founds one.
@@ -44,43 +45,75 @@ pub(super) async fn enter(
         host.addresses.clone(),
     )
     .await?;
-    if let Some(founders) = host.store.get::<BTreeMap<RaftId, Peer>>(FOUNDERS)? {
+    let founders = host
+        .store
+        .get::<(ClusterUuid, BTreeMap<RaftId, Peer>)>(FOUNDERS)?;
+    if let Some((_, founders)) = founders.filter(|(founded, _)| *founded == cluster) {
         let begun = consensus.initialize(founders).await;
         begun.map_err(MembershipError::Failed)?;
     }
     host.set_consensus(consensus.clone());
-    greet(host, peers, &consensus).await;
+    greet(host, peers, &consensus, &mut BTreeSet::new()).await?;
     Ok(consensus)
 }
 
-/// Tells the others where this node is now: it may have been elsewhere.
-async fn greet(host: &Host, peers: &Peers, consensus: &Consensus) {
-    let own = host.status().address;
-    let mut addresses: BTreeSet<String> = host.config.join.iter().cloned().collect();
-    addresses.extend(consensus.addresses());
-    addresses.remove(&own);
-    let calls = addresses.iter().map(|address| async move {
-        if let Err(CallError::Refused { address, reason }) = peers.call(address, &Call::Status, ASK).await {
+/// Tells the others where this node is now, and hears where they are: any may
+/// have moved.
+async fn greet(
+    host: &Host,
+    peers: &Peers,
+    consensus: &Consensus,
+    said: &mut BTreeSet<String>,
+) -> Result<(), MembershipError> {
+    let addresses = host.others(consensus);
+    let calls = addresses
+        .iter()
+        .map(|address| async move { peers.call(address, &Call::Status, ASK).await });
+    for reply in join_all(calls).await {
+        let Err(CallError::Refused { address, refusal }) = reply else {
+            continue;
+        };
+        let Refusal { reason, copy } = refusal;
+        if copy {
+            return Err(MembershipError::Refused(reason));
+        }
+        if said.insert(format!("{address} {reason}")) {
             tracing::error!(%address, %reason, "another node and this one cannot be in one cluster");
         }
-    });
-    // Not for long: whoever is away now hears of this node by its calls.
-    let _ = timeout(ASK, join_all(calls)).await;
+    }
+    Ok(())
+}
+
+/// Goes on greeting for as long as no leader is known: addresses in `--join` may
+/// lead to nodes later that they did not lead to at the start.
+pub(super) async fn look_for_others(
+    host: &Host,
+    peers: &Peers,
+    consensus: &Consensus,
+) -> MembershipError {
+    let mut said = BTreeSet::new();
+    loop {
+        sleep(ASK).await;
+        if consensus.standing().leader.is_none()
+            && let Err(error) = greet(host, peers, consensus, &mut said).await
+        {
+            return error;
+        }
+    }
 }
 
 /// Finds a cluster, or founds one. When this returns the host has entered it.
 async fn find(host: &Host, peers: &Peers, waits: impl Fn(String)) -> Result<(), MembershipError> {
-    let mut aliases: BTreeSet<String> = BTreeSet::new();
     let mut complained: Option<Instant> = None;
     loop {
         let me = host.status();
         let mut addresses: BTreeSet<String> = host.config.join.iter().cloned().collect();
         addresses.extend(host.callers());
-        addresses.retain(|address| *address != me.address && !aliases.contains(address));
+        addresses.retain(|address| *address != me.address);
         let (heard, failures) = ask_all(peers, &addresses).await?;
         // One of the addresses may be this node's own, under another name, and
         // several may be of one node.
-        aliases.extend(of_one_node(&me, &heard));
+        let aliases = of_one_node(&me, &heard);
         addresses.retain(|address| !aliases.contains(address));
         let heard: BTreeMap<String, Status> = heard
             .into_iter()
@@ -90,11 +123,15 @@ async fn find(host: &Host, peers: &Peers, waits: impl Fn(String)) -> Result<(), 
             return Ok(());
         }
         let why = match decide(&me, &addresses, &heard) {
-            Decision::Join { address, cluster } => {
-                match join(host, peers, address, cluster).await? {
-                    Ok(()) => return Ok(()),
-                    Err(why) => why,
+            Decision::Join { addresses, cluster } => {
+                let mut failed = String::new();
+                for address in addresses {
+                    match join(host, peers, address, cluster).await? {
+                        Ok(()) => return Ok(()),
+                        Err(why) => failed = why,
+                    }
                 }
+                failed
             }
             Decision::Found {
                 members,
@@ -178,15 +215,15 @@ async fn join(
         let call = Call::Join(host.registration());
         match peers.call(&address, &call, DECIDE).await {
             Ok(Reply::Joined(joined)) if joined == cluster => {
-                host.enter(cluster)?;
+                if !host.enter(cluster)? {
+                    return Ok(Err("it is a member of another cluster by now".into()));
+                }
                 tracing::info!(%cluster, "joined the cluster");
                 return Ok(Ok(()));
             }
             Ok(Reply::Elsewhere(Some(leader))) => address = leader,
             Ok(Reply::Elsewhere(None)) => return Ok(Err("the cluster has no leader now".into())),
-            Ok(Reply::Refused(why)) if why.contains("is taken") => {
-                return Err(MembershipError::Refused(why));
-            }
+            Ok(Reply::NameTaken(why)) => return Err(MembershipError::Refused(why)),
             Ok(Reply::Refused(why)) => return Ok(Err(why)),
             Ok(_) => return Ok(Err("the leader answered something else".into())),
             Err(error) => return Ok(Err(error.to_string())),
@@ -203,18 +240,19 @@ async fn found(
     ask: &[Status],
     majority: usize,
 ) -> Result<Result<(), String>, MembershipError> {
-    let cluster = match host.store.get::<ClusterUuid>(FOUNDING)? {
-        Some(cluster) => cluster,
+    let (cluster, attempts) = match host.store.get::<(ClusterUuid, u64)>(FOUNDING)? {
+        Some(known) => known,
         None => {
             let cluster = ClusterUuid(u128::from(random()) << 64 | u128::from(random()));
-            host.store.put(FOUNDING, &cluster)?;
-            cluster
+            (cluster, 0)
         }
     };
     let pledge = Pledge {
         cluster,
         founder: host.raft_id(),
+        attempt: attempts + 1,
     };
+    host.store.put(FOUNDING, &(cluster, pledge.attempt))?;
     if !host.pledge(pledge)? {
         return Ok(Err("this node has pledged itself to another founder".into()));
     }
@@ -232,8 +270,10 @@ async fn found(
     if all && pledged.len() >= majority {
         // First who the members are, then that there is a cluster: after a
         // crash in between, nothing has been begun.
-        host.store.put(FOUNDERS, &peers_of(members))?;
-        host.enter(cluster)?;
+        host.store.put(FOUNDERS, &(cluster, peers_of(members)))?;
+        if !host.enter(cluster)? {
+            return Ok(Err("it is a member of another cluster by now".into()));
+        }
         tracing::info!(%cluster, members = members.len(), "founded a cluster");
         return Ok(Ok(()));
     }

@@ -4,10 +4,11 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use proto::shard::{SHARDS_DEFAULT, Sharding};
+use proto::time::Timestamp;
 
 use super::host::{Host, random};
 use crate::core::cluster::{Cluster, Command, Founding, RaftId};
-use crate::core::placement;
+use crate::core::placement::{self, Strangers};
 use crate::raft::{Consensus, ProposeError, Standing};
 
 /// The duties of whoever leads.
@@ -15,6 +16,7 @@ pub(super) struct Leader {
     host: Arc<Host>,
     /// Said already: two nodes and no witness.
     warned: bool,
+    strangers: Strangers,
 }
 
 impl Leader {
@@ -22,6 +24,7 @@ impl Leader {
         Self {
             host,
             warned: false,
+            strangers: Strangers::default(),
         }
     }
 
@@ -60,15 +63,31 @@ impl Leader {
     }
 
     async fn assign(
-        &self,
+        &mut self,
         consensus: &Consensus,
         cluster: &Cluster,
         standing: &Standing,
     ) -> Result<(), ProposeError> {
+        if let Some(voters) = &standing.unfinished {
+            tracing::info!(voters = voters.len(), "finishing a change of who votes");
+            return consensus.set_voters(voters.clone()).await;
+        }
         let plan = placement::plan(cluster);
         if !plan.is_empty() {
             tracing::info!(shards = plan.len(), "giving shards to their owners");
             consensus.propose(Command::Assign(plan)).await?;
+        }
+        let listening = standing.members.difference(&standing.voters);
+        let listening = listening.copied().collect();
+        if let Some(stranger) = self
+            .strangers
+            .overdue(cluster, &listening, Timestamp::now())
+        {
+            tracing::warn!(
+                stranger,
+                "a node was let in and has not registered; it is struck until it comes back"
+            );
+            consensus.strike(stranger).await?;
         }
         let registered = cluster.members().values();
         let members: BTreeSet<RaftId> = registered
@@ -80,7 +99,12 @@ impl Leader {
         if members.len() < usize::from(expected) {
             return Ok(());
         }
-        if let Some(voters) = placement::voters(&standing.voters, &members, &standing.keep_up) {
+        // What keeps up may have died since, without anything to fall behind.
+        let rumours = Arc::clone(&self.host.rumours.borrow());
+        let is_down = |id: &RaftId| rumours.get(id).is_some_and(|r| r.state == "down");
+        let keep_up = standing.keep_up.iter().filter(|id| !is_down(id));
+        let keep_up = keep_up.copied().collect();
+        if let Some(voters) = placement::voters(&standing.voters, &members, &keep_up) {
             tracing::info!(voters = voters.len(), "changing who votes");
             consensus.set_voters(voters).await?;
         }

@@ -291,17 +291,21 @@ impl Membership {
     }
 }
 
-/// The node's identity: from its data directory, or new.
+/// The node's identity: from its data directory, or new. A directory that no
+/// cluster knows of, because a name was mistyped at first, is as good as empty.
 fn identity(store: &Store, config: &MembershipConfig) -> Result<Identity, MembershipError> {
     if let Some(identity) = store.get::<Identity>(IDENTITY)? {
-        if identity.name != config.name || identity.cluster != config.cluster {
+        let is_same = identity.name == config.name && identity.cluster == config.cluster;
+        if !is_same && host::is_bound(store)? {
             return Err(MembershipError::OtherNode {
                 data: config.data.display().to_string(),
                 found: format!("node {} of cluster {}", identity.name, identity.cluster),
                 wanted: format!("node {} of cluster {}", config.name, config.cluster),
             });
         }
-        return Ok(identity);
+        if is_same {
+            return Ok(identity);
+        }
     }
     let identity = Identity {
         raft_id: host::random(),
@@ -392,6 +396,7 @@ impl Driver {
             }
             tokio::time::sleep(TICK / 2).await;
         };
+        self.wait_for("it is registered, and has not all that was decided yet".into());
         let mut cluster = consensus.cluster();
         let here = |cluster: &Arc<Cluster>| {
             cluster.founding().is_some()
@@ -437,14 +442,23 @@ impl Driver {
         tokio::spawn(gossip.run(shutdown));
     }
 
-    /// Shows what is agreed, and leads when it is this node's turn. Returns
+    /// Follows what is agreed, and leads when it is this node's turn. Returns
     /// only when the node cannot go on.
     async fn follow(&self, consensus: &Consensus) -> MembershipError {
+        tokio::select! {
+            failed = self.watch(consensus) => failed,
+            // Beside the rest: without a majority a decision takes until there
+            // is one again.
+            never = self.lead(consensus) => match never {},
+            failed = join::look_for_others(&self.host, &self.peers, consensus) => failed,
+        }
+    }
+
+    /// Shows what is agreed.
+    async fn watch(&self, consensus: &Consensus) -> MembershipError {
         let mut cluster = consensus.cluster();
         let mut rumours = self.host.rumours.subscribe();
-        let mut tick = tokio::time::interval(TICK);
-        tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
-        let mut leader = lead::Leader::new(Arc::clone(&self.host));
+        let mut tick = ticks();
         loop {
             let standing = consensus.standing();
             if let Some(failure) = &standing.failure {
@@ -452,8 +466,10 @@ impl Driver {
             }
             let agreed = Arc::clone(&cluster.borrow_and_update());
             self.show(&agreed, &standing, &rumours.borrow_and_update().clone());
-            if standing.leads {
-                leader.lead(consensus, &agreed, &standing).await;
+            if let Phase::Registered(node) = &*self.shown.phase.borrow()
+                && let Err(why) = agreed.check_life(self.host.raft_id(), node)
+            {
+                return MembershipError::Refused(why);
             }
             tokio::select! {
                 changed = cluster.changed() => {
@@ -469,6 +485,23 @@ impl Driver {
                     tick.tick().await;
                 }
                 _ = rumours.changed() => {}
+                _ = tick.tick() => {}
+            }
+        }
+    }
+
+    async fn lead(&self, consensus: &Consensus) -> std::convert::Infallible {
+        let mut cluster = consensus.cluster();
+        let mut tick = ticks();
+        let mut leader = lead::Leader::new(Arc::clone(&self.host));
+        loop {
+            let standing = consensus.standing();
+            let agreed = Arc::clone(&cluster.borrow_and_update());
+            if standing.leads {
+                leader.lead(consensus, &agreed, &standing).await;
+            }
+            tokio::select! {
+                Ok(()) = cluster.changed() => {}
                 _ = tick.tick() => {}
             }
         }
@@ -504,6 +537,12 @@ impl Driver {
         set(&self.shown.has_leader, standing.leader.is_some());
         self.metrics.observe(cluster, standing, rumours);
     }
+}
+
+fn ticks() -> tokio::time::Interval {
+    let mut tick = tokio::time::interval(TICK);
+    tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    tick
 }
 
 fn set(shown: &watch::Sender<bool>, value: bool) {

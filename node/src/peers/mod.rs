@@ -6,9 +6,9 @@ pub(crate) mod tls;
 pub(crate) mod wire;
 
 use std::collections::HashMap;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use futures_util::future::BoxFuture;
@@ -20,7 +20,7 @@ use tokio::time::timeout;
 
 use crate::core::cluster::RaftId;
 use tls::Tls;
-use wire::{BYTES_MAX, Call, Greeting, Hello, Reply, decode, encode};
+use wire::{BYTES_MAX, Call, Greeting, Hello, Refusal, Reply, decode, encode};
 
 /// How long a connection may take to be made.
 const CONNECT: Duration = Duration::from_secs(2);
@@ -32,6 +32,12 @@ const IDLE: Duration = Duration::from_secs(3);
 const KEEP_ALIVE: Duration = Duration::from_millis(500);
 /// How long the end of all connections may take.
 const FAREWELL: Duration = Duration::from_millis(500);
+/// How long an answer may take: longer than anyone waits for one.
+const ANSWER: Duration = Duration::from_secs(6);
+/// How often the same complaint is logged.
+const COMPLAIN: Duration = Duration::from_secs(10);
+/// Complaints that are remembered; when there are more, all are forgotten.
+const COMPLAINTS_MAX: usize = 256;
 /// Calls of one peer that are answered at the same time.
 const STREAMS_MAX: u32 = 256;
 /// Connections that are accepted at most.
@@ -46,7 +52,7 @@ pub(crate) trait Serve: Send + Sync + 'static {
 
     /// Whether this node and another can be in one cluster. Called for both
     /// ends of every connection.
-    fn meet(&self, other: &Hello) -> Result<(), String>;
+    fn meet(&self, other: &Hello) -> Result<(), Refusal>;
 
     /// Answers a call.
     fn serve(self: Arc<Self>, from: Hello, call: Call) -> BoxFuture<'static, Reply>;
@@ -63,8 +69,8 @@ pub(crate) struct Datagram {
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub(crate) enum CallError {
     /// The two cannot be in one cluster.
-    #[error("the node at {address} and this one cannot be in one cluster: {reason}")]
-    Refused { address: String, reason: String },
+    #[error("the node at {address} and this one cannot be in one cluster: {}", refusal.reason)]
+    Refused { address: String, refusal: Refusal },
     /// It cannot be reached, or did not answer.
     #[error("could not reach a node at {address}: {reason}")]
     Unreachable { address: String, reason: String },
@@ -84,6 +90,37 @@ pub(crate) struct Peers {
     endpoint: Endpoint,
     node: Arc<dyn Serve>,
     ways: Arc<Mutex<HashMap<String, watch::Receiver<Way>>>>,
+    complaints: Arc<Mutex<Complaints>>,
+}
+
+/// What has been logged of whom: whoever tries again and again is not to fill
+/// the log.
+#[derive(Debug, Default)]
+struct Complaints(HashMap<(IpAddr, String), Instant>);
+
+impl Complaints {
+    /// Whether to log this.
+    fn is_due(&mut self, of: IpAddr, reason: &str, now: Instant) -> bool {
+        let key = (of, reason.to_owned());
+        let last = self.0.get(&key);
+        if last.is_some_and(|at| now.saturating_duration_since(*at) < COMPLAIN) {
+            return false;
+        }
+        if self.0.len() >= COMPLAINTS_MAX {
+            self.0.clear();
+        }
+        self.0.insert(key, now);
+        true
+    }
+}
+
+/// Whether nothing better can be had now than this way.
+fn is_usable(way: &watch::Receiver<Way>) -> bool {
+    match &*way.borrow() {
+        // Its maker holds it while it connects, and while it cools down.
+        Way::Connecting | Way::Down(_) => way.has_changed().is_ok(),
+        Way::Up(connection) => connection.close_reason().is_none(),
+    }
 }
 
 impl Peers {
@@ -113,6 +150,7 @@ impl Peers {
             endpoint,
             node,
             ways: Arc::default(),
+            complaints: Arc::default(),
         };
         tokio::spawn(peers.clone().accept(datagrams));
         Ok(peers)
@@ -181,17 +219,13 @@ impl Peers {
     /// The way to an address; one that broke is made anew.
     fn way(&self, address: &str) -> watch::Receiver<Way> {
         let mut ways = self.ways.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(way) = ways.get(address) {
-            let usable = match &*way.borrow() {
-                Way::Connecting => way.has_changed().is_ok(),
-                Way::Up(connection) => connection.close_reason().is_none(),
-                // Its maker holds it for as long as it cools down.
-                Way::Down(_) => way.has_changed().is_ok(),
-            };
-            if usable {
-                return way.clone();
-            }
+        if let Some(way) = ways.get(address)
+            && is_usable(way)
+        {
+            return way.clone();
         }
+        // Nodes move: what led to their earlier places is let go.
+        ways.retain(|_, way| is_usable(way));
         let (made, way) = watch::channel(Way::Connecting);
         let peers = self.clone();
         let to = address.to_owned();
@@ -214,7 +248,6 @@ impl Peers {
                 }
             }
         });
-        // Addresses come from configuration and from members: they are few.
         ways.insert(address.to_owned(), way.clone());
         way
     }
@@ -224,22 +257,29 @@ impl Peers {
             address: address.to_owned(),
             reason,
         };
-        let refused = |reason: String| CallError::Refused {
+        let refused = |refusal: Refusal| CallError::Refused {
             address: address.to_owned(),
-            reason,
+            refusal,
         };
-        let mut resolved = tokio::net::lookup_host(address)
+        let resolved = tokio::net::lookup_host(address)
             .await
             .map_err(|error| unreachable(format!("the name could not be looked up: {error}")))?;
-        let to = resolved
-            .next()
-            .ok_or_else(|| unreachable("the name has no address".into()))?;
-        let connection = self
-            .endpoint
-            .connect(to, tls::ANY_NODE)
-            .map_err(|error| unreachable(error.to_string()))?
-            .await
-            .map_err(|error| unreachable(tls::explain_handshake(&error)))?;
+        // `localhost` may be ::1 first, where a node on 127.0.0.1 cannot call.
+        let mut reason = "the name has no address".to_owned();
+        let mut connected = None;
+        for to in resolved {
+            match self.endpoint.connect(to, tls::ANY_NODE) {
+                Err(error) => reason = error.to_string(),
+                Ok(connecting) => match connecting.await {
+                    Ok(connection) => {
+                        connected = Some(connection);
+                        break;
+                    }
+                    Err(error) => reason = tls::explain_handshake(&error),
+                },
+            }
+        }
+        let connection = connected.ok_or_else(|| unreachable(reason))?;
         let greet = async {
             let (mut send, mut receive) = connection.open_bi().await?;
             send.write_all(&encode(&self.node.hello())).await?;
@@ -255,10 +295,11 @@ impl Peers {
                     .map_or(error.0, |reason| tls::explain_handshake(&reason)),
             )
         })?;
-        match decode::<Greeting>(&bytes).map_err(refused)? {
-            Greeting::Refused(reason) => Err(refused(reason)),
+        match decode::<Greeting>(&bytes).map_err(|why| refused(Refusal::because(why)))? {
+            Greeting::Refused(refusal) => Err(refused(refusal)),
             Greeting::Welcome(hello) => {
-                check_certificate(&connection, &hello.name).map_err(refused)?;
+                check_certificate(&connection, &hello.name)
+                    .map_err(|why| refused(Refusal::because(why)))?;
                 self.node.meet(&hello).map_err(refused)?;
                 Ok(connection)
             }
@@ -272,16 +313,27 @@ impl Peers {
                 continue;
             }
             let (peers, datagrams) = (self.clone(), datagrams.clone());
+            let from = incoming.remote_address();
             tokio::spawn(async move {
                 match incoming.await {
                     Ok(connection) => peers.attend(connection, datagrams).await,
                     Err(error) => {
                         let reason = tls::explain_handshake(&error);
-                        tracing::warn!(%reason, "a connection from another node was not accepted");
+                        if peers.is_to_complain(from, &reason) {
+                            tracing::warn!(%from, %reason, "a connection from another node was not accepted");
+                        }
                     }
                 }
             });
         }
+    }
+
+    fn is_to_complain(&self, of: SocketAddr, reason: &str) -> bool {
+        let mut complaints = self
+            .complaints
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
+        complaints.is_due(of.ip(), reason, Instant::now())
     }
 
     /// Serves one accepted connection to its end.
@@ -289,7 +341,10 @@ impl Peers {
         let other = match timeout(CONNECT, self.greet(&connection)).await {
             Ok(Ok(other)) => other,
             Ok(Err(Failed(reason))) => {
-                tracing::warn!(from = %connection.remote_address(), %reason, "another node was refused");
+                let from = connection.remote_address();
+                if self.is_to_complain(from, &reason) {
+                    tracing::warn!(%from, %reason, "another node was refused");
+                }
                 return;
             }
             Err(_) => return,
@@ -300,8 +355,9 @@ impl Peers {
                     let Ok((send, receive)) = stream else { return };
                     let (node, other) = (Arc::clone(&self.node), other.clone());
                     tokio::spawn(async move {
-                        // A call that breaks off is the caller's to repeat.
-                        let _ = answer(node, other, send, receive).await;
+                        // A call that breaks off is the caller's to repeat, and
+                        // one that takes too long has no caller any more.
+                        let _ = timeout(ANSWER, answer(node, other, send, receive)).await;
                     });
                 }
                 datagram = connection.read_datagram() => {
@@ -316,14 +372,13 @@ impl Peers {
     async fn greet(&self, connection: &Connection) -> Result<Hello, Failed> {
         let (mut send, mut receive) = connection.accept_bi().await?;
         let bytes = receive.read_to_end(HELLO_BYTES_MAX).await?;
-        let checked = decode::<Hello>(&bytes).and_then(|other| {
-            check_certificate(connection, &other.name)?;
-            self.node.meet(&other)?;
-            Ok(other)
-        });
+        let checked = decode::<Hello>(&bytes)
+            .and_then(|other| check_certificate(connection, &other.name).map(|()| other))
+            .map_err(Refusal::because)
+            .and_then(|other| self.node.meet(&other).map(|()| other));
         let greeting = match &checked {
             Ok(_) => Greeting::Welcome(self.node.hello()),
-            Err(reason) => Greeting::Refused(reason.clone()),
+            Err(refusal) => Greeting::Refused(refusal.clone()),
         };
         send.write_all(&encode(&greeting)).await?;
         send.finish()?;
@@ -331,7 +386,7 @@ impl Peers {
             // Until it has been read; then the connection is dropped.
             let _ = send.stopped().await;
         }
-        checked.map_err(Failed)
+        checked.map_err(|refusal| Failed(refusal.reason))
     }
 }
 
@@ -398,5 +453,26 @@ fn check_certificate(connection: &Connection, name: &NodeId) -> Result<(), Strin
         Err(format!(
             "it says that it is {name}, but its certificate is not for that name"
         ))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn whoever_tries_again_and_again_does_not_fill_the_log() {
+        let mut complaints = Complaints::default();
+        let (one, other) = ([127, 0, 0, 1].into(), [127, 0, 0, 2].into());
+        let now = Instant::now();
+        assert!(complaints.is_due(one, "why", now));
+        assert!(!complaints.is_due(one, "why", now + COMPLAIN / 2));
+        assert!(complaints.is_due(one, "another why", now));
+        assert!(complaints.is_due(other, "why", now));
+        assert!(complaints.is_due(one, "why", now + COMPLAIN));
+        for number in 0..10_000 {
+            complaints.is_due(one, &number.to_string(), now);
+        }
+        assert!(complaints.0.len() <= COMPLAINTS_MAX);
     }
 }

@@ -37,8 +37,31 @@ pub(crate) struct Hello {
 pub(crate) enum Greeting {
     /// Who is here.
     Welcome(Hello),
-    /// The two cannot be in one cluster; why.
-    Refused(String),
+    /// The two cannot be in one cluster.
+    Refused(Refusal),
+}
+
+/// Why two nodes cannot be in one cluster.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Refusal {
+    /// For people.
+    pub(crate) reason: String,
+    /// They use copies of one data directory: together they could vote twice,
+    /// so the one that calls must end.
+    pub(crate) copy: bool,
+}
+
+impl Refusal {
+    pub(crate) fn because(reason: impl Into<String>) -> Self {
+        Self {
+            reason: reason.into(),
+            copy: false,
+        }
+    }
+
+    pub(crate) fn for_a_copy(reason: String) -> Self {
+        Self { reason, copy: true }
+    }
 }
 
 /// A question to another node.
@@ -47,6 +70,8 @@ pub(crate) enum Greeting {
 pub(crate) enum Call {
     /// Who are you, and are you in a cluster?
     Status,
+    /// Where is the leader? Also of nodes that it does not call.
+    Leader,
     /// Pledge yourself to a cluster that is to be founded.
     Pledge(Pledge),
     /// The founder gave up; take the pledge back.
@@ -80,6 +105,8 @@ pub(crate) enum Reply {
     Joined(ClusterUuid),
     /// To `Propose`.
     Outcome(Outcome),
+    /// To `Join`: another node of that name is there, and will stay; why.
+    NameTaken(String),
     /// Ask the leader; where it is, if that is known.
     Elsewhere(Option<String>),
     /// To `Raft`, as the adapter encodes it.

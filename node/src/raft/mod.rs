@@ -40,6 +40,8 @@ const HEARTBEAT_MS: u64 = 50;
 /// Silence after which a voter wants to lead itself, in ms: drawn once per
 /// start between these.
 const ELECTION_MS: (u64, u64) = (150, 300);
+/// Silence of a majority after which a leader can decide nothing, in ms.
+const QUORUM_SILENCE_MS: u64 = 1_000;
 /// Decisions after which a snapshot replaces the log.
 const SNAPSHOT_AFTER: u64 = 1_000;
 
@@ -52,12 +54,16 @@ pub(crate) struct Peer {
 /// What a node can see of the agreement.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(crate) struct Standing {
-    /// Who leads, as far as this node knows.
+    /// Who leads, as far as this node knows. It itself only while a majority
+    /// answers.
     pub(crate) leader: Option<RaftId>,
     /// Whether this node does.
     pub(crate) leads: bool,
     pub(crate) term: u64,
     pub(crate) voters: BTreeSet<RaftId>,
+    /// Who is to vote, if a change of voters was begun and not ended: until it
+    /// is, it takes a majority of both the earlier and the later voters.
+    pub(crate) unfinished: Option<BTreeSet<RaftId>>,
     /// Voters and learners.
     pub(crate) members: BTreeSet<RaftId>,
     /// On the leader: who has nearly all of the log.
@@ -157,11 +163,20 @@ impl Consensus {
         let last = metrics.last_log_index.unwrap_or(0);
         let near = |index: u64| index + 10 >= last;
         let replication = metrics.replication.iter().flatten();
+        let leads = metrics.state == ServerState::Leader;
+        // A leader stays one in its own eyes, even after a restart, until it
+        // hears of another.
+        let acked = metrics.millis_since_quorum_ack;
+        let in_vain = leads && acked.is_none_or(|ago| ago >= QUORUM_SILENCE_MS);
         Standing {
-            leader: metrics.current_leader,
-            leads: metrics.state == ServerState::Leader,
+            leader: metrics.current_leader.filter(|_| !in_vain),
+            leads,
             term: metrics.current_term,
             voters: membership.voter_ids().collect(),
+            unfinished: match &membership.get_joint_config()[..] {
+                [_, .., goal] => Some(goal.clone()),
+                _ => None,
+            },
             members: membership.nodes().map(|(id, _)| *id).collect(),
             keep_up: replication
                 .filter(|(_, matched)| matched.is_some_and(|log| near(log.index)))

@@ -1,16 +1,20 @@
 //! The data directory: one file that holds the Raft log and what the node must
 //! remember of itself. Every value carries a checksum, and all of them are
 //! read when the file is opened: a damaged file is found then, is named, and is
-//! never written to.
+//! never written to. (Two faults at once are not found: if the process was
+//! killed and what it wrote last is damaged, that counts as not written.)
 
+use std::cell::Cell;
 use std::fs;
 use std::ops::RangeBounds;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, Once};
 
+use redb::backends::InMemoryBackend;
 use redb::{
-    Database, DatabaseError, ReadableDatabase, ReadableTable, TableDefinition, WriteTransaction,
+    Database, DatabaseError, ReadableDatabase, ReadableTable, StorageBackend, TableDefinition,
+    WriteTransaction,
 };
 use serde::Serialize;
 use serde::de::DeserializeOwned;
@@ -64,6 +68,7 @@ pub enum StoreError {
 pub(crate) struct Store {
     database: Arc<Database>,
     file: Arc<str>,
+    _lock: Option<Arc<fs::File>>,
 }
 
 impl std::fmt::Debug for Store {
@@ -98,34 +103,41 @@ impl Store {
             }
             Err(error) => return Err(io(&error)),
         }
-        // A damaged file may surprise the library in more ways than by an error.
-        let opened = catch_unwind(AssertUnwindSafe(|| -> Result<Self, StoreError> {
-            let database = Database::open(&path).map_err(|error| match error {
-                DatabaseError::DatabaseAlreadyOpen => {
-                    StoreError::InUse(directory.display().to_string())
-                }
-                DatabaseError::Storage(redb::StorageError::Io(error))
-                    if error.kind() == std::io::ErrorKind::PermissionDenied =>
-                {
-                    io(&error)
-                }
-                other => StoreError::Damaged {
-                    file: file.clone(),
-                    problem: other.to_string(),
-                },
-            })?;
+        let lock = lock(directory).map_err(|error| io(&error))?;
+        let Some(lock) = lock else {
+            return Err(StoreError::InUse(directory.display().to_string()));
+        };
+        // A copy in memory first: to open a file may change it.
+        let bytes = fs::read(&path).map_err(|error| io(&error))?;
+        let damaged = |problem: String| StoreError::Damaged {
+            file: file.clone(),
+            problem,
+        };
+        quietly(|| {
+            let memory = InMemoryBackend::new();
+            memory.set_len(bytes.len() as u64)?;
+            memory.write(0, &bytes)?;
+            Ok::<_, redb::Error>(Database::builder().create_with_backend(memory)?)
+        })
+        .map_err(damaged)
+        .and_then(|copy| {
             let store = Self {
-                database: Arc::new(database),
+                database: Arc::new(copy),
                 file: file.as_str().into(),
+                _lock: None,
             };
-            store.check()?;
-            Ok(store)
-        }));
-        opened.unwrap_or_else(|_| {
-            Err(StoreError::Damaged {
-                file,
-                problem: "its structure makes no sense".into(),
-            })
+            quietly(|| Ok::<_, String>(store.check())).map_err(damaged)?
+        })?;
+        let database = Database::open(&path).map_err(|error| match error {
+            DatabaseError::DatabaseAlreadyOpen => {
+                StoreError::InUse(directory.display().to_string())
+            }
+            error => io(&error),
+        })?;
+        Ok(Self {
+            database: Arc::new(database),
+            file: file.as_str().into(),
+            _lock: Some(Arc::new(lock)),
         })
     }
 
@@ -303,6 +315,41 @@ impl Store {
     }
 }
 
+/// Takes the directory for this process. `None`: another one has it.
+fn lock(directory: &Path) -> std::io::Result<Option<fs::File>> {
+    let handle = fs::File::open(directory)?;
+    match handle.try_lock() {
+        Ok(()) => Ok(Some(handle)),
+        Err(fs::TryLockError::WouldBlock) => Ok(None),
+        Err(fs::TryLockError::Error(error)) => Err(error),
+    }
+}
+
+thread_local! {
+    static QUIET: Cell<bool> = const { Cell::new(false) };
+}
+
+/// A damaged file may surprise the library in more ways than by an error. Its
+/// panic becomes one, and nobody is frightened by a backtrace.
+fn quietly<T, E: std::fmt::Display>(read: impl FnOnce() -> Result<T, E>) -> Result<T, String> {
+    static HOOK: Once = Once::new();
+    HOOK.call_once(|| {
+        let earlier = std::panic::take_hook();
+        std::panic::set_hook(Box::new(move |info| {
+            if !QUIET.get() {
+                earlier(info);
+            }
+        }));
+    });
+    QUIET.set(true);
+    let done = catch_unwind(AssertUnwindSafe(read));
+    QUIET.set(false);
+    match done {
+        Ok(done) => done.map_err(|error| error.to_string()),
+        Err(_) => Err("its structure makes no sense".into()),
+    }
+}
+
 /// Makes the file under another name first: one that is there is whole.
 fn create(directory: &Path, path: &Path) -> Result<(), String> {
     let fresh: PathBuf = directory.join("dunlin.redb.new");
@@ -410,6 +457,37 @@ mod tests {
         }
         fs::write(scratch.file(), &whole).unwrap();
         assert!(Store::open(&scratch.0).is_ok());
+    }
+
+    /// As `kill -9` leaves it, a file must be repaired, which writes to it; one
+    /// that is damaged as well must not be.
+    #[test]
+    fn a_file_of_a_killed_process_is_repaired_only_if_it_is_whole() {
+        let scratch = Scratch::new("store-killed");
+        let store = Store::open(&scratch.0).unwrap();
+        store.append(&[(1, "x".repeat(3_000))]).unwrap();
+        let running = fs::read(scratch.file()).unwrap();
+        drop(store);
+        fs::write(scratch.file(), &running).unwrap();
+        let store = Store::open(&scratch.0).unwrap();
+        assert_eq!(store.entries::<String>(..).unwrap(), ["x".repeat(3_000)]);
+        drop(store);
+        let at_value = running.windows(64).position(|w| w == [b'x'; 64]).unwrap() + 700;
+        let steps = (0..running.len().min(40_000)).step_by(997);
+        for at in steps.chain([at_value]) {
+            let mut damaged = running.clone();
+            damaged[at] ^= 0x55;
+            fs::write(scratch.file(), &damaged).unwrap();
+            match Store::open(&scratch.0) {
+                // A byte that nothing is in, or one that makes the last write
+                // look as if it had been cut off.
+                Ok(store) => assert!(store.entries::<String>(..).unwrap().len() <= 1, "at {at}"),
+                Err(StoreError::Damaged { .. } | StoreError::Format { .. }) => {
+                    assert_eq!(fs::read(scratch.file()).unwrap(), damaged, "at {at}");
+                }
+                Err(other) => panic!("at {at}: {other}"),
+            }
+        }
     }
 
     #[test]
