@@ -136,6 +136,15 @@ pub async fn post_event_to(address: &str, body: &Value) -> Result<Answer> {
     request(address, "POST", &format!("{EVENTS}?{query}"), "", &body).await
 }
 
+/// The bytes of a signed request that publishes, on a connection that stays.
+pub fn event_request(address: &str, body: &str, now: UnixTime) -> String {
+    let query = signed_query("POST", EVENTS, body, SECRET, now);
+    let length = body.len();
+    format!(
+        "POST {EVENTS}?{query} HTTP/1.1\r\nhost: {address}\r\ncontent-length: {length}\r\n\r\n{body}"
+    )
+}
+
 /// Publishes one event.
 ///
 /// # Errors
@@ -158,7 +167,15 @@ pub async fn publish(server: &Dev, channel: &str, event: &str, data: &str) -> Re
 /// # Errors
 /// When the page cannot be read.
 pub async fn metric(server: &Dev, name: &str, labels: &[&str]) -> Result<f64> {
-    let page = get(&server.admin, "/metrics").await?;
+    metric_at(&server.admin, name, labels).await
+}
+
+/// The same at an admin address.
+///
+/// # Errors
+/// When the page cannot be read.
+pub async fn metric_at(admin: &str, name: &str, labels: &[&str]) -> Result<f64> {
+    let page = get(admin, "/metrics").await?;
     let line = page
         .body
         .lines()
