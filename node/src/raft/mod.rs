@@ -40,6 +40,9 @@ const HEARTBEAT_MS: u64 = 50;
 /// Silence after which a voter wants to lead itself, in ms: drawn once per
 /// start between these.
 const ELECTION_MS: (u64, u64) = (150, 300);
+/// How long a leader may hear nothing of a majority and count as one, in ms:
+/// the others, if they live, have elected another by then.
+const QUORUM_LOST_MS: u64 = 1_000;
 /// Decisions after which a snapshot replaces the log.
 const SNAPSHOT_AFTER: u64 = 1_000;
 
@@ -52,7 +55,8 @@ pub(crate) struct Peer {
 /// What a node can see of the agreement.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(crate) struct Standing {
-    /// Who leads, as far as this node knows.
+    /// Who leads, as far as this node knows. A leader without a majority is
+    /// none.
     pub(crate) leader: Option<RaftId>,
     /// Whether this node does.
     pub(crate) leads: bool,
@@ -157,9 +161,15 @@ impl Consensus {
         let last = metrics.last_log_index.unwrap_or(0);
         let near = |index: u64| index + 10 >= last;
         let replication = metrics.replication.iter().flatten();
+        // Raft lets a leader that has lost the others believe in itself.
+        let heard = metrics.millis_since_quorum_ack;
+        let leads = metrics.state == ServerState::Leader
+            && heard.is_some_and(|silence| silence < QUORUM_LOST_MS);
         Standing {
-            leader: metrics.current_leader,
-            leads: metrics.state == ServerState::Leader,
+            leader: metrics
+                .current_leader
+                .filter(|leader| *leader != self.me || leads),
+            leads,
             term: metrics.current_term,
             voters: membership.voter_ids().collect(),
             members: membership.nodes().map(|(id, _)| *id).collect(),
