@@ -1,9 +1,5 @@
 //! A cluster of real processes on a real nats-server: what it does while
 //! nothing fails.
-#![expect(
-    clippy::disallowed_methods,
-    reason = "shell: tests start processes and wait for them"
-)]
 
 use std::collections::{BTreeMap, BTreeSet};
 
