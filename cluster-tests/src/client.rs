@@ -136,6 +136,15 @@ pub async fn post_event_to(address: &str, body: &Value) -> Result<Answer> {
     request(address, "POST", &format!("{EVENTS}?{query}"), "", &body).await
 }
 
+/// The bytes of a signed request that publishes, on a connection that stays.
+pub fn event_request(address: &str, body: &str, now: UnixTime) -> String {
+    let query = signed_query("POST", EVENTS, body, SECRET, now);
+    let length = body.len();
+    format!(
+        "POST {EVENTS}?{query} HTTP/1.1\r\nhost: {address}\r\ncontent-length: {length}\r\n\r\n{body}"
+    )
+}
+
 /// Publishes one event.
 ///
 /// # Errors

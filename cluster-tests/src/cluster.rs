@@ -69,15 +69,32 @@ impl Cluster {
     /// # Errors
     /// When anything does not start.
     pub async fn start() -> Result<Self> {
-        let mut cluster = Self::empty(&["n1", "n2", "n3"]).await?;
-        for name in ["n1", "n2", "n3"] {
-            cluster.add_node(name, &[]).await?;
-        }
-        for name in ["g1", "g2"] {
-            cluster.add_gateway(name, &[]).await?;
-        }
+        Self::start_on(NatsServer::start().await?).await
+    }
+
+    /// The same on a bus of the caller's making.
+    ///
+    /// # Errors
+    /// When anything does not start.
+    pub async fn start_on(nats: NatsServer) -> Result<Self> {
+        let mut cluster = Self::on(nats, &["n1", "n2", "n3"]).await?;
+        cluster.add_all().await?;
         cluster.ready().await;
         Ok(cluster)
+    }
+
+    /// Starts three nodes and two gateways, and does not wait for more.
+    ///
+    /// # Errors
+    /// When anything does not start.
+    pub async fn add_all(&mut self) -> Result<()> {
+        for name in ["n1", "n2", "n3"] {
+            self.add_node(name, &[]).await?;
+        }
+        for name in ["g1", "g2"] {
+            self.add_gateway(name, &[]).await?;
+        }
+        Ok(())
     }
 
     /// Where certificates are.
@@ -135,9 +152,27 @@ impl Cluster {
     /// When it does not start.
     pub async fn add_node(&mut self, name: &str, arguments: &[&str]) -> Result<()> {
         let command = self.node_command(name, arguments).await?;
+        self.add_node_by(name, command).await
+    }
+
+    /// Starts a node by a command of the caller's making.
+    ///
+    /// # Errors
+    /// When it does not start.
+    pub async fn add_node_by(&mut self, name: &str, command: Command) -> Result<()> {
         let node = NodeProcess::start(command).await?;
         self.nodes.insert(name.to_owned(), node);
         Ok(())
+    }
+
+    /// The command that runs a gateway, with further arguments.
+    pub fn gateway_command(&self, name: &str, arguments: &[&str]) -> Command {
+        let mut command = command(["gateway", "--name", name, "--bus", &self.nats.url()]);
+        command
+            .args(["--listen", "127.0.0.1:0", "--admin", "127.0.0.1:0"])
+            .args(["--app", APP])
+            .args(arguments);
+        command
     }
 
     /// Starts a gateway, for the first time or again.
@@ -145,14 +180,57 @@ impl Cluster {
     /// # Errors
     /// When it does not start.
     pub async fn add_gateway(&mut self, name: &str, arguments: &[&str]) -> Result<()> {
-        let mut command = command(["gateway", "--name", name, "--bus", &self.nats.url()]);
-        command
-            .args(["--listen", "127.0.0.1:0", "--admin", "127.0.0.1:0"])
-            .args(["--app", APP])
-            .args(arguments);
+        let command = self.gateway_command(name, arguments);
+        self.add_gateway_by(name, command).await
+    }
+
+    /// Starts a gateway by a command of the caller's making.
+    ///
+    /// # Errors
+    /// When it does not start.
+    pub async fn add_gateway_by(&mut self, name: &str, command: Command) -> Result<()> {
         let gateway = Dev::start_command(command).await?;
         self.gateways.insert(name.to_owned(), gateway);
         Ok(())
+    }
+
+    /// Ends a node at once; it says goodbye to nobody.
+    ///
+    /// # Errors
+    /// When it does not end in time.
+    pub async fn kill_node(&mut self, name: &str) -> Result<()> {
+        let mut node = self.nodes.remove(name).context("it runs")?;
+        node.kill().await?;
+        Ok(())
+    }
+
+    /// The admin addresses of all processes that run, by name.
+    pub fn admins(&self) -> BTreeMap<&str, &str> {
+        let nodes = self.nodes.iter().map(|(name, node)| (name, &node.admin));
+        let gateways = self.gateways.iter().map(|(name, dev)| (name, &dev.admin));
+        nodes
+            .chain(gateways)
+            .map(|(name, admin)| (name.as_str(), admin.as_str()))
+            .collect()
+    }
+
+    /// Channels that a node owns, found by trying names.
+    ///
+    /// # Errors
+    /// When the cluster does not answer.
+    pub async fn channels_of(&self, node: &str, count: usize) -> Result<Vec<String>> {
+        let gateway = self.gateways.values().next().context("a gateway")?;
+        let mut found = Vec::new();
+        let mut number = 0;
+        while found.len() < count {
+            let name = format!("room-{number}");
+            number += 1;
+            let channel = Self::inspect_channel(&gateway.admin, &name).await?;
+            if channel["owner"]["id"] == node {
+                found.push(name);
+            }
+        }
+        Ok(found)
     }
 
     /// A gateway that runs.
@@ -173,9 +251,7 @@ impl Cluster {
 
     /// Waits until everything says that it is ready.
     pub async fn ready(&self) {
-        let admins = self.nodes.iter().map(|(name, node)| (name, &node.admin));
-        let gateways = self.gateways.iter().map(|(name, dev)| (name, &dev.admin));
-        for (name, admin) in admins.chain(gateways) {
+        for (name, admin) in self.admins() {
             eventually(&format!("{name} is ready"), async || is_ready(admin).await).await;
         }
     }
@@ -191,6 +267,33 @@ impl Cluster {
         }
         Ok(answer.json())
     }
+
+    /// What a process says of a channel.
+    ///
+    /// # Errors
+    /// When it does not answer.
+    pub async fn inspect_channel(admin: &str, name: &str) -> Result<Value> {
+        Self::inspect(admin, &format!("channel?app=app-id&name={name}")).await
+    }
+
+    /// What a process says of one node or gateway (`what`: `nodes`,
+    /// `gateways`).
+    ///
+    /// # Errors
+    /// When it does not answer, or knows none of that name.
+    pub async fn inspect_one(admin: &str, what: &str, name: &str) -> Result<Value> {
+        let all = Self::inspect(admin, what).await?;
+        let list = all[what].as_array().context("a list")?;
+        let one = list.iter().find(|one| one["name"] == name);
+        one.cloned()
+            .with_context(|| format!("{name} is not among {all}"))
+    }
+}
+
+/// Sets a process's wall clock wrong by so many seconds. Debug builds only.
+pub fn with_wrong_clock(mut command: Command, offset_s: i64) -> Command {
+    command.env("DUNLIN_TEST_CLOCK_OFFSET_S", offset_s.to_string());
+    command
 }
 
 /// Whether a process says that it is ready.

@@ -2,7 +2,8 @@
 //! docs/TESTING.md says which rung of the ladder a test belongs on.
 //!
 //! [`process`] starts and ends servers and tools, [`client`] speaks to them;
-//! [`nats`] starts and ends the bus of a cluster.
+//! [`nats`] starts and ends the bus of a cluster, [`cluster`] all of one, and
+//! [`traffic`] goes through it.
 //! Everything listens on free loopback ports and waits with deadlines.
 #![expect(
     clippy::disallowed_methods,
@@ -13,6 +14,7 @@ pub mod client;
 pub mod cluster;
 pub mod nats;
 pub mod process;
+pub mod traffic;
 
 use std::path::PathBuf;
 use std::time::Duration;

@@ -193,6 +193,19 @@ impl NatsServer {
         format!("nats://{}", self.address())
     }
 
+    /// Where its monitoring is, if its configuration has `http: "127.0.0.1:-1"`.
+    ///
+    /// # Errors
+    /// When it has none.
+    pub fn monitor(&self) -> Result<String> {
+        let log = self.log();
+        let (_, rest) = log
+            .split_once("http monitor on ")
+            .context("it has no monitoring")?;
+        let address = rest.split_whitespace().next();
+        Ok(address.context("an address")?.to_owned())
+    }
+
     /// What it has written to its log, and to stderr.
     pub fn log(&self) -> String {
         ["log", "stderr"]

@@ -6,6 +6,7 @@ use std::sync::{Arc, OnceLock};
 use futures_util::future::BoxFuture;
 use node::{Membership, MembershipConfig, MembershipError};
 use prometheus::Registry;
+use proto::bus::BusHandle;
 use proto::message::{Answer, Question};
 use serde_json::json;
 use tokio::sync::{mpsc, watch};
@@ -55,7 +56,7 @@ async fn serve(config: Node, tokens: Option<Arc<Tokens>>) -> Result<(), Failure>
     let admin = Admin {
         tokens,
         exporter,
-        ready: readiness(&inside, shutdown.clone()),
+        ready: readiness(&inside, Arc::clone(&bus), shutdown.clone()),
         status: json!({
             "version": env!("CARGO_PKG_VERSION"),
             "commit": env!("DUNLIN_COMMIT"),
@@ -161,12 +162,15 @@ impl Inspect for Inside {
     }
 }
 
-/// A node is ready when it serves and knows a leader.
-fn readiness(inside: &Inside, shutdown: watch::Receiver<bool>) -> Readiness {
+/// A node is ready when it has the bus, knows a leader and serves.
+fn readiness(inside: &Inside, bus: BusHandle, shutdown: watch::Receiver<bool>) -> Readiness {
     let inside = inside.clone();
     Arc::new(move || {
         if *shutdown.borrow() {
             return Err("shutting down".into());
+        }
+        if !bus.stats().connected {
+            return Err("the bus is away".into());
         }
         inside.membership.readiness()?;
         match inside.node.get() {

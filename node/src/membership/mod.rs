@@ -357,6 +357,7 @@ impl Driver {
                 let node = node?;
                 tracing::info!(node = %node.id, incarnation = node.incarnation.0, "registered");
                 self.spawn_gossip(datagrams, &node, shutdown);
+                tokio::spawn(say_if_idle(node.clone(), consensus.cluster()));
                 self.shown.phase.send_replace(Phase::Registered(node));
             }
             // A founder has to lead before anyone can register.
@@ -543,6 +544,25 @@ fn ticks() -> tokio::time::Interval {
     let mut tick = tokio::time::interval(TICK);
     tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     tick
+}
+
+/// A newcomer gets no shards, and whoever has just added it to spread the load
+/// should hear of that. Once the shards have been given out, it can be told.
+async fn say_if_idle(node: NodeRef, mut cluster: watch::Receiver<Arc<Cluster>>) {
+    let given_out = |cluster: &Arc<Cluster>| {
+        cluster.founding().is_some() && cluster.rows().iter().all(Option::is_some)
+    };
+    let Ok(cluster) = cluster.wait_for(given_out).await else {
+        return;
+    };
+    let mut owners = cluster.rows().iter().flatten();
+    let is_witness = cluster
+        .members()
+        .get(&node.id)
+        .is_some_and(|member| member.registration.witness);
+    if !is_witness && !owners.any(|(owner, _)| owner.id == node.id) {
+        tracing::info!(node = %node.id, "holds no shards: existing shards do not move yet");
+    }
 }
 
 fn set(shown: &watch::Sender<bool>, value: bool) {
