@@ -40,6 +40,9 @@ const HEARTBEAT_MS: u64 = 50;
 /// Silence after which a voter wants to lead itself, in ms: drawn once per
 /// start between these.
 const ELECTION_MS: (u64, u64) = (150, 300);
+/// For how long a leader may hear of no majority until it counts as none: by
+/// then the others, if they are there, have elected another one.
+const ALONE_MS: u64 = 1_000;
 /// Decisions after which a snapshot replaces the log.
 const SNAPSHOT_AFTER: u64 = 1_000;
 
@@ -52,7 +55,7 @@ pub(crate) struct Peer {
 /// What a node can see of the agreement.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(crate) struct Standing {
-    /// Who leads, as far as this node knows.
+    /// Who leads, as far as this node knows; nobody without a majority.
     pub(crate) leader: Option<RaftId>,
     /// Whether this node does.
     pub(crate) leads: bool,
@@ -157,8 +160,11 @@ impl Consensus {
         let last = metrics.last_log_index.unwrap_or(0);
         let near = |index: u64| index + 10 >= last;
         let replication = metrics.replication.iter().flatten();
+        let heard_ago = metrics.millis_since_quorum_ack.unwrap_or(0);
+        let is_alone = membership.voter_ids().count() > 1 && heard_ago > ALONE_MS;
         Standing {
-            leader: metrics.current_leader,
+            // A leader does not step down by itself when the others are gone.
+            leader: metrics.current_leader.filter(|_| !is_alone),
             leads: metrics.state == ServerState::Leader,
             term: metrics.current_term,
             voters: membership.voter_ids().collect(),
