@@ -1,8 +1,4 @@
 //! `make cluster` does what it says, and leaves nothing behind.
-#![expect(
-    clippy::disallowed_methods,
-    reason = "shell: tests start processes and wait for them"
-)]
 
 use std::net::{Ipv4Addr, TcpListener};
 use std::path::Path;
