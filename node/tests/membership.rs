@@ -203,6 +203,33 @@ async fn three_nodes_found_a_cluster_and_share_its_shards() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_leader_without_a_majority_says_that_it_is_not_ready() {
+    let scratch = Scratch::new("alone");
+    let ports = ports(3);
+    let mut nodes = Vec::new();
+    for (at, name) in ["a", "b", "c"].iter().enumerate() {
+        nodes.push(start(config(&scratch, name, ports[at], &ports), Some(3)));
+    }
+    for node in &nodes {
+        node.registered().await;
+        node.shards().await;
+    }
+    let leads = |node: &Running| *node.membership.view.leads.borrow();
+    let leader = nodes.iter().position(leads).expect("one leads");
+    let leader = nodes.swap_remove(leader);
+    for node in nodes {
+        node.end().await;
+    }
+    let alone = async {
+        while leader.membership.readiness().is_ok() {
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    };
+    timeout(PATIENCE, alone).await.expect("it notices");
+    leader.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_restarted_node_gets_its_shards_back_in_a_new_life() {
     let scratch = Scratch::new("restart");
     let ports = ports(3);
@@ -346,10 +373,20 @@ async fn who_does_not_belong_is_refused_and_told_why() {
         ..config(&scratch, "b", free[1], &join)
     };
     one.end().await;
-    match open(renamed) {
-        Err(error) => assert!(error.to_string().contains("belongs to node a"), "{error}"),
-        Ok(_) => panic!("taken"),
-    }
+    let refused = async {
+        loop {
+            match open(renamed.clone()) {
+                // The earlier one lets go of it.
+                Err(MembershipError::Store(StoreError::InUse(_))) => {
+                    tokio::time::sleep(Duration::from_millis(10)).await;
+                }
+                Err(error) => break error.to_string(),
+                Ok(_) => panic!("taken"),
+            }
+        }
+    };
+    let text = timeout(PATIENCE, refused).await.expect("in time");
+    assert!(text.contains("belongs to node a"), "{text}");
 }
 
 #[tokio::test(flavor = "multi_thread")]
