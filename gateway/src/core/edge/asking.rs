@@ -42,7 +42,12 @@ impl Edge {
                 let shard = self.sharding.shard_of(key);
                 Some(&self.shards[usize::from(shard.0)].owner.id)
             }
-            Question::Nodes | Question::Gateways | Question::Shards => self.nodes.any(now),
+            Question::Nodes | Question::Gateways | Question::Shards => {
+                // Before the first beat, whoever is in the map.
+                let first = || Some(&self.shards.first()?.owner.id);
+                let named = first().filter(|_| self.nodes.is_empty());
+                self.nodes.any(now).or(named)
+            }
         };
         let Some(node) = node.cloned() else {
             let why = "no node was heard on the bus in the last 2 s; are nodes running?";

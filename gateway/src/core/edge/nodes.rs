@@ -105,6 +105,11 @@ impl Nodes {
         due
     }
 
+    /// Whether none has been heard yet.
+    pub(super) fn is_empty(&self) -> bool {
+        self.heard.is_empty()
+    }
+
     /// Some node that is there: the one that was heard last.
     pub(super) fn any(&self, now: Timestamp) -> Option<&NodeId> {
         self.heard
