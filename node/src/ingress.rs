@@ -265,7 +265,6 @@ impl Ingress {
         while let Some(gateway) = self.gateways.forget(now) {
             tracing::info!(gateway = %gateway.id, "a gateway has been silent for long; forgetting what it wanted");
             self.tell_all(|| Input::Forget(gateway.clone())).await?;
-            self.send(vec![Effect::Forget(gateway)]).await?;
         }
         Ok(())
     }

@@ -41,14 +41,25 @@ pub struct Sender {
 impl Sender {
     /// A link that has carried nothing yet.
     pub fn new(from: NodeRef, to: Incarnation, now: Timestamp) -> Self {
+        Self::going_on(from, to, 1, now)
+    }
+
+    /// A link that goes on where an earlier one between the same two lives
+    /// ended: the receiver has counted up to there.
+    pub fn going_on(from: NodeRef, to: Incarnation, next: u64, now: Timestamp) -> Self {
         Self {
             from,
             to,
-            next: 1,
+            next,
             pending: Vec::new(),
             last_at: now,
             beats: 0,
         }
+    }
+
+    /// The number of the next entry, behind what is pending.
+    pub fn next(&self) -> u64 {
+        self.next + self.pending.len() as u64
     }
 
     /// The incarnation of the receiver.

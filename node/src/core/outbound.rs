@@ -50,7 +50,15 @@ pub struct Outbound {
     namespaces: u64,
     map: Arc<ShardMap>,
     peers: BTreeMap<GatewayId, Peer>,
+    /// How far the links of forgotten gateways had come. One that lives after
+    /// all has counted up to there, and would take a lower number for old.
+    ended: BTreeMap<GatewayId, (Incarnation, u64)>,
+    /// Where links begin of which even that is forgotten.
+    floor: u64,
 }
+
+/// Links that have ended and are remembered at most.
+const ENDED_MAX: usize = 4_096;
 
 /// What goes to one gateway.
 #[derive(Debug)]
@@ -75,6 +83,8 @@ impl Outbound {
             namespaces,
             map,
             peers: BTreeMap::new(),
+            ended: BTreeMap::new(),
+            floor: 1,
         }
     }
 
@@ -116,7 +126,7 @@ impl Outbound {
                     // Of a life that has ended; it is told so.
                     None => self.reply(&to.id, to.incarnation, vec![reply], parcels),
                 },
-                Effect::Forget(gateway) => self.forget(&gateway),
+                Effect::Forget(gateway) => self.forget(now, &gateway, parcels),
                 // For the worker.
                 Effect::Healed | Effect::Started(_) | Effect::Stopped(_) | Effect::Unroutable => {}
             }
@@ -152,32 +162,44 @@ impl Outbound {
         })
     }
 
-    fn forget(&mut self, gateway: &GatewayRef) {
-        let linked = self.peers.get(&gateway.id);
-        if linked.is_some_and(|peer| peer.link.to() <= gateway.incarnation) {
-            self.peers.remove(&gateway.id);
+    /// Ends a link. What is still to be sent goes out: the gateway may live.
+    fn forget(&mut self, now: Timestamp, gateway: &GatewayRef, parcels: &mut Vec<Parcel>) {
+        let linked = |peer: &Peer| peer.link.to() <= gateway.incarnation;
+        if !self.peers.get(&gateway.id).is_some_and(linked) {
+            return;
+        }
+        self.flush(now, parcels);
+        if let Some(peer) = self.peers.remove(&gateway.id) {
+            let ended = (peer.link.to(), peer.link.next());
+            self.ended.insert(gateway.id.clone(), ended);
+        }
+        if self.ended.len() > ENDED_MAX
+            && let Some((_, (_, next))) = self.ended.pop_first()
+        {
+            self.floor = self.floor.max(next);
         }
     }
 
     /// What goes to a gateway, beginning a link if this life of it has none.
     /// `None` for a life that a later one has voided.
     fn peer(&mut self, now: Timestamp, to: &GatewayRef) -> Option<&mut Peer> {
-        let from = &self.from;
-        let new = || Peer {
-            link: link::Sender::new(from.clone(), to.incarnation, now),
-            replies: Vec::new(),
-            touched: false,
-        };
-        if !self.peers.contains_key(&to.id) {
-            self.peers.insert(to.id.clone(), new());
-        }
-        let peer = self.peers.get_mut(&to.id)?;
-        if peer.link.to() > to.incarnation {
+        let linked_to = self.peers.get(&to.id).map(|peer| peer.link.to());
+        if linked_to > Some(to.incarnation) {
             return None;
         }
-        if peer.link.to() < to.incarnation {
-            *peer = new();
+        if linked_to < Some(to.incarnation) {
+            let next = match self.ended.remove(&to.id) {
+                Some((incarnation, next)) if incarnation == to.incarnation => next,
+                _ => self.floor,
+            };
+            let peer = Peer {
+                link: link::Sender::going_on(self.from.clone(), to.incarnation, next, now),
+                replies: Vec::new(),
+                touched: false,
+            };
+            self.peers.insert(to.id.clone(), peer);
         }
+        let peer = self.peers.get_mut(&to.id)?;
         peer.touched = true;
         Some(peer)
     }
@@ -404,6 +426,39 @@ mod tests {
         assert_eq!(beats(&mut outbound), 1, "it lives on");
         sent(&mut outbound, vec![Effect::Forget(gateway(2))]);
         assert_eq!(beats(&mut outbound), 0);
+    }
+
+    /// It was only cut off: it has counted, and goes on counting.
+    #[test]
+    fn a_gateway_that_comes_back_in_the_same_life_takes_what_comes_for_new() {
+        let mut outbound = outbound();
+        let mut receiver = link::Receiver::default();
+        let mut receive = |parcels: Vec<Parcel>| -> Vec<link::Receipt> {
+            let batch = |parcel: &Parcel| match codec::decode(&parcel.bytes).unwrap() {
+                Message::Batch(batch) => batch,
+                other => panic!("not a batch: {other:?}"),
+            };
+            parcels
+                .iter()
+                .map(|p| receiver.receive(&batch(p)))
+                .collect()
+        };
+        let in_order = vec![link::Receipt::InOrder];
+        assert_eq!(
+            receive(sent(&mut outbound, vec![deliver(1), deliver(1)])),
+            in_order
+        );
+        // What was on its way when it was forgotten still goes out.
+        let effects = vec![deliver(1), Effect::Forget(gateway(1))];
+        assert_eq!(receive(sent(&mut outbound, effects)), in_order);
+        assert_eq!(receive(sent(&mut outbound, vec![deliver(1)])), in_order);
+        // Another life of it begins anew.
+        sent(&mut outbound, vec![Effect::Forget(gateway(1))]);
+        let parcels = sent(&mut outbound, vec![deliver(2)]);
+        let Message::Batch(batch) = codec::decode(&parcels[0].bytes).unwrap() else {
+            panic!("a batch")
+        };
+        assert_eq!(batch.first, 1);
     }
 
     #[test]

@@ -95,7 +95,10 @@ impl Shards {
             }
             Input::Met(gateway) => self.all(now, || shard::Input::Met(gateway.clone()), effects),
             Input::Forget(gateway) => {
-                self.all(now, || shard::Input::Forget(gateway.clone()), effects)
+                self.all(now, || shard::Input::Forget(gateway.clone()), effects);
+                // Behind what this worker has still sent it: the last worker
+                // to say so ends the link.
+                effects.push(Effect::Forget(gateway));
             }
             Input::Tick => self.all(now, || shard::Input::Tick, effects),
         }
