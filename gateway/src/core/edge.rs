@@ -33,6 +33,9 @@ use restating::Restating;
 const LINGER: Duration = Duration::from_secs(5);
 /// After how long without an answer a join or leave is sent again.
 const RETRY: Duration = Duration::from_secs(1);
+/// For how long a leave is sent again. What the owner has not heard by then it
+/// learns from the digests in our beats.
+const LEAVE_PATIENCE: Duration = Duration::from_secs(30);
 /// After how long without an answer a newer map is asked for again.
 const MAP_RETRY: Duration = Duration::from_secs(1);
 /// How often nodes that have other namespaces than we are asked for theirs.
@@ -153,7 +156,7 @@ pub struct Edge {
     /// One counter for all interest of this incarnation.
     version: u64,
     joins: HashMap<u64, (ShardId, ChannelKey)>,
-    leaves: HashMap<u64, (ShardId, ChannelKey)>,
+    leaves: HashMap<u64, Leaving>,
     timers: Timers<Timer>,
     /// Channels that may have missed something, to be asked about in turn.
     refresh: VecDeque<(ShardId, ChannelKey)>,
@@ -188,6 +191,16 @@ struct Shard {
     /// When all channels were last joined anew because of a new owner, and the
     /// lowest version of these joins.
     rejoined: Option<(Timestamp, u64)>,
+}
+
+/// A channel that has been left, until its owner has said so.
+#[derive(Debug)]
+struct Leaving {
+    shard: ShardId,
+    key: ChannelKey,
+    /// A later owner knows nothing of us.
+    fence: Fence,
+    at: Timestamp,
 }
 
 #[derive(Debug)]

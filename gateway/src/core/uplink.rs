@@ -22,6 +22,11 @@ use proto::time::{Timestamp, UnixTime};
 pub const DEADLINE: Duration = Duration::from_secs(5);
 /// After how long without an answer everything unanswered is sent again.
 const RESEND_AFTER: Duration = Duration::from_millis(500);
+/// Longest wait before an owner that says nothing is asked again.
+const RESEND_AFTER_MAX: Duration = Duration::from_secs(2);
+/// As many are sent again to an owner that has not answered the last time: if
+/// it has come back, the rest follows its answer.
+const PROBE: usize = 4;
 /// What was sent within this time is not sent again for a hole that it would
 /// fill: one lost batch makes the owner complain of every one after it.
 const RESEND_MIN: Duration = Duration::from_millis(50);
@@ -71,6 +76,8 @@ pub struct Uplink {
     sent: VecDeque<Sent>,
     /// Not sent yet, so without a sequence.
     waiting: VecDeque<Waiting>,
+    /// How often everything was sent again without a word from the owner.
+    unheard: u32,
 }
 
 #[derive(Debug)]
@@ -96,6 +103,7 @@ impl Uplink {
             next: 1,
             sent: VecDeque::new(),
             waiting: VecDeque::new(),
+            unheard: 0,
         }
     }
 
@@ -137,7 +145,8 @@ impl Uplink {
 
     /// Sends everything unanswered again, in order: there is a new owner.
     pub fn resend(&mut self, now: Timestamp, fence: Fence, request: impl FnMut(Request)) {
-        self.resend_from(now, fence, 0, request);
+        self.unheard = 0;
+        self.resend_from(now, fence, 0, usize::MAX, request);
     }
 
     /// The owner says that everything from `expected` on must come again.
@@ -148,13 +157,14 @@ impl Uplink {
         expected: u64,
         request: impl FnMut(Request),
     ) {
+        self.unheard = 0;
         let at = self.sent.partition_point(|sent| sent.sequence < expected);
         if self
             .sent
             .get(at)
             .is_some_and(|sent| now.since(sent.sent_at) >= RESEND_MIN)
         {
-            self.resend_from(now, fence, expected, request);
+            self.resend_from(now, fence, expected, usize::MAX, request);
         }
     }
 
@@ -170,25 +180,26 @@ impl Uplink {
         while let Some(late) = self.waiting.pop_front_if(|waiting| waiting.deadline <= now) {
             answers.push((late.ticket, Err(ErrorCode::Unavailable)));
         }
-        let mut gave_up = false;
         for sent in &mut self.sent {
             if let Some(late) = sent.open.take_if(|open| open.deadline <= now) {
                 answers.push((late.ticket, Err(ErrorCode::UnknownOutcome)));
-                gave_up = true;
             }
         }
-        let unheard = self
-            .sent
-            .front()
-            .is_some_and(|sent| now.since(sent.sent_at) >= RESEND_AFTER);
-        if gave_up || unheard {
-            self.resend(now, fence, request);
+        let patience = RESEND_AFTER_MAX.min(RESEND_AFTER * 2_u32.pow(self.unheard.min(8)));
+        let sent_at = self.sent.front().map(|sent| sent.sent_at);
+        if sent_at.is_some_and(|at| now.since(at) >= patience) {
+            // Whoever does not answer may be dead: it is not to be buried under
+            // what waits for it.
+            let count = if self.unheard == 0 { usize::MAX } else { PROBE };
+            self.unheard += 1;
+            self.resend_from(now, fence, 0, count, request);
         }
     }
 
     /// An answer has come. What its publisher is told, if it still waits.
     /// Refusals that concern the owner and not the publish leave it unanswered.
     pub fn answered(&mut self, sequence: u64, result: PublishResult) -> Option<Answer> {
+        self.unheard = 0;
         let result = match result {
             Ok(Published::Accepted {
                 position, copies, ..
@@ -217,10 +228,12 @@ impl Uplink {
         now: Timestamp,
         fence: Fence,
         from: u64,
+        count: usize,
         mut request: impl FnMut(Request),
     ) {
         let low_mark = self.low_mark();
-        for sent in self.sent.iter_mut().filter(|sent| sent.sequence >= from) {
+        let wanted = self.sent.iter_mut().filter(|sent| sent.sequence >= from);
+        for sent in wanted.take(count) {
             sent.sent_at = now;
             request(sent.request(self.shard, fence, low_mark));
         }
@@ -343,6 +356,22 @@ mod tests {
         assert_eq!(tick(&mut uplink, 499).1, [""; 0]);
         assert_eq!(tick(&mut uplink, 500).1, ["p1/1", "p2/1"]);
         assert_eq!(tick(&mut uplink, 999).1, [""; 0]);
+    }
+
+    #[test]
+    fn an_owner_that_says_nothing_is_not_buried() {
+        let (mut uplink, _) = uplink(100);
+        assert_eq!(tick(&mut uplink, 500).1.len(), 100, "once, in case of loss");
+        let sent: Vec<usize> = (501..=60_000)
+            .step_by(20)
+            .map(|at| tick(&mut uplink, at).1.len())
+            .collect();
+        assert!(sent.iter().all(|count| *count <= PROBE));
+        let total: usize = sent.iter().sum();
+        assert!((4 * 28..=4 * 32).contains(&total), "every 2 s: {total}");
+        // It is back: the rest follows at once.
+        uplink.answered(1, Ok(Published::Skipped));
+        assert_eq!(tick(&mut uplink, 63_000).1.len(), 99);
     }
 
     #[test]

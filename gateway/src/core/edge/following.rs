@@ -6,7 +6,7 @@ use proto::message::{Join, JoinResult, Leave, Refusal, Request};
 use proto::shard::ShardId;
 use proto::time::Timestamp;
 
-use super::{Edge, Effect, LINGER, RETRY, Timer};
+use super::{Edge, Effect, LEAVE_PATIENCE, LINGER, Leaving, RETRY, Timer};
 use crate::core::attachment::{Ask, Attachment, FollowId, Step};
 use crate::core::workers::WorkerId;
 
@@ -97,8 +97,8 @@ impl Edge {
                 self.leaves.remove(&version);
             }
             Err(Refusal::NotOwner { owner, fence }) => {
-                if let Some((id, _)) = self.leaves.get(&version) {
-                    self.reroute(now, *id, owner, fence, effects);
+                if let Some(leaving) = self.leaves.get(&version) {
+                    self.reroute(now, leaving.shard, owner, fence, effects);
                 }
             }
             Err(_) => {}
@@ -146,15 +146,21 @@ impl Edge {
         self.timers.set(now + RETRY, Timer::Join(version));
     }
 
+    /// Sends a leave, for the first time or again. An owner under another
+    /// fence has never heard of our interest.
     pub(super) fn send_leave(&mut self, now: Timestamp, version: u64, effects: &mut Vec<Effect>) {
-        let Some((id, key)) = self.leaves.get(&version) else {
+        let Some(leaving) = self.leaves.get(&version) else {
             return;
         };
-        let shard = &self.shards[usize::from(id.0)];
+        let shard = &self.shards[usize::from(leaving.shard.0)];
+        if shard.fence != leaving.fence || now.since(leaving.at) >= LEAVE_PATIENCE {
+            self.leaves.remove(&version);
+            return;
+        }
         let leave = Leave {
-            shard: *id,
-            fence: shard.fence,
-            key: key.clone(),
+            shard: leaving.shard,
+            fence: leaving.fence,
+            key: leaving.key.clone(),
             version,
         };
         effects.push(Effect::Request {
@@ -178,9 +184,16 @@ impl Edge {
         }
         shard.channels.remove(&key);
         shard.digest.remove(&key);
+        let fence = shard.fence;
         self.version += 1;
         let version = self.version;
-        self.leaves.insert(version, (id, key.clone()));
+        let leaving = Leaving {
+            shard: id,
+            key: key.clone(),
+            fence,
+            at: now,
+        };
+        self.leaves.insert(version, leaving);
         self.send_leave(now, version, effects);
         self.restated(id, &key, None, effects);
     }

@@ -1,6 +1,5 @@
 //! Who owns what: maps, refusals, fences, and replies in general.
 
-use std::collections::BTreeSet;
 use std::time::Duration;
 
 use proto::channel::ChannelKey;
@@ -71,15 +70,6 @@ impl Edge {
         uplink.resend(now, *fence, to(&owner.id, effects));
         // What another owner has asked for.
         self.restating.remove(&id);
-        let leaves: BTreeSet<u64> = self
-            .leaves
-            .iter()
-            .filter(|(_, (of, _))| *of == id)
-            .map(|(version, _)| *version)
-            .collect();
-        for version in leaves {
-            self.send_leave(now, version, effects);
-        }
         let mut keys: Vec<ChannelKey> = self.shard(id).channels.keys().cloned().collect();
         keys.sort_unstable();
         for key in keys.into_iter().filter(|key| Some(key) != except) {

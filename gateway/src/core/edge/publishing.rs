@@ -43,6 +43,8 @@ impl Edge {
         match &result {
             Ok(Published::Accepted { fence, .. }) if *fence < shard.floor => return,
             Ok(Published::Accepted { fence, .. }) => owner_speaks = Some(*fence),
+            // Without a fence: an earlier owner's may come late.
+            _ if *from != shard.owner => return,
             Err(Refusal::OutOfSequence { expected }) => {
                 let Shard {
                     uplink,

@@ -301,6 +301,36 @@ fn a_channel_without_followers_is_left_after_a_while_until_answered() {
 }
 
 #[test]
+fn a_leave_is_not_repeated_for_ever_nor_to_an_owner_that_never_heard_of_us() {
+    let leave = |bench: &mut Bench| {
+        bench.attach("c", 0);
+        bench.tell(
+            0,
+            Input::Unfollow {
+                worker: W,
+                key: key("c"),
+            },
+        );
+        assert_eq!(requests(bench.tell(5_000, Input::Tick)).len(), 1);
+    };
+    let mut bench = Bench::new();
+    leave(&mut bench);
+    let later = |bench: &mut Bench, from: u64, until: u64| -> usize {
+        let ticks = (from..until).step_by(500);
+        ticks
+            .map(|at| requests(bench.tell(at, Input::Tick)).len())
+            .sum()
+    };
+    assert_eq!(later(&mut bench, 5_500, 35_000), 29);
+    assert_eq!(later(&mut bench, 35_000, 90_000), 0, "the digests say it");
+
+    let mut bench = Bench::new();
+    leave(&mut bench);
+    bench.reply(5_100, "b", whole(&map(2, "b", 2)));
+    assert_eq!(later(&mut bench, 5_500, 20_000), 0);
+}
+
+#[test]
 fn who_comes_back_while_it_lingers_is_attached_at_once() {
     let mut bench = Bench::new();
     bench.attach("c", 4);
@@ -433,6 +463,25 @@ fn below_the_floor_nothing_counts() {
     let effects = bench.reply(0, "b", joined(version, Fence(2), 4));
     assert_eq!(delivered(effects), [5]);
     assert_eq!(requests(effects), [], "nothing is joined twice");
+}
+
+#[test]
+fn a_late_refusal_of_an_earlier_owner_answers_nothing() {
+    let mut bench = Bench::new();
+    bench.tell(0, publish(10));
+    let shard = bench.edge.sharding.shard_of(&key("c"));
+    bench.reply(1, "b", whole(&map(2, "b", 2)));
+    let refused = || Reply::Published {
+        shard,
+        sequence: 1,
+        result: Err(Refusal::Overloaded),
+    };
+    assert_eq!(bench.reply(2, "a", refused()), []);
+    let effects = bench.reply(3, "b", refused());
+    assert_eq!(
+        effects,
+        [Effect::Answer((Ticket(10), Err(ErrorCode::Overloaded)))]
+    );
 }
 
 #[test]
