@@ -33,6 +33,9 @@ use restating::Restating;
 const LINGER: Duration = Duration::from_secs(5);
 /// After how long without an answer a join or leave is sent again.
 const RETRY: Duration = Duration::from_secs(1);
+/// After how long a node is asked again that has not heard yet that a shard is
+/// its own.
+const SOON: Duration = Duration::from_millis(100);
 /// For how long a leave is sent again. What the owner has not heard by then it
 /// learns from the digests in our beats.
 const LEAVE_PATIENCE: Duration = Duration::from_secs(30);
@@ -155,7 +158,7 @@ pub struct Edge {
     nodes: Nodes,
     /// One counter for all interest of this incarnation.
     version: u64,
-    joins: HashMap<u64, (ShardId, ChannelKey)>,
+    joins: HashMap<u64, Joining>,
     leaves: HashMap<u64, Leaving>,
     timers: Timers<Timer>,
     /// Channels that may have missed something, to be asked about in turn.
@@ -191,6 +194,15 @@ struct Shard {
     /// When all channels were last joined anew because of a new owner, and the
     /// lowest version of these joins.
     rejoined: Option<(Timestamp, u64)>,
+}
+
+/// A join on its way.
+#[derive(Debug)]
+struct Joining {
+    shard: ShardId,
+    key: ChannelKey,
+    /// When it is sent again; a timer that comes earlier is of an earlier plan.
+    due: Timestamp,
 }
 
 /// A channel that has been left, until its owner has said so.
@@ -306,7 +318,7 @@ impl Edge {
     fn tick(&mut self, now: Timestamp, effects: &mut Vec<Effect>) {
         while let Some(timer) = self.timers.pop_due(now) {
             match timer {
-                Timer::Join(version) => self.send_join(now, version, effects),
+                Timer::Join(version) => self.join_again(now, version, effects),
                 Timer::Leave(version) => self.send_leave(now, version, effects),
                 Timer::Linger(id, key) => self.leave_if_unfollowed(now, id, key, effects),
             }

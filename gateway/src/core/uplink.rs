@@ -24,6 +24,9 @@ pub const DEADLINE: Duration = Duration::from_secs(5);
 const RESEND_AFTER: Duration = Duration::from_millis(500);
 /// Longest wait before an owner that says nothing is asked again.
 const RESEND_AFTER_MAX: Duration = Duration::from_secs(2);
+/// After how long everything is sent again to an owner that has not heard yet
+/// that it is one.
+const SOON: Duration = Duration::from_millis(100);
 /// As many are sent again to an owner that has not answered the last time: if
 /// it has come back, the rest follows its answer.
 const PROBE: usize = 4;
@@ -78,6 +81,8 @@ pub struct Uplink {
     waiting: VecDeque<Waiting>,
     /// How often everything was sent again without a word from the owner.
     unheard: u32,
+    /// When to send everything again, if that is known to be worth it.
+    again_at: Option<Timestamp>,
 }
 
 #[derive(Debug)]
@@ -104,6 +109,7 @@ impl Uplink {
             sent: VecDeque::new(),
             waiting: VecDeque::new(),
             unheard: 0,
+            again_at: None,
         }
     }
 
@@ -146,7 +152,14 @@ impl Uplink {
     /// Sends everything unanswered again, in order: there is a new owner.
     pub fn resend(&mut self, now: Timestamp, fence: Fence, request: impl FnMut(Request)) {
         self.unheard = 0;
+        self.again_at = None;
         self.resend_from(now, fence, 0, usize::MAX, request);
+    }
+
+    /// The owner has not heard yet that it is one.
+    pub fn hurry(&mut self, now: Timestamp) {
+        self.unheard = 0;
+        self.again_at.get_or_insert(now + SOON);
     }
 
     /// The owner says that everything from `expected` on must come again.
@@ -187,7 +200,9 @@ impl Uplink {
         }
         let patience = RESEND_AFTER_MAX.min(RESEND_AFTER * 2_u32.pow(self.unheard.min(8)));
         let sent_at = self.sent.front().map(|sent| sent.sent_at);
-        if sent_at.is_some_and(|at| now.since(at) >= patience) {
+        if self.again_at.is_some_and(|at| at <= now) {
+            self.resend(now, fence, request);
+        } else if sent_at.is_some_and(|at| now.since(at) >= patience) {
             // Whoever does not answer may be dead: it is not to be buried under
             // what waits for it.
             let count = if self.unheard == 0 { usize::MAX } else { PROBE };

@@ -6,7 +6,8 @@ use proto::message::{Join, JoinResult, Leave, Refusal, Request};
 use proto::shard::ShardId;
 use proto::time::Timestamp;
 
-use super::{Edge, Effect, LEAVE_PATIENCE, LINGER, Leaving, RETRY, Timer};
+use super::owners::Refuser;
+use super::{Edge, Effect, Joining, LEAVE_PATIENCE, LINGER, Leaving, RETRY, SOON, Timer};
 use crate::core::attachment::{Ask, Attachment, FollowId, Step};
 use crate::core::workers::WorkerId;
 
@@ -54,7 +55,7 @@ impl Edge {
     ) {
         match result {
             Ok(joined) => {
-                let Some((id, _)) = self.joins.get(&version) else {
+                let Some(Joining { shard: id, .. }) = self.joins.get(&version) else {
                     return;
                 };
                 let id = *id;
@@ -64,7 +65,7 @@ impl Edge {
                 }
                 // Before the answer counts: a new owner detaches its channels,
                 // and this join was one that it answered.
-                let Some((_, key)) = self.joins.remove(&version) else {
+                let Some(Joining { key, .. }) = self.joins.remove(&version) else {
                     return;
                 };
                 self.heard_from_owner(now, id, from, fence, Some(&key), effects);
@@ -76,12 +77,26 @@ impl Edge {
                 self.restated(id, &key, Some(version), effects);
             }
             Err(Refusal::NotOwner { owner, fence }) => {
-                if let Some((id, _)) = self.joins.get(&version) {
-                    self.reroute(now, *id, owner, fence, effects);
+                let Some(Joining { shard, .. }) = self.joins.get(&version) else {
+                    return;
+                };
+                if self.reroute(now, *shard, owner, fence, effects) == Refuser::Behind
+                    && let Some(joining) = self.joins.get_mut(&version)
+                {
+                    joining.due = now + SOON;
+                    self.timers.set(joining.due, Timer::Join(version));
                 }
             }
-            // The timer asks again.
-            Err(_) => {}
+            // The timer asks again. As far as a restatement goes, the owner has
+            // answered: one channel without room there must not keep the
+            // others from being told.
+            Err(_) => {
+                let Some(Joining { shard, key, .. }) = self.joins.get(&version) else {
+                    return;
+                };
+                let (id, key) = (*shard, key.clone());
+                self.restated(id, &key, Some(version), effects);
+            }
         }
     }
 
@@ -111,30 +126,41 @@ impl Edge {
         let version = self.version;
         if let Some(attachment) = self.shard(id).channels.get_mut(key) {
             attachment.set_asked(version);
-            self.joins.insert(version, (id, key.clone()));
+            let joining = Joining {
+                shard: id,
+                key: key.clone(),
+                due: now,
+            };
+            self.joins.insert(version, joining);
+            self.send_join(now, version, effects);
+        }
+    }
+
+    pub(super) fn join_again(&mut self, now: Timestamp, version: u64, effects: &mut Vec<Effect>) {
+        if self.joins.get(&version).is_some_and(|j| j.due <= now) {
             self.send_join(now, version, effects);
         }
     }
 
     /// Sends a join, for the first time or again, and sees to it that it is
     /// sent again if no answer comes.
-    pub(super) fn send_join(&mut self, now: Timestamp, version: u64, effects: &mut Vec<Effect>) {
-        let Some((id, key)) = self.joins.get(&version) else {
+    fn send_join(&mut self, now: Timestamp, version: u64, effects: &mut Vec<Effect>) {
+        let Some(joining) = self.joins.get_mut(&version) else {
             return;
         };
-        let shard = &self.shards[usize::from(id.0)];
+        let shard = &self.shards[usize::from(joining.shard.0)];
         let Some(attachment) = shard
             .channels
-            .get(key)
+            .get(&joining.key)
             .filter(|a| a.asked() == Some(version))
         else {
             self.joins.remove(&version);
             return;
         };
         let join = Join {
-            shard: *id,
+            shard: joining.shard,
             fence: shard.fence,
-            key: key.clone(),
+            key: joining.key.clone(),
             count: attachment.followers(),
             have: attachment.position(),
             version,
@@ -143,7 +169,8 @@ impl Edge {
             node: shard.owner.id.clone(),
             request: Request::Join(join),
         });
-        self.timers.set(now + RETRY, Timer::Join(version));
+        joining.due = now + RETRY;
+        self.timers.set(joining.due, Timer::Join(version));
     }
 
     /// Sends a leave, for the first time or again. An owner under another

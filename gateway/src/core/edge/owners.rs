@@ -11,6 +11,15 @@ use proto::time::Timestamp;
 
 use super::{Edge, Effect, MAP_RETRY, NAMESPACES_RETRY, Shard, to};
 
+/// What a node knows that says who serves a shard.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Refuser {
+    /// As much as we do, or more.
+    Informed,
+    /// Less: perhaps it is the owner itself, and has not heard of it yet.
+    Behind,
+}
+
 impl Edge {
     /// A message from the owner under this fence. A higher one than we know
     /// means a new owner, and here it is.
@@ -38,8 +47,14 @@ impl Edge {
         owner: NodeRef,
         fence: Fence,
         effects: &mut Vec<Effect>,
-    ) {
+    ) -> Refuser {
+        let behind = fence < self.shard(id).fence;
         self.move_to(now, id, owner, fence, None, effects);
+        if behind {
+            Refuser::Behind
+        } else {
+            Refuser::Informed
+        }
     }
 
     /// Turns to a new owner, with everything that is unanswered and with every
@@ -198,8 +213,10 @@ impl Edge {
                     result,
                 } => {
                     if let Err(Refusal::NotOwner { owner, fence }) = result {
-                        if usize::from(shard.0) < self.shards.len() {
-                            self.reroute(now, shard, owner, fence, effects);
+                        if usize::from(shard.0) < self.shards.len()
+                            && self.reroute(now, shard, owner, fence, effects) == Refuser::Behind
+                        {
+                            self.shard(shard).uplink.hurry(now);
                         }
                     } else {
                         self.published(now, from, shard, sequence, result, effects);

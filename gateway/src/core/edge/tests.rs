@@ -465,6 +465,51 @@ fn below_the_floor_nothing_counts() {
     assert_eq!(requests(effects), [], "nothing is joined twice");
 }
 
+/// The map was here before it was there.
+#[test]
+fn an_owner_that_has_not_heard_of_it_is_asked_again_soon_and_not_too_often() {
+    let mut bench = Bench::new();
+    bench.attach("c", 4);
+    bench.tell(0, publish(10));
+    let shard = bench.edge.sharding.shard_of(&key("c"));
+    let stale = || Refusal::NotOwner {
+        owner: node("a"),
+        fence: FENCE,
+    };
+    let mut sent = Vec::new();
+    let mut asked: Vec<Request> = requests(bench.reply(0, "b", whole(&map(2, "b", 2))))
+        .into_iter()
+        .map(|(_, request)| request.clone())
+        .collect();
+    for at in (0..1_000).step_by(20) {
+        for request in &asked {
+            let reply = match request {
+                Request::Join(join) => Reply::Joined {
+                    version: join.version,
+                    result: Err(stale()),
+                },
+                Request::Publish(publish) => Reply::Published {
+                    shard,
+                    sequence: publish.place.sequence,
+                    result: Err(stale()),
+                },
+                other => panic!("{other:?}"),
+            };
+            sent.push((at, matches!(request, Request::Join(_))));
+            assert_eq!(bench.reply(at, "b", reply), []);
+        }
+        asked = requests(bench.tell(at + 20, Input::Tick))
+            .into_iter()
+            .map(|(_, request)| request.clone())
+            .collect();
+    }
+    let every_100_ms: Vec<u64> = (0..10).map(|n| n * 100).collect();
+    for joins in [false, true] {
+        let times: Vec<u64> = sent.iter().filter(|s| s.1 == joins).map(|s| s.0).collect();
+        assert_eq!(times, every_100_ms, "joins: {joins}");
+    }
+}
+
 #[test]
 fn a_late_refusal_of_an_earlier_owner_answers_nothing() {
     let mut bench = Bench::new();

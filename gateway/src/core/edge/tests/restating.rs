@@ -185,6 +185,20 @@ fn a_channel_that_is_left_meanwhile_does_not_hold_the_end_up() {
 }
 
 #[test]
+fn a_channel_without_room_at_the_owner_does_not_hold_the_end_up() {
+    let mut bench = Bench::new();
+    bench.attach("c", 4);
+    let shard = bench.shard();
+    bench.restate(0, "a", shard, 1);
+    let joins = bench.tick(20).0;
+    let refused = Reply::Joined {
+        version: joins[0].version,
+        result: Err(Refusal::Overloaded),
+    };
+    assert_eq!(sorted(bench.reply(30, "a", refused)).1, [end(shard, 2)]);
+}
+
+#[test]
 fn joins_of_a_restatement_are_paced() {
     let mut bench = Bench::new();
     let names = bench.neighbours(REFRESH_PER_TICK + 10);
