@@ -10,7 +10,7 @@ help:
 	@echo 'make test    install what the tests need, then everything that must pass'
 	@echo 'make verify  the same checks, but installs nothing and writes nothing'
 	@echo 'make fix     format, apply lints, write the reference pages'
-	@echo 'make soak    the promises with their full counts, then the benchmark'
+	@echo 'make soak    the promises again and again, 100,000 channels, then the benchmark'
 	@echo 'make bench   what a delivery costs, beside the floor'
 
 dev:
@@ -37,6 +37,8 @@ fix:
 
 soak:
 	for n in 1 2 3 4 5 6 7 8 9 10; do cargo test --release -p cluster-tests --test delivery || exit 1; done
+	for n in 1 2 3; do cargo test --release -p cluster-tests --test cluster --test cluster_growth --test cluster_restarts --test cluster_bus --test cluster_refusals || exit 1; done
+	ulimit -Sn 4096 && CHANNELS=100000 cargo test --release -p cluster-tests --test cluster_scale -- --nocapture
 	cargo run --release -- bench fanout --subscribers 10000 --rate 5 --seconds 20
 
 bench:

@@ -1,6 +1,7 @@
 //! Shell: gossip between nodes, by `foca` over QUIC datagrams. It tells who
-//! seems to be there, and what nodes say of themselves: zone, version, load.
-//! Advice for people and placement; nothing is decided by it.
+//! seems to be there, and what nodes say of themselves: zone, version, shards.
+//! Advice for people; no decision is triggered by it, and only one waits for it:
+//! a namesake takes a lost node's place when gossip has given that up.
 
 use std::collections::BTreeMap;
 use std::num::NonZeroUsize;
