@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use anyhow::{Context, Result};
 use cluster_tests::client::{Pusher, exchange, get, metric_at, publish};
-use cluster_tests::cluster::{Cluster, with_wrong_clock};
+use cluster_tests::cluster::Cluster;
 use cluster_tests::eventually;
 use cluster_tests::nats::{self, NatsServer};
 use cluster_tests::traffic::{END, Follower, Publisher, Received};
@@ -335,11 +335,12 @@ async fn wall_clocks_an_hour_off_harm_only_what_is_signed_there() -> Result<()> 
     let mut cluster = Cluster::empty(&["n1", "n2", "n3"]).await?;
     for (name, offset_s) in [("n1", 0), ("n2", -3_600), ("n3", 3_600)] {
         let command = cluster.node_command(name, &[]).await?;
-        let command = with_wrong_clock(command, offset_s);
+        let command = cluster_tests::cluster::with_wrong_clock(command, offset_s);
         cluster.add_node_by(name, command).await?;
     }
     cluster.add_gateway("g1", &[]).await?;
-    let command = with_wrong_clock(cluster.gateway_command("g2", &[]), -3_600);
+    let command =
+        cluster_tests::cluster::with_wrong_clock(cluster.gateway_command("g2", &[]), -3_600);
     cluster.add_gateway_by("g2", command).await?;
     cluster.ready().await;
 
