@@ -22,8 +22,10 @@ use proto::time::{Timestamp, UnixTime};
 pub const DEADLINE: Duration = Duration::from_secs(5);
 /// After how long without an answer everything unanswered is sent again.
 const RESEND_AFTER: Duration = Duration::from_millis(500);
-/// Longest wait before an owner that says nothing is asked again.
+/// The same for an owner that has been silent so often that loss does not
+/// explain it.
 const RESEND_AFTER_MAX: Duration = Duration::from_secs(2);
+const DEAD_AFTER: u32 = 10;
 /// After how long everything is sent again to an owner that has not heard yet
 /// that it is one.
 const SOON: Duration = Duration::from_millis(100);
@@ -198,7 +200,11 @@ impl Uplink {
                 answers.push((late.ticket, Err(ErrorCode::UnknownOutcome)));
             }
         }
-        let patience = RESEND_AFTER_MAX.min(RESEND_AFTER * 2_u32.pow(self.unheard.min(8)));
+        let patience = if self.unheard < DEAD_AFTER {
+            RESEND_AFTER
+        } else {
+            RESEND_AFTER_MAX
+        };
         let sent_at = self.sent.front().map(|sent| sent.sent_at);
         if self.again_at.is_some_and(|at| at <= now) {
             self.resend(now, fence, request);
@@ -383,7 +389,10 @@ mod tests {
             .collect();
         assert!(sent.iter().all(|count| *count <= PROBE));
         let total: usize = sent.iter().sum();
-        assert!((4 * 28..=4 * 32).contains(&total), "every 2 s: {total}");
+        assert!(
+            (4 * 34..=4 * 38).contains(&total),
+            "every 2 s, later on: {total}"
+        );
         // It is back: the rest follows at once.
         uplink.answered(1, Ok(Published::Skipped));
         assert_eq!(tick(&mut uplink, 63_000).1.len(), 99);
