@@ -3,7 +3,7 @@
 
 use std::collections::BTreeMap;
 use std::net::UdpSocket;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
@@ -308,19 +308,6 @@ pub async fn is_ready(admin: &str) -> Option<()> {
 /// When there is none.
 pub fn free_udp_address() -> Result<String> {
     Ok(UdpSocket::bind("127.0.0.1:0")?.local_addr()?.to_string())
-}
-
-/// Copies a directory with its files.
-///
-/// # Errors
-/// When a file cannot be read or written.
-pub fn copy_files(from: &Path, to: &Path) -> Result<()> {
-    std::fs::create_dir_all(to)?;
-    for entry in std::fs::read_dir(from)? {
-        let entry = entry?;
-        std::fs::copy(entry.path(), to.join(entry.file_name()))?;
-    }
-    Ok(())
 }
 
 /// How soon a bus that is back must have everything working again.

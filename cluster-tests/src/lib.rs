@@ -16,6 +16,7 @@ pub mod nats;
 pub mod process;
 pub mod traffic;
 
+use std::io::Write;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -29,6 +30,12 @@ pub fn repository() -> PathBuf {
     here.parent()
         .expect("the crate is inside the repository")
         .to_owned()
+}
+
+/// Says that a test is skipped, and why. Not by `print!`, which is only shown
+/// when a test fails.
+pub fn skipped(why: &str) {
+    let _ = std::io::stderr().write_all(format!("SKIPPED: {why}\n").as_bytes());
 }
 
 /// Asks again and again until there is an answer.

@@ -11,7 +11,7 @@ use anyhow::{Context, Result, bail};
 use rustix::process::{Pid, Signal, kill_process};
 use tokio::time::Instant;
 
-use crate::{PATIENCE, repository};
+use crate::{PATIENCE, repository, skipped};
 
 /// Ports that are tried. Below those that the system gives to outgoing
 /// connections: a client that tries again and again to reach a dead server at
@@ -48,14 +48,18 @@ pub fn binary() -> Result<PathBuf> {
 }
 
 /// The oldest nats-server that is supported, 2.9: `NATS_SERVER_FLOOR`, else
-/// Debian's if it is that. `None` where it is not installed.
+/// Debian's if it is that. `None` where it is not installed, which is said.
 pub fn floor() -> Option<PathBuf> {
     if let Some(named) = std::env::var_os("NATS_SERVER_FLOOR") {
         return Some(named.into());
     }
-    debian()
+    let floor = debian()
         .map(|folder| folder.join("nats-server"))
-        .find(|file| version(file).is_ok_and(|version| version.contains("v2.9.")))
+        .find(|file| version(file).is_ok_and(|version| version.contains("v2.9.")));
+    if floor.is_none() {
+        skipped("no nats-server 2.9 here (on Debian 12: apt-get install nats-server)");
+    }
+    floor
 }
 
 fn debian() -> impl Iterator<Item = PathBuf> {

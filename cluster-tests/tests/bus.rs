@@ -152,21 +152,9 @@ async fn conforms_on_several_threads() -> Result<()> {
 
 #[tokio::test]
 async fn conforms_on_the_oldest_server_that_is_supported() {
-    if let Some(binary) = floor() {
+    if let Some(binary) = nats::floor() {
         conforms_on(&binary).await;
     }
-}
-
-/// The oldest server that is supported, where it is installed.
-fn floor() -> Option<PathBuf> {
-    let floor = nats::floor();
-    if floor.is_none() {
-        // Not by print!, which is only shown when a test fails.
-        let _ = std::io::stderr().write_all(
-            b"SKIPPED: no nats-server 2.9 here (on Debian 12: apt-get install nats-server)\n",
-        );
-    }
-    floor
 }
 
 #[tokio::test]
@@ -544,7 +532,7 @@ async fn the_documented_users_can_do_what_their_role_must_and_no_more() -> Resul
 
 #[tokio::test]
 async fn the_documented_users_are_kept_apart_by_the_oldest_server_too() -> Result<()> {
-    match floor() {
+    match nats::floor() {
         Some(binary) => roles_are_kept_apart_by(&binary).await,
         None => Ok(()),
     }

@@ -206,7 +206,7 @@ async fn certificates_that_cannot_be_used_are_refused_with_what_to_do() -> Resul
     let ended = place.refused("n3", &[("--join", &one.quic)]).await?;
     assert_refused(&ended, CONFIG, &["n3.crt", "expired", "--renew"]);
 
-    // A stranger can try for as long as it likes; both sides say why not.
+    // A node of another authority stays outside; both sides say why.
     let other = place.authority("other").await?;
     place.certify(&other, "n4").await?;
     let other = other.to_str().context("a path")?;
@@ -216,9 +216,6 @@ async fn certificates_that_cannot_be_used_are_refused_with_what_to_do() -> Resul
         logs(node, "different authorities").await;
     }
     assert_eq!(is_ready(&stranger.admin).await, None);
-    tokio::time::sleep(Duration::from_secs(2)).await;
-    let complaints = one.log().matches("different authorities").count();
-    assert!(complaints < 3, "{complaints} complaints");
     let began = Instant::now();
     assert!(stranger.terminate().await?.success());
     assert!(began.elapsed() < END, "{:?}", began.elapsed());

@@ -4,7 +4,7 @@
 use anyhow::{Context, Result};
 use cluster_tests::nats::Folder;
 use cluster_tests::process::{command, run, run_command};
-use cluster_tests::repository;
+use cluster_tests::{repository, skipped};
 
 /// With `UPDATE_REFERENCE` set (`make fix`), the pages are written instead.
 #[tokio::test]
@@ -131,7 +131,7 @@ async fn units_for_a_first_cluster_are_understood() -> Result<()> {
         .args(&files)
         .output();
     let Ok(output) = verify else {
-        println!("skipped: there is no systemd-analyze");
+        skipped("there is no systemd-analyze");
         return Ok(());
     };
     let said = String::from_utf8_lossy(&output.stderr);

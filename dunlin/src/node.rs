@@ -86,18 +86,16 @@ async fn serve(config: Node, tokens: Option<Arc<Tokens>>) -> Result<(), Failure>
                 workers: config::workers(config.workers),
             };
             let view = membership.view.clone();
-            let node = node::start(node_config, view, bus, metrics, shutdown).await;
-            let node = node.map_err(|error| Exit::Unavailable.with(error))?;
-            let inspector = node.inspector.clone();
-            let _ = inside.node.set(inspector.clone());
-            membership.answer_with(move |question| {
-                let inspector = inspector.clone();
-                Box::pin(async move { inspector.ask(question).await })
-            });
-            running = Some(tokio::spawn(telling(node.join(), ended)));
-            tokio::select! {
-                by_signal = signals.or_first_end(&mut first_ended) => Ok(by_signal),
-                error = membership.failed() => Err(failed(error)),
+            match node::start(node_config, view, bus, metrics, shutdown).await {
+                Err(error) => Err(Exit::Unavailable.with(error)),
+                Ok(node) => {
+                    inside.serve(node.inspector.clone());
+                    running = Some(tokio::spawn(telling(node.join(), ended)));
+                    tokio::select! {
+                        by_signal = signals.or_first_end(&mut first_ended) => Ok(by_signal),
+                        error = membership.failed() => Err(failed(error)),
+                    }
+                }
             }
         }
     };
@@ -106,14 +104,15 @@ async fn serve(config: Node, tokens: Option<Arc<Tokens>>) -> Result<(), Failure>
     let by_signal = lived.as_ref().is_ok_and(|by_signal| *by_signal);
     let rest = async {
         let ended = match running {
-            Some(node) => node.await.map_err(|error| Exit::Software.with(error))?,
-            None => Ok(()),
+            Some(node) => node.await,
+            None => Ok(Ok(())),
         };
         // Last: the others should hear of the end when it is the end.
         let _ = stop_membership.send(true);
         let _ = admin.await;
         membership.ended().await;
         lived?;
+        let ended = ended.map_err(|error| Exit::Software.with(error))?;
         ended.map_err(|error| match error {
             node::Error::Panicked(_) => Exit::Software.with(error),
             _ => Exit::Unavailable.with(error),
@@ -145,6 +144,17 @@ struct Inside {
     membership: Arc<Membership>,
     /// Once it serves.
     node: Arc<OnceLock<node::Inspector>>,
+}
+
+impl Inside {
+    /// The node serves: it can be asked, by other nodes too.
+    fn serve(&self, inspector: node::Inspector) {
+        let _ = self.node.set(inspector.clone());
+        self.membership.answer_with(move |question| {
+            let inspector = inspector.clone();
+            Box::pin(async move { inspector.ask(question).await })
+        });
+    }
 }
 
 impl Inspect for Inside {

@@ -97,9 +97,18 @@ impl Invalidates for Edition {
     }
 }
 
-#[derive(Debug, Default)]
+/// What members said last. Of others nothing is kept or passed on: they may
+/// call themselves anything.
+#[derive(Debug)]
 struct Newspaper {
     latest: Arc<std::sync::Mutex<BTreeMap<RaftId, News>>>,
+    members: Members,
+}
+
+type Members = watch::Receiver<Vec<(RaftId, Incarnation)>>;
+
+fn is_member(members: &[(RaftId, Incarnation)], node: RaftId) -> bool {
+    members.iter().any(|(raft_id, _)| *raft_id == node)
 }
 
 /// Bytes that are not news.
@@ -117,6 +126,9 @@ impl BroadcastHandler<Gossiper> for Newspaper {
         _sender: Option<&Gossiper>,
     ) -> Result<Option<Edition>, NotNews> {
         let news: News = rmp_serde::from_slice(data).map_err(NotNews)?;
+        if !is_member(&self.members.borrow(), news.raft_id) {
+            return Ok(None);
+        }
         let edition = Edition {
             raft_id: news.raft_id,
             at: (news.incarnation, news.edition),
@@ -142,7 +154,7 @@ pub(crate) struct Gossip {
     /// What this node says; the edition is counted here.
     pub(crate) news: watch::Receiver<News>,
     /// Who else should be there.
-    pub(crate) members: watch::Receiver<Vec<(RaftId, Incarnation)>>,
+    pub(crate) members: Members,
     pub(crate) rumours: watch::Sender<Arc<Rumours>>,
     /// For choices that should differ between nodes.
     pub(crate) seed: u64,
@@ -157,8 +169,11 @@ impl Gossip {
             incarnation: own.incarnation.0,
             comeback: 0,
         };
-        let newspaper = Newspaper::default();
-        let latest = Arc::clone(&newspaper.latest);
+        let latest = Arc::default();
+        let newspaper = Newspaper {
+            latest: Arc::clone(&latest),
+            members: self.members.clone(),
+        };
         let mut config = Config::simple();
         config.max_packet_size = PACKET_BYTES_MAX;
         config.notify_down_members = true;
@@ -208,6 +223,7 @@ impl Gossip {
                         tracing::debug!(%error, "own news were not taken");
                     }
                     self.call_missing(&mut foca, &me, &mut runtime);
+                    self.forget_others(&latest);
                     self.show(&foca, &latest);
                 }
             }
@@ -224,6 +240,14 @@ impl Gossip {
             }
             self.send(&mut runtime);
         }
+    }
+
+    fn forget_others(&self, latest: &std::sync::Mutex<BTreeMap<RaftId, News>>) {
+        let members = self.members.borrow();
+        latest
+            .lock()
+            .unwrap_or_else(std::sync::PoisonError::into_inner)
+            .retain(|node, _| is_member(&members, *node));
     }
 
     /// Announces this node to members that gossip does not know of.
@@ -301,5 +325,38 @@ fn log(notification: foca::OwnedNotification<Gossiper>) {
         N::MemberUp(member) => tracing::debug!(node = member.raft_id, "gossip: up"),
         N::MemberDown(member) => tracing::debug!(node = member.raft_id, "gossip: down"),
         other => tracing::debug!(?other, "gossip"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn news_of_members_are_taken_once_and_of_others_not_at_all() {
+        let (_keep, members) = watch::channel(vec![(1, Incarnation(1))]);
+        let latest = Arc::default();
+        let mut newspaper = Newspaper {
+            latest: Arc::clone(&latest),
+            members,
+        };
+        let mut is_taken = |raft_id, edition| {
+            let news = News {
+                raft_id,
+                incarnation: Incarnation(1),
+                edition,
+                name: "a".parse().unwrap(),
+                zone: String::new(),
+                version: String::new(),
+                shards: 0,
+            };
+            let bytes = rmp_serde::to_vec(&news).unwrap();
+            newspaper.receive_item(&bytes, None).unwrap().is_some()
+        };
+        assert!(is_taken(1, 1));
+        assert!(!is_taken(1, 1));
+        assert!(is_taken(1, 2));
+        assert!(!is_taken(2, 1));
+        assert_eq!(latest.lock().unwrap().len(), 1);
     }
 }

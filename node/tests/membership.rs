@@ -459,8 +459,12 @@ async fn nodes_that_all_moved_find_each_other_again() {
     b.end().await;
     // One of them knows where the other will be, and that comes late: it does
     // not know where to call.
+    let nobody = tokio::net::UdpSocket::bind(("127.0.0.1", ports[3]));
+    let nobody = nobody.await.unwrap();
     let a = one("a", 2, &ports[3..]);
-    tokio::time::sleep(Duration::from_millis(1_500)).await;
+    let called = timeout(PATIENCE, nobody.recv(&mut [0; 2_048])).await;
+    called.expect("in time").unwrap();
+    drop(nobody);
     let b = one("b", 3, &[]);
     a.registered().await;
     b.registered().await;

@@ -101,9 +101,9 @@ const REGISTER: Duration = Duration::from_secs(60);
 /// lost its directory again, or whose name another has taken meanwhile, would be
 /// called for ever.
 #[derive(Debug, Default)]
-pub struct Strangers(BTreeMap<RaftId, Timestamp>);
+pub struct Unregistered(BTreeMap<RaftId, Timestamp>);
 
-impl Strangers {
+impl Unregistered {
     /// One that has had its time. `listening` are the nodes that do not vote.
     pub fn overdue(
         &mut self,
@@ -113,9 +113,9 @@ impl Strangers {
     ) -> Option<RaftId> {
         let registered = cluster.members().values();
         let registered: BTreeSet<RaftId> = registered.map(|m| m.registration.raft_id).collect();
-        let strangers: BTreeSet<RaftId> = listening.difference(&registered).copied().collect();
-        self.0.retain(|id, _| strangers.contains(id));
-        for id in strangers {
+        let unregistered: BTreeSet<RaftId> = listening.difference(&registered).copied().collect();
+        self.0.retain(|id, _| unregistered.contains(id));
+        for id in unregistered {
             self.0.entry(id).or_insert(now);
         }
         let mut all = self.0.iter();
@@ -206,18 +206,18 @@ mod tests {
 
     #[test]
     fn whoever_was_let_in_and_never_registers_is_struck() {
-        let mut strangers = Strangers::default();
+        let mut unregistered = Unregistered::default();
         let mut cluster = cluster(1, 1, &["a"]);
         let (late, lost) = (registration("b", 1).raft_id, 7);
         let listening = [late, lost].into();
         let now = Timestamp(0);
-        assert_eq!(strangers.overdue(&cluster, &listening, now), None);
+        assert_eq!(unregistered.overdue(&cluster, &listening, now), None);
         cluster.apply(9, Command::Register(registration("b", 1)));
         let soon = now + REGISTER / 2;
-        assert_eq!(strangers.overdue(&cluster, &listening, soon), None);
+        assert_eq!(unregistered.overdue(&cluster, &listening, soon), None);
         let then = now + REGISTER;
-        assert_eq!(strangers.overdue(&cluster, &listening, then), Some(lost));
-        assert_eq!(strangers.overdue(&cluster, &[late].into(), then), None);
+        assert_eq!(unregistered.overdue(&cluster, &listening, then), Some(lost));
+        assert_eq!(unregistered.overdue(&cluster, &[late].into(), then), None);
     }
 
     fn set(ids: &[RaftId]) -> BTreeSet<RaftId> {

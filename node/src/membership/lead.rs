@@ -8,7 +8,7 @@ use proto::time::Timestamp;
 
 use super::host::{Host, random};
 use crate::core::cluster::{Cluster, Command, Founding, RaftId};
-use crate::core::placement::{self, Strangers};
+use crate::core::placement::{self, Unregistered};
 use crate::raft::{Consensus, ProposeError, Standing};
 
 /// The duties of whoever leads.
@@ -16,7 +16,7 @@ pub(super) struct Leader {
     host: Arc<Host>,
     /// Said already: two nodes and no witness.
     warned: bool,
-    strangers: Strangers,
+    unregistered: Unregistered,
 }
 
 impl Leader {
@@ -24,7 +24,7 @@ impl Leader {
         Self {
             host,
             warned: false,
-            strangers: Strangers::default(),
+            unregistered: Unregistered::default(),
         }
     }
 
@@ -79,15 +79,15 @@ impl Leader {
         }
         let listening = standing.members.difference(&standing.voters);
         let listening = listening.copied().collect();
-        if let Some(stranger) = self
-            .strangers
+        if let Some(late) = self
+            .unregistered
             .overdue(cluster, &listening, Timestamp::now())
         {
             tracing::warn!(
-                stranger,
+                node = late,
                 "a node was let in and has not registered; it is struck until it comes back"
             );
-            consensus.strike(stranger).await?;
+            consensus.strike(late).await?;
         }
         let registered = cluster.members().values();
         let members: BTreeSet<RaftId> = registered

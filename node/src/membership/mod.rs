@@ -20,7 +20,7 @@ use serde::{Deserialize, Serialize};
 use tokio::sync::{mpsc, watch};
 
 use crate::View;
-use crate::core::cluster::{Cluster, Command, Outcome, RaftId, Registration};
+use crate::core::cluster::{Cluster, Command, Outcome, RaftId};
 use crate::gossip::{Gossip, News, Rumours};
 use crate::metrics::ClusterMetrics;
 use crate::peers::Peers;
@@ -509,12 +509,9 @@ impl Driver {
     }
 
     fn show(&self, cluster: &Cluster, standing: &Standing, rumours: &Rumours) {
-        for member in cluster.members().values() {
-            let Registration {
-                raft_id, address, ..
-            } = &member.registration;
-            self.host.addresses.set_default(*raft_id, address);
-        }
+        let members = cluster.members().values().map(|m| &m.registration);
+        let members = members.map(|member| (member.raft_id, member.address.as_str()));
+        self.host.addresses.set_members(members);
         if let Some(map) = cluster.map() {
             self.shown.map.send_if_modified(|shown| {
                 let changed = **shown != map;

@@ -1,0 +1,92 @@
+//! Settings of nodes as the others see them: namespaces that differ, where a
+//! node says that it can be reached, and its zone.
+
+use std::net::SocketAddr;
+use std::path::Path;
+
+use anyhow::{Context, Result};
+use cluster_tests::client::metric_at;
+use cluster_tests::cluster::Cluster;
+use cluster_tests::eventually;
+use cluster_tests::nats::Folder;
+use cluster_tests::process::{command, run_command};
+
+const WARNING: &str = "DIFFERENT NAMESPACES";
+
+async fn differing(cluster: &Cluster, node: &str, count: f64) {
+    let admin = &cluster.node(node).admin;
+    eventually(&format!("{node} knows {count} that differ"), async || {
+        let known = metric_at(admin, "dunlin_namespaces_differ", &[]).await;
+        (known.ok()? == count).then_some(())
+    })
+    .await;
+}
+
+/// Waits until a node has warned of these nodes, and of no other.
+async fn warns_of(cluster: &Cluster, node: &str, others: &[&str]) {
+    eventually(&format!("{node} warns of {others:?}"), async || {
+        let log = cluster.node(node).log();
+        let lines: Vec<&str> = log.lines().filter(|line| line.contains(WARNING)).collect();
+        let is_of = |name: &str| lines.iter().any(|l| l.contains(&format!("node={name}")));
+        let all = ["n1", "n2", "n3"].into_iter();
+        (all.filter(|name| is_of(name)).collect::<Vec<_>>() == others).then_some(())
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn nodes_whose_namespaces_differ_warn_of_each_other() -> Result<()> {
+    let folder = Folder::new()?;
+    let file = |name: &str, kept: u32| {
+        let text = format!("[[namespaces]]\nmatch = \"chat-*\"\nhistory_publications = {kept}\n");
+        folder.file(name, &text)
+    };
+    let (same, other) = (file("same.toml", 5)?, file("other.toml", 6)?);
+    let mut cluster = Cluster::empty(&["n1", "n2", "n3"]).await?;
+    for (name, file) in [("n1", &same), ("n2", &same), ("n3", &other)] {
+        let path = Path::to_str(file).context("a path")?;
+        cluster.add_node(name, &["--config", path]).await?;
+    }
+    cluster.ready().await;
+    differing(&cluster, "n3", 2.0).await;
+    for name in ["n1", "n2"] {
+        differing(&cluster, name, 1.0).await;
+        warns_of(&cluster, name, &["n3"]).await;
+    }
+    warns_of(&cluster, "n3", &["n1", "n2"]).await;
+
+    cluster.kill_node("n3").await?;
+    for name in ["n1", "n2"] {
+        differing(&cluster, name, 0.0).await;
+    }
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_node_is_shown_with_its_zone_and_where_it_says_it_is() -> Result<()> {
+    let mut cluster = Cluster::empty(&["n1"]).await?;
+    cluster.add_node("n1", &[]).await?;
+    let mut joining = cluster.node_command("n2", &[]).await?;
+    let mut options = joining.as_std().get_args().skip_while(|a| *a != "--quic");
+    let quic = options.nth(1).and_then(|a| a.to_str()).context("--quic")?;
+    let advertised = format!("localhost:{}", quic.parse::<SocketAddr>()?.port());
+    joining.args(["--zone", "east", "--quic-advertise", &advertised]);
+    cluster.add_node_by("n2", joining).await?;
+    cluster.ready().await;
+    for name in ["n1", "n2"] {
+        let admin = &cluster.node(name).admin;
+        eventually(&format!("{name} shows it"), async || {
+            let shown = Cluster::inspect_one(admin, "nodes", "n2").await.ok()?;
+            (shown["address"] == advertised.as_str() && shown["zone"] == "east").then_some(())
+        })
+        .await;
+        let mut asking = command(["inspect", "nodes"]);
+        asking.env("DUNLIN_ADMIN_URL", admin);
+        let table = run_command(asking, "").await?.stdout;
+        let mut rows = table.lines();
+        let of_n2 = rows.find(|row| row.starts_with("n2 ")).context("a row")?;
+        assert!(of_n2.contains(&advertised), "{table}");
+        assert!(of_n2.contains("east"), "{table}");
+    }
+    Ok(())
+}
