@@ -112,7 +112,7 @@ fn readiness(
         } else if !bus.stats().connected {
             "the bus is away"
         } else if !*ready.borrow() {
-            "no map yet: no node has been heard of"
+            "no shard map yet: no node has sent one (the log says why)"
         } else {
             return Ok(());
         };

@@ -1,5 +1,6 @@
 //! Shell: gossip between nodes, by `foca` over QUIC datagrams. It tells who
-//! seems to be there, and what nodes say of themselves: zone, version, shards.
+//! seems to be there, and what nodes say of themselves: where they are, their zone,
+//! version and number of shards.
 //! Advice for people; no decision is triggered by it, and only one waits for it:
 //! a namesake takes a lost node's place when gossip has given that up.
 
@@ -41,8 +42,10 @@ pub(crate) struct News {
     /// Counts the news of one life.
     pub(crate) edition: u64,
     pub(crate) name: NodeId,
+    pub(crate) address: String,
     pub(crate) zone: String,
     pub(crate) version: String,
+    /// Its load, as far as that is known: shards that it owns.
     pub(crate) shards: u32,
 }
 
@@ -223,7 +226,7 @@ impl Gossip {
                         tracing::debug!(%error, "own news were not taken");
                     }
                     self.call_missing(&mut foca, &me, &mut runtime);
-                    self.forget_others(&latest);
+                    self.read(&latest);
                     self.show(&foca, &latest);
                 }
             }
@@ -242,12 +245,20 @@ impl Gossip {
         }
     }
 
-    fn forget_others(&self, latest: &std::sync::Mutex<BTreeMap<RaftId, News>>) {
+    /// Forgets whoever is no member, and learns where the members are now: one
+    /// that has moved may not have called this node since.
+    fn read(&self, latest: &std::sync::Mutex<BTreeMap<RaftId, News>>) {
         let members = self.members.borrow();
-        latest
+        let mut latest = latest
             .lock()
-            .unwrap_or_else(std::sync::PoisonError::into_inner)
-            .retain(|node, _| is_member(&members, *node));
+            .unwrap_or_else(std::sync::PoisonError::into_inner);
+        latest.retain(|node, _| is_member(&members, *node));
+        for news in latest.values() {
+            // Of its present life: in an earlier one it may have been elsewhere.
+            if members.contains(&(news.raft_id, news.incarnation)) {
+                self.addresses.set(news.raft_id, &news.address);
+            }
+        }
     }
 
     /// Announces this node to members that gossip does not know of.
@@ -346,6 +357,7 @@ mod tests {
                 incarnation: Incarnation(1),
                 edition,
                 name: "a".parse().unwrap(),
+                address: String::new(),
                 zone: String::new(),
                 version: String::new(),
                 shards: 0,

@@ -427,6 +427,7 @@ impl Driver {
             incarnation: node.incarnation,
             edition: 0,
             name: node.id.clone(),
+            address: registration.address,
             zone: registration.zone,
             version: self.host.config.version.to_owned(),
             shards: 0,

@@ -1,0 +1,75 @@
+//! How soon a cluster is there, and how long a publication takes through it. In
+//! a debug build, or beside other tests, the figures mean little and only their
+//! making is tested; `make soak` holds a release build to the bars.
+
+use std::time::Duration;
+
+use anyhow::{Context, Result};
+use cluster_tests::cluster::Cluster;
+use cluster_tests::nats::NatsServer;
+use cluster_tests::process::run;
+
+/// From the first process to everything owned and ready.
+#[tokio::test]
+async fn a_cold_cluster_is_ready_soon() -> Result<()> {
+    let mut cluster = Cluster::on(NatsServer::start().await?, &["n1", "n2", "n3"]).await?;
+    let began = tokio::time::Instant::now();
+    cluster.add_all().await?;
+    cluster.ready().await;
+    for gateway in cluster.gateways.values() {
+        let shards = Cluster::inspect(&gateway.admin, "shards").await?;
+        let owned = shards["shards"].as_array().context("a list")?;
+        assert_eq!(owned.len(), 1_024);
+    }
+    let took = began.elapsed();
+    println!("three nodes and two gateways, cold: {took:?}");
+    assert!(
+        cfg!(debug_assertions) || took <= Duration::from_secs(5),
+        "{took:?}"
+    );
+    Ok(())
+}
+
+/// In at one gateway, out at the other, by the benchmark.
+#[tokio::test]
+async fn the_benchmark_measures_from_one_gateway_to_another() -> Result<()> {
+    let cluster = Cluster::start().await?;
+    let (from, to) = (cluster.gateway("g1").url(), cluster.gateway("g2").url());
+    let mut pids = vec![cluster.gateway("g1").pid(), cluster.gateway("g2").pid()];
+    pids.extend(cluster.nodes.values().map(|node| node.pid()));
+    let pids: Vec<String> = pids.iter().map(ToString::to_string).collect();
+    let pids = pids.join(",");
+    let ended = run([
+        "bench",
+        "fanout",
+        "--url",
+        &from,
+        "--subscribe-url",
+        &to,
+        "--channels",
+        "10",
+        "--subscribers",
+        "20",
+        "--rate",
+        "200",
+        "--seconds",
+        "2",
+        "--pid",
+        &pids,
+    ])
+    .await?;
+    assert!(ended.status.success(), "{ended:?}");
+    let report: serde_json::Value = serde_json::from_str(&ended.stdout)?;
+    // Each publication reaches the two subscribers of its channel.
+    assert_eq!(report["deliveries"], 2 * 400, "{report}");
+    assert_eq!(report["connections_lost"], 0, "{report}");
+    let at = |name: &str| report["latency_us"][name].as_u64().context("a latency");
+    let (p50, p99) = (at("p50")?, at("p99")?);
+    println!("across gateways: p50 {p50} us, p99 {p99} us");
+    assert!(p50 > 0 && p50 <= p99, "{report}");
+    assert!(
+        cfg!(debug_assertions) || (p50 <= 1_000 && p99 <= 4_000),
+        "{report}"
+    );
+    Ok(())
+}
