@@ -188,7 +188,7 @@ impl At {
         let why = problem(status, text);
         match status {
             StatusCode::UNAUTHORIZED => format!(
-                "{server} wants another token: put one with the scope cluster:read into the environment as \
+                "{server} wants a token, or another one: put one with the scope cluster:read into the environment as \
                  DUNLIN_ADMIN_TOKEN (`dunlin token --scope cluster:read` makes one): {why}"
             ),
             StatusCode::FORBIDDEN => {

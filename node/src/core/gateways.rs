@@ -1,7 +1,7 @@
 //! Which gateways there are: for each, its present life, and when it was last
 //! heard of.
 //!
-//! A gateway that is silent for long is forgotten, with its interest: nobody
+//! A gateway that is silent for a minute is forgotten, with its interest: nobody
 //! else would ever end it. That is no judgement that could harm one which lives
 //! after all: it goes on to beat, the owner sees that it wants more than is
 //! known, and asks it to restate. Only silence that we would have heard counts:
@@ -22,8 +22,9 @@ pub const GATEWAYS_MAX: usize = 4_096;
 /// How recently a gateway was heard of that counts as present. It beats every
 /// 500 ms.
 const PRESENT: Duration = Duration::from_secs(2);
-/// After how much silence a gateway is forgotten.
-const FORGET: Duration = Duration::from_secs(600);
+/// After how much silence a gateway is forgotten. Longer than a reconnect; and
+/// until then every publication that it followed is sent to nobody.
+const FORGET: Duration = Duration::from_secs(60);
 /// After how long without an echo the bus counts as away. We beat every 500 ms.
 const ECHO: Duration = Duration::from_secs(2);
 /// How often the log speaks of strangers.
@@ -268,10 +269,10 @@ mod tests {
         let mut gateways = Gateways::default();
         gateways.beat(Timestamp(0), OURS, &beat(gateway("a", 1), 0));
         gateways.asked(Timestamp(0), &gateway("b", 1), 1);
-        echo(&mut gateways, 0, 600_000);
-        assert_eq!(gateways.forget(Timestamp(599_999)), None);
-        assert_eq!(gateways.forget(Timestamp(600_000)), Some(gateway("a", 1)));
-        assert_eq!(gateways.forget(Timestamp(600_000)), None, "b never beats");
+        echo(&mut gateways, 0, 60_000);
+        assert_eq!(gateways.forget(Timestamp(59_999)), None);
+        assert_eq!(gateways.forget(Timestamp(60_000)), Some(gateway("a", 1)));
+        assert_eq!(gateways.forget(Timestamp(60_000)), None, "b never beats");
     }
 
     #[test]
@@ -279,15 +280,15 @@ mod tests {
         let mut gateways = Gateways::default();
         gateways.beat(Timestamp(0), OURS, &beat(gateway("a", 1), 0));
         assert_eq!(gateways.forget(Timestamp(900_000)), None, "no echo at all");
-        echo(&mut gateways, 900_000, 1_400_000);
-        assert_eq!(gateways.forget(Timestamp(1_403_000)), None, "no echo now");
-        echo(&mut gateways, 1_403_000, 2_003_000);
+        echo(&mut gateways, 900_000, 950_000);
+        assert_eq!(gateways.forget(Timestamp(953_000)), None, "no echo now");
+        echo(&mut gateways, 953_000, 1_013_000);
         assert_eq!(
-            gateways.forget(Timestamp(2_002_999)),
+            gateways.forget(Timestamp(1_012_999)),
             None,
             "a break between"
         );
-        assert_eq!(gateways.forget(Timestamp(2_003_000)), Some(gateway("a", 1)));
+        assert_eq!(gateways.forget(Timestamp(1_013_000)), Some(gateway("a", 1)));
     }
 
     #[test]

@@ -5,15 +5,15 @@
 mod host;
 mod join;
 mod lead;
+mod shown;
 
-use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
-use proto::id::{ClusterUuid, Incarnation, NodeId, NodeRef};
-use proto::message::{Answer, NodeInfo, Question};
+use proto::id::{ClusterUuid, NodeId, NodeRef};
+use proto::message::{Answer, Question};
 use proto::shard::{ShardMap, Sharding};
 use proto::subject::ClusterName;
 use serde::{Deserialize, Serialize};
@@ -28,6 +28,7 @@ use crate::peers::tls::{Tls, TlsError};
 use crate::raft::store::{Store, StoreError};
 use crate::raft::{Consensus, Standing};
 use host::Host;
+use shown::Shown;
 
 /// How often a node looks whether there is something to do, besides when it is
 /// told.
@@ -135,15 +136,6 @@ pub struct Membership {
     has_leader: watch::Receiver<bool>,
     host: Arc<Host>,
     ended: watch::Receiver<bool>,
-}
-
-/// Senders of what a [`View`] shows, and of the rest that is watched.
-struct Shown {
-    map: watch::Sender<Arc<ShardMap>>,
-    members: watch::Sender<Arc<Vec<NodeInfo>>>,
-    leads: watch::Sender<bool>,
-    has_leader: watch::Sender<bool>,
-    phase: watch::Sender<Phase>,
 }
 
 impl Membership {
@@ -513,27 +505,8 @@ impl Driver {
         let members = cluster.members().values().map(|m| &m.registration);
         let members = members.map(|member| (member.raft_id, member.address.as_str()));
         self.host.addresses.set_members(members);
-        if let Some(map) = cluster.map() {
-            self.shown.map.send_if_modified(|shown| {
-                let changed = **shown != map;
-                if changed {
-                    tracing::info!(version = map.version, "the shard map has changed");
-                    *shown = Arc::new(map);
-                }
-                changed
-            });
-        }
-        let infos = infos(cluster, standing, rumours);
         self.host.tell_news(cluster);
-        self.shown.members.send_if_modified(|shown| {
-            let changed = **shown != infos;
-            if changed {
-                *shown = Arc::new(infos);
-            }
-            changed
-        });
-        set(&self.shown.leads, standing.leads);
-        set(&self.shown.has_leader, standing.leader.is_some());
+        self.shown.show(cluster, standing, rumours);
         self.metrics.observe(cluster, standing, rumours);
     }
 }
@@ -561,46 +534,4 @@ async fn say_if_idle(node: NodeRef, mut cluster: watch::Receiver<Arc<Cluster>>) 
     if !is_witness && !owners.any(|(owner, _)| owner.id == node.id) {
         tracing::info!(node = %node.id, "holds no shards: existing shards do not move yet");
     }
-}
-
-fn set(shown: &watch::Sender<bool>, value: bool) {
-    shown.send_if_modified(|shown| std::mem::replace(shown, value) != value);
-}
-
-/// Members as people see them.
-fn infos(cluster: &Cluster, standing: &Standing, rumours: &Rumours) -> Vec<NodeInfo> {
-    let mut shards: BTreeMap<&NodeRef, u32> = BTreeMap::new();
-    for (owner, _) in cluster.rows().iter().flatten() {
-        *shards.entry(owner).or_default() += 1;
-    }
-    let info = |(name, member): (&NodeId, &crate::core::cluster::Member)| {
-        let registration = &member.registration;
-        let raft_id = registration.raft_id;
-        let rumour = rumours.get(&raft_id);
-        let own = NodeRef {
-            id: name.clone(),
-            incarnation: member.incarnation,
-        };
-        NodeInfo {
-            name: name.clone(),
-            incarnation: Some(Incarnation(member.incarnation.0)),
-            address: registration.address.clone(),
-            zone: registration.zone.clone(),
-            witness: registration.witness,
-            role: if standing.leader == Some(raft_id) {
-                "leader"
-            } else if standing.voters.contains(&raft_id) {
-                "voter"
-            } else {
-                "learner"
-            }
-            .into(),
-            gossip: rumour.map_or("unknown", |rumour| rumour.state).into(),
-            shards: shards.get(&own).copied().unwrap_or(0),
-            version: rumour
-                .and_then(|rumour| rumour.news.as_ref())
-                .map_or_else(String::new, |news| news.version.clone()),
-        }
-    };
-    cluster.members().iter().map(info).collect()
 }

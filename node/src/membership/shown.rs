@@ -1,0 +1,91 @@
+//! What is agreed, as the rest of the node and people see it.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use proto::id::{NodeId, NodeRef};
+use proto::message::NodeInfo;
+use proto::shard::ShardMap;
+use tokio::sync::watch;
+
+use super::Phase;
+use crate::core::cluster::{Cluster, Member};
+use crate::gossip::Rumours;
+use crate::raft::Standing;
+
+/// Senders of what a [`crate::View`] shows, and of the rest that is watched.
+pub(super) struct Shown {
+    pub(super) map: watch::Sender<Arc<ShardMap>>,
+    pub(super) members: watch::Sender<Arc<Vec<NodeInfo>>>,
+    pub(super) leads: watch::Sender<bool>,
+    pub(super) has_leader: watch::Sender<bool>,
+    pub(super) phase: watch::Sender<Phase>,
+}
+
+impl Shown {
+    /// Shows what has changed; who watches hears of nothing else.
+    pub(super) fn show(&self, cluster: &Cluster, standing: &Standing, rumours: &Rumours) {
+        if let Some(map) = cluster.map() {
+            self.map.send_if_modified(|shown| {
+                let changed = **shown != map;
+                if changed {
+                    tracing::info!(version = map.version, "the shard map has changed");
+                    *shown = Arc::new(map);
+                }
+                changed
+            });
+        }
+        let infos = infos(cluster, standing, rumours);
+        self.members.send_if_modified(|shown| {
+            let changed = **shown != infos;
+            if changed {
+                *shown = Arc::new(infos);
+            }
+            changed
+        });
+        set(&self.leads, standing.leads);
+        set(&self.has_leader, standing.leader.is_some());
+    }
+}
+
+fn set(shown: &watch::Sender<bool>, value: bool) {
+    shown.send_if_modified(|shown| std::mem::replace(shown, value) != value);
+}
+
+/// Members as people see them.
+fn infos(cluster: &Cluster, standing: &Standing, rumours: &Rumours) -> Vec<NodeInfo> {
+    let mut shards: BTreeMap<&NodeRef, u32> = BTreeMap::new();
+    for (owner, _) in cluster.rows().iter().flatten() {
+        *shards.entry(owner).or_default() += 1;
+    }
+    let info = |(name, member): (&NodeId, &Member)| {
+        let registration = &member.registration;
+        let raft_id = registration.raft_id;
+        let rumour = rumours.get(&raft_id);
+        let own = NodeRef {
+            id: name.clone(),
+            incarnation: member.incarnation,
+        };
+        NodeInfo {
+            name: name.clone(),
+            incarnation: Some(member.incarnation),
+            address: registration.address.clone(),
+            zone: registration.zone.clone(),
+            witness: registration.witness,
+            role: if standing.leader == Some(raft_id) {
+                "leader"
+            } else if standing.voters.contains(&raft_id) {
+                "voter"
+            } else {
+                "learner"
+            }
+            .into(),
+            gossip: rumour.map_or("unknown", |rumour| rumour.state).into(),
+            shards: shards.get(&own).copied().unwrap_or(0),
+            version: rumour
+                .and_then(|rumour| rumour.news.as_ref())
+                .map_or_else(String::new, |news| news.version.clone()),
+        }
+    };
+    cluster.members().iter().map(info).collect()
+}
