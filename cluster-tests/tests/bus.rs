@@ -14,6 +14,8 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
 use bytes::Bytes;
+use cluster_tests::client::{Pusher, publish};
+use cluster_tests::cluster::Cluster;
 use cluster_tests::nats::{self, Folder, NatsServer};
 use cluster_tests::{PATIENCE, eventually, repository};
 use nkeys::KeyPair;
@@ -390,9 +392,9 @@ fn jwt(kind: &str, subject: &KeyPair, issuer: &KeyPair, mut claims: Value) -> Re
     Ok(format!("{text}.{}", base64url(&signature)))
 }
 
-#[tokio::test]
-async fn credentials_files_work() -> Result<()> {
-    let log = Log::new();
+/// The configuration of a server that knows its users by JWT, and the account
+/// that signs them.
+fn by_jwt() -> Result<(String, KeyPair)> {
     let (operator, account) = (KeyPair::new_operator(), KeyPair::new_account());
     let limits = json!({ "subs": -1, "data": -1, "payload": -1, "conn": -1, "leaf": -1,
         "imports": -1, "exports": -1, "wildcards": true });
@@ -402,20 +404,29 @@ async fn credentials_files_work() -> Result<()> {
         account.public_key(),
         jwt("account", &account, &operator, json!({ "limits": limits }))?,
     );
+    Ok((config, account))
+}
+
+/// A new user of an account: its credentials file, and its secret.
+fn credentials(folder: &Folder, name: &str, issuer: &KeyPair) -> Result<(PathBuf, String)> {
+    let user = KeyPair::new_user();
+    let claims = json!({ "subs": -1, "data": -1, "payload": -1 });
+    let token = jwt("user", &user, issuer, claims)?;
+    let seed = user.seed()?;
+    let text = format!(
+        "-----BEGIN NATS USER JWT-----\n{token}\n------END NATS USER JWT------\n\n\
+         -----BEGIN USER NKEY SEED-----\n{seed}\n------END USER NKEY SEED------\n"
+    );
+    Ok((folder.file(name, &text)?, seed))
+}
+
+#[tokio::test]
+async fn credentials_files_work() -> Result<()> {
+    let log = Log::new();
+    let (config, account) = by_jwt()?;
     let server = NatsServer::start_with(&config).await?;
     let folder = Folder::new()?;
-    let creds = |name: &str, issuer: &KeyPair| -> Result<(PathBuf, String)> {
-        let user = KeyPair::new_user();
-        let claims = json!({ "subs": -1, "data": -1, "payload": -1 });
-        let token = jwt("user", &user, issuer, claims)?;
-        let seed = user.seed()?;
-        let text = format!(
-            "-----BEGIN NATS USER JWT-----\n{token}\n------END NATS USER JWT------\n\n\
-             -----BEGIN USER NKEY SEED-----\n{seed}\n------END USER NKEY SEED------\n"
-        );
-        Ok((folder.file(name, &text)?, seed))
-    };
-    let (file, seed) = creds("good.creds", &account)?;
+    let (file, seed) = credentials(&folder, "good.creds", &account)?;
     let with = |credentials| NatsOptions {
         credentials: Some(credentials),
         ..options(&server.url())
@@ -425,12 +436,35 @@ async fn credentials_files_work() -> Result<()> {
     let mut subscription = bus.subscribe(to.clone()).await?;
     flows(&bus, &to, &mut subscription, "x").await;
 
-    let (stranger, _) = creds("stranger.creds", &KeyPair::new_account())?;
+    let (stranger, _) = credentials(&folder, "stranger.creds", &KeyPair::new_account())?;
     let bus = NatsBus::connect(with(stranger)).await?;
     log.line(&["ERROR", "the server refuses who we are", &server.address()])
         .await;
     assert!(!bus.stats().connected);
     assert!(!log.text().contains(&seed));
+    Ok(())
+}
+
+#[tokio::test]
+async fn processes_reach_a_bus_with_tls_and_credentials() -> Result<()> {
+    let certificates = certificates()?;
+    let folder = certificates.folder.path("").display().to_string();
+    let (config, account) = by_jwt()?;
+    let config = config + &documented(1)?.replace("/etc/nats", &folder);
+    let (file, seed) = credentials(&certificates.folder, "dunlin.creds", &account)?;
+    let mut cluster = Cluster::on(NatsServer::start_with(&config).await?, &["n1"]).await?;
+    let text = |path: &PathBuf| path.to_str().map(str::to_owned).context("a path");
+    let (ca, file) = (text(&certificates.ca)?, text(&file)?);
+    let arguments = ["--bus-ca", &ca, "--bus-creds", &file];
+    cluster.add_node("n1", &arguments).await?;
+    cluster.add_gateway("g1", &arguments).await?;
+    cluster.ready().await;
+    let gateway = cluster.gateway("g1");
+    let mut client = Pusher::connect(gateway).await?;
+    client.subscribe("room").await?;
+    publish(gateway, "room", "e", "through").await?;
+    assert_eq!(client.frame().await?["data"], "through");
+    assert!(!gateway.log().contains(&seed) && !cluster.node("n1").log().contains(&seed));
     Ok(())
 }
 
