@@ -1,8 +1,9 @@
 //! Shell: gossip between nodes, by `foca` over QUIC datagrams. It tells who
 //! seems to be there, and what nodes say of themselves: where they are, their zone,
 //! version and number of shards.
-//! Advice for people; no decision is triggered by it, and only one waits for it:
-//! a namesake takes a lost node's place when gossip has given that up.
+//! Advice: no decision is triggered by it. Two may wait for it: a namesake takes
+//! a lost node's place when gossip has given that up, and who has been given up
+//! is not made to vote.
 
 use std::collections::BTreeMap;
 use std::num::NonZeroUsize;
@@ -55,6 +56,16 @@ pub(crate) struct Rumour {
     pub(crate) state: &'static str,
     pub(crate) news: Option<News>,
 }
+
+impl Rumour {
+    /// Whether it has not been given up.
+    pub(crate) fn is_seen(&self) -> bool {
+        self.state != DOWN
+    }
+}
+
+/// What is heard of a node that was given up.
+const DOWN: &str = "down";
 
 /// What is heard of all nodes.
 pub(crate) type Rumours = BTreeMap<RaftId, Rumour>;
@@ -307,7 +318,7 @@ impl Gossip {
                 let state = match member.state() {
                     State::Alive => "alive",
                     State::Suspect => "suspect",
-                    State::Down => "down",
+                    State::Down => DOWN,
                 };
                 let news = latest.get(&raft_id).cloned();
                 (raft_id, Rumour { state, news })

@@ -179,6 +179,30 @@ pub fn may_release(pledged: Option<Pledge>, from: Pledge) -> bool {
         .is_some_and(|pledged| pledged.is_of_one_founder(from) && pledged.attempt <= from.attempt)
 }
 
+/// What becomes of a node that comes with the name of a member and another data
+/// directory.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Succession {
+    /// The member is there: the name is taken.
+    Taken,
+    /// It may be there. One call can be lost, so gossip has to give it up, too.
+    Wait,
+    /// It is gone, and its disk perhaps with it: the other takes its place.
+    Takes,
+}
+
+/// Decides who has a name, from which data directory answers at the member's
+/// address and whether gossip still sees the member.
+pub fn succession(member: RaftId, answers: Option<RaftId>, is_seen: bool) -> Succession {
+    if answers == Some(member) {
+        Succession::Taken
+    } else if is_seen {
+        Succession::Wait
+    } else {
+        Succession::Takes
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -314,6 +338,26 @@ mod tests {
         assert!(!may_pledge(Some(attempt(2)), attempt(1)));
         // The second's pledge was lost, and its end is heard.
         assert!(may_release(Some(attempt(1)), attempt(2)));
+    }
+
+    #[test]
+    fn a_member_that_may_live_keeps_its_name() {
+        for (answers, is_seen, outcome) in [
+            (Some(1), true, Succession::Taken),
+            // Gossip may be late.
+            (Some(1), false, Succession::Taken),
+            (None, true, Succession::Wait),
+            (None, false, Succession::Takes),
+            // It is the newcomer itself that answers there.
+            (Some(2), true, Succession::Wait),
+            (Some(2), false, Succession::Takes),
+        ] {
+            assert_eq!(
+                succession(1, answers, is_seen),
+                outcome,
+                "{answers:?} {is_seen}"
+            );
+        }
     }
 
     proptest! {

@@ -67,10 +67,37 @@ fn owner(member: &Member) -> Option<NodeRef> {
     })
 }
 
-/// Who should vote, given who votes now and who is a member and keeps up. With
-/// three members three, with five or more five; an even number of voters would
-/// survive no more deaths than one fewer. `None`: leave it as it is.
-pub fn voters(
+/// What the leader sees of the nodes.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Electorate {
+    /// Who votes.
+    pub voting: BTreeSet<RaftId>,
+    /// Who votes or listens.
+    pub present: BTreeSet<RaftId>,
+    /// Who has nearly all that was decided.
+    pub keep_up: BTreeSet<RaftId>,
+    /// Whom gossip has given up: what kept up may have died since, without
+    /// anything to fall behind.
+    pub given_up: BTreeSet<RaftId>,
+}
+
+/// Who should vote from now on. `None`: leave it as it is. While the founders
+/// have not all registered they vote nevertheless.
+pub fn voters(cluster: &Cluster, seen: &Electorate) -> Option<BTreeSet<RaftId>> {
+    let founding = cluster.founding()?;
+    let registered = cluster.members().values();
+    let registered: BTreeSet<RaftId> = registered.map(|m| m.registration.raft_id).collect();
+    let members: BTreeSet<RaftId> = registered.intersection(&seen.present).copied().collect();
+    if members.len() < usize::from(founding.expect) {
+        return None;
+    }
+    let keep_up = seen.keep_up.difference(&seen.given_up).copied().collect();
+    choose(&seen.voting, &members, &keep_up)
+}
+
+/// With three members three vote, with five or more five; an even number of
+/// voters would survive no more deaths than one fewer.
+fn choose(
     voting: &BTreeSet<RaftId>,
     members: &BTreeSet<RaftId>,
     keep_up: &BTreeSet<RaftId>,
@@ -247,10 +274,37 @@ mod tests {
             ),
         ] {
             assert_eq!(
-                voters(&set(voting), &set(members), &set(keep_up)),
+                choose(&set(voting), &set(members), &set(keep_up)),
                 next.map(set),
                 "{voting:?} {members:?} {keep_up:?}"
             );
         }
+    }
+
+    #[test]
+    fn who_is_not_registered_or_was_given_up_is_not_made_to_vote() {
+        let id = |name: &str| registration(name, 1).raft_id;
+        let (a, b, c) = (id("a"), id("b"), id("c"));
+        let seen = Electorate {
+            voting: set(&[a]),
+            present: set(&[a, b, c]),
+            keep_up: set(&[a, b, c]),
+            given_up: set(&[]),
+        };
+        let three = cluster(8, 1, &["a", "b", "c"]);
+        assert_eq!(voters(&three, &seen), Some(set(&[a, b, c])));
+        let given_up = Electorate {
+            given_up: set(&[c]),
+            ..seen.clone()
+        };
+        assert_eq!(voters(&three, &given_up), None);
+        assert_eq!(voters(&cluster(8, 1, &["a", "b"]), &seen), None);
+        // Founders that have not registered yet still vote.
+        let founded = Electorate {
+            voting: set(&[a, b, c]),
+            ..seen
+        };
+        assert_eq!(voters(&cluster(8, 3, &["a", "b"]), &founded), None);
+        assert_eq!(voters(&Cluster::default(), &founded), None);
     }
 }

@@ -12,9 +12,9 @@ use tokio::sync::{Notify, watch};
 use super::{Identity, MembershipConfig};
 use crate::addresses::Addresses;
 use crate::core::cluster::{Cluster, Command, Outcome, RaftId, Registration};
-use crate::core::formation::{Pledge, Status, may_pledge, may_release};
-use crate::gossip::{News, Rumours};
-use crate::peers::wire::{Call, Hello, Refusal, Reply};
+use crate::core::formation::{Pledge, Status, Succession, may_pledge, may_release, succession};
+use crate::gossip::{News, Rumour, Rumours};
+use crate::peers::wire::{Call, Hello, Refusal, Reply, may_meet};
 use crate::peers::{Peers, Serve};
 use crate::raft::store::{Store, StoreError};
 use crate::raft::{Consensus, Peer, ProposeError};
@@ -408,22 +408,25 @@ impl Host {
             .addresses
             .get(known.raft_id)
             .unwrap_or_else(|| known.address.clone());
-        if let Ok(Reply::Status(status)) = peers.call(&address, &Call::Status, ASK).await
-            && status.raft_id == known.raft_id
-        {
-            return Err(Reply::NameTaken(format!(
-                "the name {} is taken: a node of that name runs at {address} with another data directory; give each node its own --name",
-                known.name
-            )));
-        }
-        // One call may be lost: gossip has to have given it up, too.
+        let answers = match peers.call(&address, &Call::Status, ASK).await {
+            Ok(Reply::Status(status)) => Some(status.raft_id),
+            _ => None,
+        };
         let rumours = Arc::clone(&self.rumours.borrow());
-        let state = rumours.get(&known.raft_id).map(|rumour| rumour.state);
-        if matches!(state, Some("alive" | "suspect")) {
-            return Err(Reply::Refused(format!(
-                "another node of the name {} ran a moment ago at {address}; waiting until it is sure that it does not any more",
-                known.name
-            )));
+        let is_seen = rumours.get(&known.raft_id).is_some_and(Rumour::is_seen);
+        let name = &known.name;
+        match succession(known.raft_id, answers, is_seen) {
+            Succession::Takes => {}
+            Succession::Taken => {
+                return Err(Reply::NameTaken(format!(
+                    "the name {name} is taken: a node of that name runs at {address} with another data directory; give each node its own --name"
+                )));
+            }
+            Succession::Wait => {
+                return Err(Reply::Refused(format!(
+                    "another node of the name {name} ran a moment ago at {address}; waiting until it is sure that it does not any more"
+                )));
+            }
         }
         tracing::warn!(node = %registration.name, "a node has come with an empty data directory; it takes the place of its namesake, which cannot be reached");
         let failed = |error: ProposeError| Reply::Refused(error.to_string());
@@ -503,43 +506,9 @@ impl Serve for Host {
     }
 
     fn meet(&self, other: &Hello) -> Result<(), Refusal> {
-        if other.cluster != self.config.cluster {
-            return Err(Refusal::because(format!(
-                "{} was started with --cluster {}, and {} with --cluster {}",
-                other.name, other.cluster, self.identity.name, self.config.cluster
-            )));
-        }
-        if let (Some(theirs), Some(ours)) = (other.member_of, self.member_of())
-            && theirs != ours
-        {
-            return Err(Refusal::because(format!(
-                "{} is a member of cluster {theirs}, and {} of cluster {ours}: they have the same name, but are not the same; check --join",
-                other.name, self.identity.name
-            )));
-        }
-        let mine = other.raft_id == self.identity.raft_id;
-        if mine != (other.name == self.identity.name) {
-            return Err(if mine {
-                Refusal::for_a_copy(format!(
-                    "{} uses a copy of the data directory of {}; give each node its own --data",
-                    other.name, self.identity.name
-                ))
-            } else {
-                Refusal::because(format!(
-                    "two nodes are named {}, at {} and at {}: give each its own --name",
-                    other.name,
-                    other.address,
-                    self.address()
-                ))
-            });
-        }
-        if mine && other.address != self.address() {
-            return Err(Refusal::for_a_copy(format!(
-                "the nodes at {} and {} use copies of one data directory; give each its own --data",
-                other.address,
-                self.address()
-            )));
-        }
+        let me = self.hello();
+        may_meet(&me, other)?;
+        let mine = other.raft_id == me.raft_id;
         self.addresses.set(other.raft_id, &other.address);
         let mut changing = self.changing();
         let known = changing.callers.contains_key(&other.name);

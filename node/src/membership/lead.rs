@@ -1,14 +1,13 @@
 //! What the leader does: decides what `core::placement` plans.
 
-use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use proto::shard::{SHARDS_DEFAULT, Sharding};
 use proto::time::Timestamp;
 
 use super::host::{Host, random};
-use crate::core::cluster::{Cluster, Command, Founding, RaftId};
-use crate::core::placement::{self, Unregistered};
+use crate::core::cluster::{Cluster, Command, Founding};
+use crate::core::placement::{self, Electorate, Unregistered};
 use crate::raft::{Consensus, ProposeError, Standing};
 
 /// The duties of whoever leads.
@@ -89,22 +88,15 @@ impl Leader {
             );
             consensus.strike(late).await?;
         }
-        let registered = cluster.members().values();
-        let members: BTreeSet<RaftId> = registered
-            .map(|member| member.registration.raft_id)
-            .filter(|raft_id| standing.members.contains(raft_id))
-            .collect();
-        // While the founders have not all registered, they vote nevertheless.
-        let expected = cluster.founding().map_or(0, |founding| founding.expect);
-        if members.len() < usize::from(expected) {
-            return Ok(());
-        }
-        // What keeps up may have died since, without anything to fall behind.
         let rumours = Arc::clone(&self.host.rumours.borrow());
-        let is_down = |id: &RaftId| rumours.get(id).is_some_and(|r| r.state == "down");
-        let keep_up = standing.keep_up.iter().filter(|id| !is_down(id));
-        let keep_up = keep_up.copied().collect();
-        if let Some(voters) = placement::voters(&standing.voters, &members, &keep_up) {
+        let given_up = rumours.iter().filter(|(_, rumour)| !rumour.is_seen());
+        let seen = Electorate {
+            voting: standing.voters.clone(),
+            present: standing.members.clone(),
+            keep_up: standing.keep_up.clone(),
+            given_up: given_up.map(|(id, _)| *id).collect(),
+        };
+        if let Some(voters) = placement::voters(cluster, &seen) {
             tracing::info!(voters = voters.len(), "changing who votes");
             consensus.set_voters(voters).await?;
         }

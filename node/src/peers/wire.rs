@@ -64,6 +64,41 @@ impl Refusal {
     }
 }
 
+/// Whether two nodes can be in one cluster, as far as their hellos tell.
+pub(crate) fn may_meet(me: &Hello, other: &Hello) -> Result<(), Refusal> {
+    if other.cluster != me.cluster {
+        return Err(Refusal::because(format!(
+            "{} was started with --cluster {}, and {} with --cluster {}",
+            other.name, other.cluster, me.name, me.cluster
+        )));
+    }
+    if let (Some(theirs), Some(ours)) = (other.member_of, me.member_of)
+        && theirs != ours
+    {
+        return Err(Refusal::because(format!(
+            "{} is a member of cluster {theirs}, and {} of cluster {ours}: they have the same name, but are not the same; check --join",
+            other.name, me.name
+        )));
+    }
+    match (other.raft_id == me.raft_id, other.name == me.name) {
+        (false, false) => Ok(()),
+        (true, false) => Err(Refusal::for_a_copy(format!(
+            "{} uses a copy of the data directory of {}; give each node its own --data",
+            other.name, me.name
+        ))),
+        (false, true) => Err(Refusal::because(format!(
+            "two nodes are named {}, at {} and at {}: give each its own --name",
+            other.name, other.address, me.address
+        ))),
+        // It has called itself.
+        (true, true) if other.address == me.address => Ok(()),
+        (true, true) => Err(Refusal::for_a_copy(format!(
+            "the nodes at {} and {} use copies of one data directory; give each its own --data",
+            other.address, me.address
+        ))),
+    }
+}
+
 /// A question to another node.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
@@ -153,6 +188,56 @@ mod tests {
         assert_eq!(decode::<Call>(&bytes), Ok(call));
         bytes[0] = 9;
         assert!(decode::<Call>(&bytes).unwrap_err().contains("version 9"));
+    }
+
+    #[test]
+    fn hellos_tell_who_cannot_be_in_one_cluster() {
+        let me = Hello {
+            cluster: "c".parse().unwrap(),
+            member_of: Some(ClusterUuid(1)),
+            name: "a".parse().unwrap(),
+            raft_id: 1,
+            address: "a:1".into(),
+        };
+        let other = Hello {
+            name: "b".parse().unwrap(),
+            raft_id: 2,
+            address: "b:1".into(),
+            ..me.clone()
+        };
+        let why = |other: &Hello| may_meet(&me, other).unwrap_err();
+        assert_eq!(may_meet(&me, &other), Ok(()));
+        assert_eq!(may_meet(&me, &me), Ok(()), "it calls itself");
+        let fresh = Hello {
+            member_of: None,
+            ..other.clone()
+        };
+        assert_eq!(may_meet(&me, &fresh), Ok(()));
+        let stranger = Hello {
+            cluster: "d".parse().unwrap(),
+            ..other.clone()
+        };
+        assert!(why(&stranger).reason.contains("--cluster d"));
+        let stranger = Hello {
+            member_of: Some(ClusterUuid(2)),
+            ..other.clone()
+        };
+        assert!(why(&stranger).reason.contains("--join") && !why(&stranger).copy);
+        let namesake = Hello {
+            name: me.name.clone(),
+            ..other.clone()
+        };
+        assert!(why(&namesake).reason.contains("--name") && !why(&namesake).copy);
+        let copy = Hello {
+            raft_id: 1,
+            ..other
+        };
+        assert!(why(&copy).copy);
+        let copy = Hello {
+            address: "c:1".into(),
+            ..me.clone()
+        };
+        assert!(why(&copy).copy);
     }
 
     proptest! {
