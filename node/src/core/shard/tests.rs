@@ -1,5 +1,6 @@
 use super::*;
-use proto::message::Missed;
+use proto::id::Incarnation;
+use proto::message::{Join, Joined, Leave, Missed, RestateEnd};
 use proto::namespace::{HistoryLimits, Namespace};
 use proto::position::{GapReason, Offset, Position};
 use proto::time::UnixTime;
