@@ -1,7 +1,7 @@
 //! Configuration: flags over environment over file over defaults. The only
 //! place that reads it.
 //!
-//! Flags and environment are laid over what the [`file`] says; then each command
+//! Flags and environment are laid over what the [`mod@file`] says; then each command
 //! takes what it uses, fills in its own defaults and checks the whole.
 
 use std::net::{Ipv4Addr, SocketAddr};
