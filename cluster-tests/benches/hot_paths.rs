@@ -9,12 +9,12 @@ use divan::counter::ItemsCount;
 use divan::{AllocProfiler, Bencher};
 use gateway::broadcast::Broadcast;
 use gateway::core::fanout::Fanout;
-use gateway::core::hub::{ConnectionIndex, Hub, Subscribed};
+use gateway::core::hub::{ConnectionIndex, Hub, Subscribed, Wish};
 use node::core::shard::{Input, Shard, Tenure};
 use proto::channel::ChannelKey;
 use proto::codec;
 use proto::id::{ClusterUuid, GatewayRef, Incarnation, NodeRef};
-use proto::message::{Entry, Join, Publish, Request, Sequenced};
+use proto::message::{Entry, Join, Publish, Request, Sequenced, Since};
 use proto::namespace::Namespaces;
 use proto::position::{Epoch, Offset, Position};
 use proto::publication::Publication;
@@ -51,7 +51,9 @@ fn publication(offset: u64) -> Arc<Publication> {
 fn sweep(bencher: Bencher<'_, '_>, subscribers: u32) {
     let mut hub = Hub::default();
     for connection in 0..subscribers {
-        if let Subscribed::First(follow) = hub.subscribe(ConnectionIndex(connection), &key()) {
+        if let Subscribed::First(follow) =
+            hub.subscribe(ConnectionIndex(connection), &key(), Wish::default())
+        {
             hub.attached(
                 &key(),
                 follow,
@@ -109,7 +111,7 @@ fn publish_at_owner(bencher: Bencher<'_, '_>) {
         fence: Fence(1),
         key: key(),
         count: 1,
-        have: None,
+        since: Since::Now,
         version: 1,
     };
     let input = Input::Request {

@@ -21,6 +21,7 @@ pub struct Broadcast {
     pub content: Content,
     position: Position,
     websocket: OnceLock<Bytes>,
+    positioned: OnceLock<Bytes>,
     event_stream: OnceLock<Bytes>,
     body: OnceLock<Bytes>,
     envelope: OnceLock<Bytes>,
@@ -56,6 +57,7 @@ impl Broadcast {
             content,
             position,
             websocket: OnceLock::new(),
+            positioned: OnceLock::new(),
             event_stream: OnceLock::new(),
             body: OnceLock::new(),
             envelope: OnceLock::new(),
@@ -71,6 +73,18 @@ impl Broadcast {
     pub fn websocket(&self) -> &Bytes {
         self.websocket
             .get_or_init(|| websocket::text_frame(&self.json()))
+    }
+
+    /// The same for clients that have asked for positions.
+    pub fn positioned(&self) -> &Bytes {
+        let Content::Publication(publication) = &self.content else {
+            // A gap says where it leads to.
+            return self.websocket();
+        };
+        self.positioned.get_or_init(|| {
+            let text = pusher::positioned(&self.key.channel, publication, self.position);
+            websocket::text_frame(&text)
+        })
     }
 
     /// As a whole block of a stream of this channel alone.

@@ -2,12 +2,15 @@
 //! for event streams. The handlers decide whether to admit; a worker does the
 //! rest.
 
+use std::borrow::Cow;
+
 use axum::Router;
 use axum::extract::{Path, Request, State};
 use axum::http::header::{
     ACCESS_CONTROL_ALLOW_HEADERS, ACCESS_CONTROL_ALLOW_METHODS, ACCESS_CONTROL_ALLOW_ORIGIN,
     ACCESS_CONTROL_MAX_AGE, ORIGIN, UPGRADE, VARY,
 };
+use axum::http::request::Parts;
 use axum::http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, Uri};
 use axum::response::{IntoResponse, Response};
 use axum::routing::any;
@@ -15,6 +18,7 @@ use bytes::Bytes;
 use hyper::body::Body as _;
 use proto::channel::{ChannelKind, ChannelName};
 use proto::error::ErrorCode;
+use proto::position::Position;
 use tokio_tungstenite::tungstenite::handshake::server::{create_response, write_response};
 
 use crate::app::{Admitted, App};
@@ -153,7 +157,7 @@ async fn event_stream(
     if parts.method != Method::GET {
         return Problem::method_not_allowed("GET, OPTIONS").into_response();
     }
-    let admitted = match admit_stream(&context, &key, &parts.uri, origin) {
+    let admitted = match admit_stream(&context, &key, &parts, origin) {
         Ok(admitted) => admitted,
         Err(problem) => {
             let (app, problem) = *problem;
@@ -170,18 +174,19 @@ async fn event_stream(
     };
     let mut head = STREAM_HEAD.to_owned();
     let mut cors = HeaderMap::new();
-    allow_origin(&mut cors, admitted.0.app(), origin);
+    let (admitted, stream) = admitted;
+    allow_origin(&mut cors, admitted.app(), origin);
     for (name, value) in &cors {
         if let Ok(value) = value.to_str() {
             head.push_str(&format!("{name}: {value}\r\n"));
         }
     }
     head.push_str("\r\n");
-    let (admitted, channels, envelope) = admitted;
     let client = Client::EventStream {
         admitted,
-        channels,
-        envelope,
+        channels: stream.channels,
+        cursor: stream.cursor,
+        envelope: stream.envelope,
     };
     slot.take(Takes {
         head: Bytes::from(head),
@@ -195,9 +200,9 @@ type StreamRefused = Box<(Option<std::sync::Arc<App>>, Problem)>;
 fn admit_stream(
     context: &Context,
     key: &str,
-    uri: &Uri,
+    request: &Parts,
     origin: Option<&str>,
-) -> Result<(Admitted, Vec<ChannelName>, bool), StreamRefused> {
+) -> Result<(Admitted, Stream), StreamRefused> {
     let unknown = || {
         Box::new((
             None,
@@ -213,20 +218,30 @@ fn admit_stream(
         let problem = Problem::new(ErrorCode::ForbiddenOrigin, "this origin may not connect");
         return Err(Box::new((None, problem)));
     }
-    let (channels, envelope) =
-        stream_parameters(uri).map_err(|(code, message)| refuse(code, message))?;
+    let stream = stream_parameters(&request.uri, &request.headers)
+        .map_err(|(code, message)| refuse(code, message))?;
     let admitted = app.admit().ok_or_else(|| {
         refuse(
             ErrorCode::OverQuota,
             "the app has as many connections as it may have".into(),
         )
     })?;
-    Ok((admitted, channels, envelope))
+    Ok((admitted, stream))
 }
 
-/// `channel` (one to 64 times) and `envelope`.
-fn stream_parameters(uri: &Uri) -> Result<(Vec<ChannelName>, bool), (ErrorCode, String)> {
+/// What a client wants of an event stream.
+struct Stream {
+    /// Ordered by name.
+    channels: Vec<ChannelName>,
+    /// Where it stood in each of them.
+    cursor: Vec<Option<Position>>,
+    envelope: bool,
+}
+
+/// `channel` (one to 64 times), `envelope`, `last_event_id`.
+fn stream_parameters(uri: &Uri, headers: &HeaderMap) -> Result<Stream, (ErrorCode, String)> {
     let bad = |message: String| (ErrorCode::BadRequest, message);
+    let mut last_event_id: Option<Cow<'_, str>> = None;
     let mut channels: Vec<ChannelName> = Vec::new();
     let mut envelope = false;
     for (name, value) in form_urlencoded::parse(uri.query().unwrap_or_default().as_bytes()) {
@@ -253,6 +268,8 @@ fn stream_parameters(uri: &Uri) -> Result<(Vec<ChannelName>, bool), (ErrorCode, 
                     _ => return Err(bad("envelope is true or false".into())),
                 };
             }
+            // For whom cannot set a header: a page that goes to another gateway.
+            "last_event_id" => last_event_id = Some(value),
             // Others may be there for the sake of caches or proxies.
             _ => {}
         }
@@ -265,7 +282,19 @@ fn stream_parameters(uri: &Uri) -> Result<(Vec<ChannelName>, bool), (ErrorCode, 
             sse::CHANNELS_MAX
         )));
     }
-    Ok((channels, envelope))
+    // The header is what an `EventSource` sends by itself, so it is newer.
+    if let Some(header) = headers.get("last-event-id") {
+        last_event_id = Some(String::from_utf8_lossy(header.as_bytes()));
+    }
+    let cursor = match last_event_id.as_deref() {
+        None | Some("") => vec![None; channels.len()],
+        Some(id) => sse::cursor(id, channels.len()).map_err(bad)?,
+    };
+    Ok(Stream {
+        channels,
+        cursor,
+        envelope,
+    })
 }
 
 fn preflight(app: Option<&App>, origin: Option<&str>) -> Response {
@@ -324,11 +353,33 @@ mod tests {
 
     fn parameters(query: &str) -> Result<(Vec<String>, bool), ErrorCode> {
         let uri: Uri = format!("/app/k/sse?{query}").parse().unwrap();
-        stream_parameters(&uri)
-            .map(|(channels, envelope)| {
-                (channels.iter().map(ToString::to_string).collect(), envelope)
+        stream_parameters(&uri, &HeaderMap::new())
+            .map(|stream| {
+                let channels = stream.channels.iter().map(ToString::to_string);
+                (channels.collect(), stream.envelope)
             })
             .map_err(|(code, _)| code)
+    }
+
+    #[test]
+    fn the_cursor_comes_by_header_or_by_query() {
+        let cursor = |query: &str, header: Option<&str>| {
+            let uri: Uri = format!("/app/k/sse?channel=a&{query}").parse().unwrap();
+            let mut headers = HeaderMap::new();
+            if let Some(header) = header {
+                headers.insert("last-event-id", header.parse().unwrap());
+            }
+            let stream = stream_parameters(&uri, &headers).map_err(|(code, _)| code)?;
+            Ok(stream.cursor[0].map(|position| position.offset.0))
+        };
+        let (one, two) = ("0000000000000001-1", "0000000000000001-2");
+        assert_eq!(cursor("", None), Ok(None));
+        assert_eq!(cursor("", Some("")), Ok(None));
+        assert_eq!(cursor("", Some(one)), Ok(Some(1)));
+        let query = format!("last_event_id={one}");
+        assert_eq!(cursor(&query, None), Ok(Some(1)));
+        assert_eq!(cursor(&query, Some(two)), Ok(Some(2)));
+        assert_eq!(cursor("", Some("1,2")), Err(ErrorCode::BadRequest));
     }
 
     #[test]

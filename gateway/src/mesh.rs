@@ -13,6 +13,7 @@ use proto::codec;
 use proto::error::ErrorCode;
 use proto::id::{ClusterUuid, GatewayRef, NodeId};
 use proto::message::{Answer, GatewayBeat, Message, Question, Request, Requests};
+use proto::position::Position;
 use proto::subject::{Address, ClusterName, Subject};
 use proto::time::Timestamp;
 use tokio::sync::{mpsc, oneshot, watch};
@@ -53,6 +54,14 @@ pub(crate) enum Mail {
         worker: WorkerId,
         follow: FollowId,
         key: ChannelKey,
+        /// Clients have come back: the lowest of their cursors.
+        cursor: Option<Position>,
+    },
+    /// Clients have come back to a channel that is followed.
+    Resume {
+        worker: WorkerId,
+        key: ChannelKey,
+        cursor: Position,
     },
     Unfollow {
         worker: WorkerId,
@@ -246,10 +255,21 @@ impl Mesh {
                     worker,
                     follow,
                     key,
+                    cursor,
                 } => Input::Follow {
                     worker,
                     follow,
                     key,
+                    cursor,
+                },
+                Mail::Resume {
+                    worker,
+                    key,
+                    cursor,
+                } => Input::Resume {
+                    worker,
+                    key,
+                    cursor,
                 },
                 Mail::Unfollow { worker, key } => Input::Unfollow { worker, key },
                 Mail::Ask { question, answer } => {
@@ -334,6 +354,20 @@ impl Mesh {
                     position,
                 },
             ),
+            Step::Resumed {
+                worker,
+                cursor,
+                resumption,
+            } => (
+                Workers::only(worker),
+                worker::Mail::Resumed {
+                    key,
+                    cursor,
+                    resumption,
+                },
+            ),
+            // For the edge.
+            Step::Kept { .. } => return,
             Step::Deliver {
                 workers,
                 epoch,

@@ -9,6 +9,7 @@ use prometheus::{
 };
 use proto::id::AppId;
 use proto::message::Message;
+use proto::position::GapReason;
 
 use crate::app::Apps;
 use crate::protocol::CloseCode;
@@ -53,6 +54,9 @@ pub struct Metrics {
     pub(crate) deliveries_ok: IntCounter,
     pub(crate) deliveries_client_gone: IntCounter,
     pub(crate) deliveries_slow: IntCounter,
+    pub(crate) recoveries_recovered: IntCounter,
+    pub(crate) recoveries_not_needed: IntCounter,
+    pub(crate) recoveries_gap: IntCounter,
     pub(crate) slow_consumers: IntCounter,
     pub(crate) writes_skipped_closing: IntCounter,
     pub(crate) fanout_recipients: Histogram,
@@ -117,6 +121,7 @@ impl Metrics {
             "Messages that could not be understood (malformed) or that the bus did not take (refused).",
             &["bus", "kind"],
         )?;
+        let recoveries = r.counters("dunlin_recoveries_total", "Clients that came back to a channel, by what they were given: what they missed, nothing because they had missed nothing, or the word that it cannot be given.", &["result"])?;
         let deliveries = r.counters(
             "dunlin_deliveries_total",
             "Publications times clients: written or queued (ok), the client was gone, or too slow.",
@@ -157,6 +162,9 @@ impl Metrics {
             deliveries_ok: deliveries.with_label_values(&["ok"]),
             deliveries_client_gone: deliveries.with_label_values(&["client_gone"]),
             deliveries_slow: deliveries.with_label_values(&["slow_dropped"]),
+            recoveries_recovered: recoveries.with_label_values(&["recovered"]),
+            recoveries_not_needed: recoveries.with_label_values(&["not_needed"]),
+            recoveries_gap: recoveries.with_label_values(&["gap"]),
             slow_consumers: r
                 .counters("dunlin_slow_consumers_total", "Clients that were too slow, by what was done.", &["action"])?
                 .with_label_values(&["disconnected"]),
@@ -273,12 +281,23 @@ impl Metrics {
             self.publishes.with_label_values(&[source, "ok"]);
             self.publishes.with_label_values(&[source, "failed"]);
         }
-        for reason in ["expired", "epoch", "ahead"] {
-            self.gaps_announced.with_label_values(&[reason]);
+        for reason in GapReason::ALL {
+            self.gaps_announced.with_label_values(&[reason.as_str()]);
         }
         self.http_requests
             .with_label_values(&["/apps/{id}/events", "POST", "200"]);
         self.http_duration.with_label_values(&["/apps/{id}/events"]);
+    }
+}
+
+impl Metrics {
+    /// A client has come back to a channel and is given what it missed.
+    pub(crate) fn count_recovery(&self, nothing_missed: bool) {
+        if nothing_missed {
+            self.recoveries_not_needed.inc();
+        } else {
+            self.recoveries_recovered.inc();
+        }
     }
 }
 

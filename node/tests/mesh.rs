@@ -12,7 +12,7 @@ use proto::codec;
 use proto::id::{ClusterUuid, GatewayRef, Incarnation, NodeRef};
 use proto::message::{
     Answer, GatewayBeat, InterestDigest, Join, Message, NodeBeat, NodeInfo, Publish, Published,
-    Question, Refusal, Reply, Request, Requests, RestateEnd, Sequenced, ShardInterest,
+    Question, Refusal, Reply, Request, Requests, RestateEnd, Sequenced, ShardInterest, Since,
 };
 use proto::namespace::Namespaces;
 use proto::position::Position;
@@ -94,7 +94,7 @@ fn join(fence: u64, version: u64) -> Request {
         fence: Fence(fence),
         key: key(),
         count: 1,
-        have: None,
+        since: Since::Now,
         version,
     })
 }

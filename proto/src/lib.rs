@@ -23,6 +23,7 @@ pub mod message;
 pub mod namespace;
 pub mod position;
 pub mod publication;
+pub mod recent;
 pub mod shard;
 pub mod subject;
 pub mod time;

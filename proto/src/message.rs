@@ -118,10 +118,24 @@ pub struct Join {
     pub key: ChannelKey,
     /// Subscribers at this gateway.
     pub count: u32,
-    /// Up to where the gateway has the channel; `None`: from now on.
-    pub have: Option<Position>,
+    /// What else is wanted, besides all that comes from now on.
+    pub since: Since,
     /// From one counter per gateway incarnation; higher wins.
     pub version: u64,
+}
+
+/// From where a join wants a channel's publications.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Since {
+    /// From now on.
+    Now,
+    /// From behind what the gateway has delivered: it has lost something on the
+    /// way. Comes from the history or from the repair log.
+    Delivered(Position),
+    /// From where a client stood that has come back. Comes from the history
+    /// alone. The answer may begin a little earlier, for others that come back.
+    Cursor(Position),
 }
 
 /// Removes interest.
@@ -258,8 +272,9 @@ pub struct Joined {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Missed {
-    /// These. Empty when it missed nothing or asked from now on. If they end
-    /// before [`Joined::position`], the gateway asks again from there.
+    /// These, without holes. Empty when it missed nothing or asked from now on.
+    /// If they end before [`Joined::position`], the gateway asks again from
+    /// there.
     Publications(Vec<Arc<Publication>>),
     /// They cannot be given.
     Gap(Gap),

@@ -10,7 +10,7 @@ use crate::shard::{Fence, ShardId};
 
 /// A publication's number within an epoch. The first one is 1; a channel whose
 /// head is [`Offset::ZERO`] has had none. Contiguous: after n comes n+1.
-#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[derive(Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub struct Offset(pub u64);
 
 impl Offset {
@@ -62,6 +62,23 @@ impl fmt::Display for Epoch {
     }
 }
 
+/// Text that is no epoch.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("an epoch is 16 hex digits")]
+pub struct InvalidEpoch;
+
+impl FromStr for Epoch {
+    type Err = InvalidEpoch;
+
+    fn from_str(text: &str) -> Result<Self, InvalidEpoch> {
+        if text.len() != 16 || !text.bytes().all(|b| b.is_ascii_hexdigit()) {
+            return Err(InvalidEpoch);
+        }
+        let number = u64::from_str_radix(text, 16).map_err(|_| InvalidEpoch)?;
+        Ok(Self(number))
+    }
+}
+
 impl fmt::Debug for Epoch {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{self}")
@@ -100,15 +117,11 @@ impl FromStr for Position {
 
     fn from_str(text: &str) -> Result<Self, InvalidPosition> {
         let (epoch, offset) = text.split_once('-').ok_or(InvalidPosition)?;
-        let plain = |s: &str, ok: fn(&u8) -> bool| !s.is_empty() && s.as_bytes().iter().all(ok);
-        if epoch.len() != 16
-            || !plain(epoch, u8::is_ascii_hexdigit)
-            || !plain(offset, u8::is_ascii_digit)
-        {
+        if offset.is_empty() || !offset.bytes().all(|b| b.is_ascii_digit()) {
             return Err(InvalidPosition);
         }
         Ok(Self {
-            epoch: Epoch(u64::from_str_radix(epoch, 16).map_err(|_| InvalidPosition)?),
+            epoch: epoch.parse().map_err(|InvalidEpoch| InvalidPosition)?,
             offset: Offset(offset.parse().map_err(|_| InvalidPosition)?),
         })
     }
@@ -127,15 +140,23 @@ pub enum GapReason {
     /// The position is ahead of the channel; it never was handed out.
     #[serde(rename = "ahead")]
     Ahead,
+    /// The channel was quiet for so long, or so many were, that its owner no
+    /// longer knows where it stood.
+    #[serde(rename = "forgotten")]
+    Forgotten,
 }
 
 impl GapReason {
+    /// All of them, for metrics and the reference.
+    pub const ALL: [Self; 4] = [Self::Expired, Self::NewEpoch, Self::Ahead, Self::Forgotten];
+
     /// The reason as clients see it.
     pub fn as_str(self) -> &'static str {
         match self {
             Self::Expired => "expired",
             Self::NewEpoch => "epoch",
             Self::Ahead => "ahead",
+            Self::Forgotten => "forgotten",
         }
     }
 }

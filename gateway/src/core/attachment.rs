@@ -4,16 +4,26 @@
 //! is delivered when it is the next one; one that is ahead waits, and the owner
 //! is asked for what lies between. While unattached, nothing is delivered and
 //! everything waits for the owner's answer.
+//!
+//! A short window of what was delivered stays, for clients that come back:
+//! see `resuming`.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use proto::message::{Joined, Missed};
+use proto::message::{Joined, Missed, Since};
 use proto::position::{Epoch, Gap, GapReason, Offset, Position};
 use proto::publication::Publication;
 use proto::time::Timestamp;
 
 use super::workers::{WorkerId, Workers};
+use resuming::Resuming;
+use window::Window;
+
+mod resuming;
+mod window;
+
+pub use resuming::{Resumption, concerns};
 
 /// Bytes of publications that wait for an earlier one at most. When it is full
 /// the newest is dropped: the owner will be asked for it by its offset.
@@ -52,6 +62,23 @@ pub enum Step {
         /// Which ones.
         gap: Gap,
     },
+    /// To clients that have come back.
+    Resumed {
+        /// Whose clients.
+        worker: WorkerId,
+        /// From where they were asked for.
+        cursor: Position,
+        /// What they are given.
+        resumption: Resumption,
+    },
+    /// The window has one more; whoever has the windows says when it goes, with
+    /// [`Attachment::release`].
+    Kept {
+        /// Which one.
+        offset: Offset,
+        /// Its bytes.
+        bytes: usize,
+    },
 }
 
 /// Whether the owner must be asked.
@@ -60,7 +87,7 @@ pub enum Step {
 pub enum Ask {
     /// No.
     No,
-    /// For what comes after the attachment's position.
+    /// By a join: see [`Attachment::set_asked`].
     Join,
 }
 
@@ -74,11 +101,17 @@ pub struct Attachment {
     /// Up to where `told` workers have the channel.
     position: Option<Position>,
     attached: bool,
-    /// The version of the join that is on its way.
-    asked: Option<u64>,
+    /// What came before it.
+    window: Window,
+    /// Clients that have come back.
+    resuming: Vec<Resuming>,
+    /// The join that is on its way.
+    asked: Option<Asked>,
     /// Something may have been lost since it was sent, which its answer does
     /// not cover: asks again.
     stale: bool,
+    /// The owner is to be asked for what comes after our position.
+    owed: bool,
     held: BTreeMap<Offset, Arc<Publication>>,
     held_epoch: Option<Epoch>,
     held_bytes: usize,
@@ -86,8 +119,25 @@ pub struct Attachment {
     pub leave_at: Option<Timestamp>,
 }
 
+/// A join.
+#[derive(Debug, Clone, Copy)]
+struct Asked {
+    version: u64,
+    since: Since,
+}
+
+impl Ask {
+    /// Whether either asks.
+    fn or(self, other: Self) -> Self {
+        match self {
+            Self::Join => Self::Join,
+            Self::No => other,
+        }
+    }
+}
+
 impl Attachment {
-    /// Where the channel stands here; what a join says we have.
+    /// Where the channel stands here.
     pub fn position(&self) -> Option<Position> {
         self.position
     }
@@ -102,22 +152,46 @@ impl Attachment {
         self.told.len() + self.waiting.len() as u32
     }
 
-    /// The join on its way.
+    /// The version of the join on its way.
     pub fn asked(&self) -> Option<u64> {
-        self.asked
+        self.asked.map(|asked| asked.version)
     }
 
-    /// A join with this version has been sent.
+    /// What the join on its way asks for: the same, however often it is sent.
+    pub fn asked_since(&self) -> Since {
+        self.asked.map_or_else(|| self.since(), |asked| asked.since)
+    }
+
+    /// A join with this version is to be sent.
     pub fn set_asked(&mut self, version: u64) {
-        self.asked = Some(version);
+        let since = self.since();
+        self.asked = Some(Asked { version, since });
     }
 
-    /// A worker's first subscriber has come.
-    pub fn follow(&mut self, worker: WorkerId, follow: FollowId, steps: &mut Vec<Step>) -> Ask {
+    /// The window lets go of everything up to and with this offset.
+    pub fn release(&mut self, offset: Offset) {
+        self.window.release(offset);
+    }
+
+    /// A worker's first subscriber has come; or its first ones have come back,
+    /// with the lowest of their cursors.
+    pub fn follow(
+        &mut self,
+        worker: WorkerId,
+        follow: FollowId,
+        cursor: Option<Position>,
+        steps: &mut Vec<Step>,
+    ) -> Ask {
         self.unfollow(worker);
         self.leave_at = None;
         self.waiting.push((worker, follow));
         self.tell_waiting(steps);
+        if let Some(cursor) = cursor {
+            // Asks for both.
+            return self
+                .resume(worker, cursor, steps)
+                .or(self.ask_if(!self.attached));
+        }
         self.ask_if(!self.attached)
     }
 
@@ -125,6 +199,7 @@ impl Attachment {
     pub fn unfollow(&mut self, worker: WorkerId) {
         self.told.remove(worker);
         self.waiting.retain(|(waiting, _)| *waiting != worker);
+        self.forget_resuming(worker);
     }
 
     /// The channel has, or may have, another owner: what comes must be joined
@@ -139,7 +214,7 @@ impl Attachment {
     pub fn refresh(&mut self) -> Ask {
         // The answer that is on its way may be older than the loss.
         self.stale = self.asked.is_some();
-        self.ask_if(true)
+        self.owe()
     }
 
     /// The owner may not know that the channel is followed: says so again, with
@@ -159,63 +234,90 @@ impl Attachment {
     ) -> Ask {
         let Some(position) = self.position.filter(|_| self.attached) else {
             self.hold(epoch, publication);
-            return self.ask_if(true);
+            return self.owe();
         };
         if epoch != position.epoch {
             self.hold(epoch, publication);
             self.attached = false;
-            return self.ask_if(true);
+            return self.owe();
         }
         if publication.offset <= position.offset {
             return Ask::No;
         }
         if publication.offset != position.offset.next() {
             self.hold(epoch, publication);
-            return self.ask_if(true);
+            return self.owe();
         }
         self.deliver(epoch, publication, steps);
         self.deliver_held(steps);
+        self.resume_from_window(steps);
         Ask::No
     }
 
     /// The owner has answered the join that was on its way.
     pub fn joined(&mut self, joined: Joined, steps: &mut Vec<Step>) -> Ask {
-        self.asked = None;
-        self.attached = true;
-        match (joined.missed, self.position) {
-            (Missed::Gap(gap), Some(position)) => self.close_gap(gap, position, steps),
+        let since = self.asked_since();
+        (self.asked, self.owed) = (None, false);
+        let answered = joined.position;
+        match (&joined.missed, self.position) {
+            (Missed::Gap(gap), Some(position)) => {
+                if let Since::Delivered(asked) = since {
+                    self.close_gap(*gap, asked, position, steps);
+                }
+            }
             (Missed::Publications(publications), Some(position)) => {
-                for publication in publications {
-                    if self
-                        .position
-                        .is_some_and(|p| publication.offset == p.offset.next())
-                    {
-                        self.deliver(position.epoch, publication, steps);
+                if position.epoch == answered.epoch {
+                    for publication in publications {
+                        self.deliver_if_next(position.epoch, publication, steps);
                     }
                 }
             }
             // We had nothing, so we missed nothing.
-            (_, None) => self.position = Some(joined.position),
+            (missed, None) => {
+                self.position = Some(answered);
+                self.fill_window(answered, missed, steps);
+            }
         }
-        self.deliver_held(steps);
+        // The answer of another epoch than ours attaches nothing: ours has
+        // ended, and its end is still to be told.
+        let position = self.position.unwrap_or(answered);
+        self.attached = position.epoch == answered.epoch;
+        if self.attached {
+            self.deliver_held(steps);
+        }
         self.tell_waiting(steps);
-        let behind = self
-            .position
-            .is_some_and(|p| p.offset < joined.position.offset);
+        self.resume_from_answer(since, answered, &joined.missed, steps);
+        self.resume_from_window(steps);
+        let behind = self.position.is_some_and(|p| p.offset < answered.offset);
         let stale = std::mem::take(&mut self.stale);
-        self.ask_if(behind || stale || !self.held.is_empty())
+        self.owed = !self.attached || behind || stale || !self.held.is_empty();
+        self.ask_if(self.owed || !self.resuming.is_empty())
+    }
+
+    /// What a client asked for when nobody followed here: others may stand a
+    /// little behind it.
+    fn fill_window(&mut self, answered: Position, missed: &Missed, steps: &mut Vec<Step>) {
+        let Missed::Publications(publications) = missed else {
+            return;
+        };
+        // They may end early: then they do not lead to where we stand.
+        if publications.last().map(|last| last.offset) == Some(answered.offset) {
+            for publication in publications {
+                self.keep(publication, steps);
+            }
+        }
     }
 
     /// What lies between our position and the channel's cannot be given. But
     /// the answer is of the position that was asked with: what has come by the
     /// link since then may have closed the gap, or reach what can be had.
-    fn close_gap(&mut self, gap: Gap, position: Position, steps: &mut Vec<Step>) {
-        let same_epoch = position.epoch == gap.latest.epoch;
-        let reached =
-            position.offset.next() >= gap.earliest || position.offset >= gap.latest.offset;
-        if gap.reason == GapReason::Expired && same_epoch && reached {
+    fn close_gap(&mut self, gap: Gap, asked: Position, position: Position, steps: &mut Vec<Step>) {
+        let went_on = position.epoch == asked.epoch && position.offset > asked.offset;
+        if gap.reason == GapReason::Expired && went_on {
+            // Perhaps not all the way: then the owner is asked again.
             return;
         }
+        self.window.clear();
         self.position = Some(gap.latest);
         if !self.told.is_empty() {
             steps.push(Step::Gap {
@@ -223,6 +325,12 @@ impl Attachment {
                 gap,
             });
         }
+    }
+
+    /// The owner is to be asked for what comes after our position.
+    fn owe(&mut self) -> Ask {
+        self.owed = true;
+        self.ask_if(true)
     }
 
     fn ask_if(&self, needed: bool) -> Ask {
@@ -247,11 +355,24 @@ impl Attachment {
         }
     }
 
+    fn deliver_if_next(
+        &mut self,
+        epoch: Epoch,
+        publication: &Arc<Publication>,
+        steps: &mut Vec<Step>,
+    ) {
+        let next = self.position.map(|position| position.offset.next());
+        if next == Some(publication.offset) {
+            self.deliver(epoch, Arc::clone(publication), steps);
+        }
+    }
+
     fn deliver(&mut self, epoch: Epoch, publication: Arc<Publication>, steps: &mut Vec<Step>) {
         self.position = Some(Position {
             epoch,
             offset: publication.offset,
         });
+        self.keep(&publication, steps);
         if !self.told.is_empty() {
             steps.push(Step::Deliver {
                 workers: self.told,
@@ -259,6 +380,14 @@ impl Attachment {
                 publication,
             });
         }
+    }
+
+    fn keep(&mut self, publication: &Arc<Publication>, steps: &mut Vec<Step>) {
+        self.window.push(Arc::clone(publication));
+        steps.push(Step::Kept {
+            offset: publication.offset,
+            bytes: publication.bytes(),
+        });
     }
 
     fn deliver_held(&mut self, steps: &mut Vec<Step>) {

@@ -12,7 +12,7 @@ use super::limits::{Bucket, Rate};
 use crate::app::App;
 use crate::protocol::pusher::Malformed;
 use crate::protocol::pusher::event::is_served;
-use crate::protocol::{Close, CloseCode, Command, Frame};
+use crate::protocol::{Close, CloseCode, Command, Frame, Recover};
 
 /// How long a client has to answer a ping.
 pub const PONG_TIMEOUT: Duration = Duration::from_secs(30);
@@ -48,13 +48,20 @@ impl std::fmt::Debug for Held<'_> {
     }
 }
 
+/// What a subscription may be signed with.
+#[derive(Clone, Copy)]
+struct Signed<'a> {
+    auth: Option<&'a str>,
+    channel_data: Option<&'a str>,
+}
+
 /// What is to be done for a connection, in this order.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Effect {
     /// Send a frame.
     Send(Frame),
     /// Add it to the channel; it is told when the channel is attached.
-    Subscribe(ChannelName),
+    Subscribe(ChannelName, Recover),
     /// Take it out of the channel.
     Unsubscribe(ChannelName),
     /// Count a refused signature.
@@ -139,13 +146,13 @@ impl Connection {
                 channel,
                 auth,
                 channel_data,
+                recover,
             }) => {
-                effects.extend(self.subscribe(
-                    channel,
-                    auth.as_deref(),
-                    channel_data.as_deref(),
-                    held,
-                ));
+                let signed = Signed {
+                    auth: auth.as_deref(),
+                    channel_data: channel_data.as_deref(),
+                };
+                effects.extend(self.subscribe(channel, signed, recover, held));
             }
             // A name that is not valid was never subscribed.
             Ok(Command::Unsubscribe { channel }) => {
@@ -179,8 +186,8 @@ impl Connection {
     fn subscribe(
         &self,
         name: String,
-        auth: Option<&str>,
-        channel_data: Option<&str>,
+        signed: Signed<'_>,
+        recover: Recover,
         held: &Held<'_>,
     ) -> Vec<Effect> {
         let refused = |kind, message: String, status| {
@@ -206,8 +213,13 @@ impl Connection {
             return vec![refused("LimitReached", message, 400)];
         }
         if channel.kind() != ChannelKind::Public
-            && let Err(error) =
-                auth::verify_channel(&self.app, self.id, &channel, channel_data, auth)
+            && let Err(error) = auth::verify_channel(
+                &self.app,
+                self.id,
+                &channel,
+                signed.channel_data,
+                signed.auth,
+            )
         {
             let failed = Effect::AuthFailed(error.reason());
             return vec![
@@ -219,7 +231,7 @@ impl Connection {
                 ),
             ];
         }
-        vec![Effect::Subscribe(channel)]
+        vec![Effect::Subscribe(channel, recover)]
     }
 }
 
@@ -265,6 +277,7 @@ mod tests {
             channel: channel.into(),
             auth,
             channel_data: None,
+            recover: Recover::No,
         };
         let mut effects = Vec::new();
         connection().handle(Ok(command), &held(0), &mut effects);
@@ -283,13 +296,13 @@ mod tests {
         let room: ChannelName = "private-room".parse().unwrap();
         assert_eq!(
             subscribe("room", None),
-            [Effect::Subscribe("room".parse().unwrap())]
+            [Effect::Subscribe("room".parse().unwrap(), Recover::No)]
         );
         let connection = connection();
         let signature = auth::channel_signature(&connection.app.secret, connection.id, &room, None);
         assert_eq!(
             subscribe("private-room", Some(format!("key:{signature}"))),
-            [Effect::Subscribe(room)]
+            [Effect::Subscribe(room, Recover::No)]
         );
         let effects = subscribe("private-room", Some("key:00".into()));
         assert_eq!(effects[0], Effect::AuthFailed("bad_signature"));
@@ -318,13 +331,17 @@ mod tests {
                 channel: channel.into(),
                 auth: None,
                 channel_data: None,
+                recover: Recover::No,
             };
             let mut effects = Vec::new();
             connection().handle(Ok(command), &held(SUBSCRIPTIONS_MAX), &mut effects);
             effects
         };
         assert_eq!(refusal(&asks("y")), ("LimitReached", 400));
-        assert_eq!(asks("x"), [Effect::Subscribe("x".parse().unwrap())]);
+        assert_eq!(
+            asks("x"),
+            [Effect::Subscribe("x".parse().unwrap(), Recover::No)]
+        );
     }
 
     #[test]

@@ -8,6 +8,8 @@ use proto::channel::ChannelKey;
 use proto::id::{ClusterUuid, GatewayRef, Incarnation, NodeId, NodeRef};
 use proto::message::{self, GatewayBeat, InterestDigest, Message, Question, Request};
 use proto::namespace::Namespaces;
+use proto::position::Position;
+use proto::recent::Recent;
 use proto::shard::{Fence, MapUpdate, ShardId, Sharding};
 use proto::time::{Timers, Timestamp};
 
@@ -43,6 +45,11 @@ const LEAVE_PATIENCE: Duration = Duration::from_secs(30);
 const MAP_RETRY: Duration = Duration::from_secs(1);
 /// How often nodes that have other namespaces than we are asked for theirs.
 const NAMESPACES_RETRY: Duration = Duration::from_secs(10);
+/// How long what was delivered is kept for clients that come back: as long as
+/// those of a gateway that has died take to come to another one.
+const WINDOW_AGE: Duration = Duration::from_secs(30);
+/// Bytes of all that is kept so; then it reaches back less far.
+const WINDOW_BYTES_MAX: usize = 64 * 1_024 * 1_024;
 /// Channels that are asked about in one tick when a link has lost something:
 /// the owner of 100,000 channels is not asked about all of them at once.
 const REFRESH_PER_TICK: usize = 512;
@@ -65,6 +72,17 @@ pub enum Input {
         follow: FollowId,
         /// The channel.
         key: ChannelKey,
+        /// They have come back: the lowest of their cursors.
+        cursor: Option<Position>,
+    },
+    /// Clients have come back to a channel that their worker follows.
+    Resume {
+        /// Which worker.
+        worker: WorkerId,
+        /// The channel.
+        key: ChannelKey,
+        /// The lowest of their cursors.
+        cursor: Position,
     },
     /// A worker has lost its last subscriber of a channel.
     Unfollow {
@@ -161,6 +179,8 @@ pub struct Edge {
     joins: HashMap<u64, Joining>,
     leaves: HashMap<u64, Leaving>,
     timers: Timers<Timer>,
+    /// What the windows of all channels keep.
+    windows: Recent<(ShardId, ChannelKey)>,
     /// Channels that may have missed something, to be asked about in turn.
     refresh: VecDeque<(ShardId, ChannelKey)>,
     /// The same, to be looked up.
@@ -262,6 +282,7 @@ impl Edge {
             joins: HashMap::new(),
             leaves: HashMap::new(),
             timers: Timers::default(),
+            windows: Recent::new(WINDOW_BYTES_MAX, WINDOW_AGE),
             refresh: VecDeque::new(),
             refreshing: HashSet::new(),
             restating: BTreeMap::new(),
@@ -280,7 +301,13 @@ impl Edge {
                 worker,
                 follow,
                 key,
-            } => self.follow(now, worker, follow, &key, effects),
+                cursor,
+            } => self.follow(now, worker, follow, &key, cursor, effects),
+            Input::Resume {
+                worker,
+                key,
+                cursor,
+            } => self.resume(now, worker, &key, cursor, effects),
             Input::Unfollow { worker, key } => self.unfollow(now, worker, &key),
             Input::Ask { ticket, question } => self.ask_node(now, ticket, question, effects),
             Input::Message(Message::Batch(batch)) => self.batch(now, &batch, effects),
@@ -323,6 +350,7 @@ impl Edge {
                 Timer::Linger(id, key) => self.leave_if_unfollowed(now, id, key, effects),
             }
         }
+        self.release_windows(now);
         self.tick_uplinks(now, effects);
         self.tick_refresh(now, effects);
         self.tick_asked(now, effects);

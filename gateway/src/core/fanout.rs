@@ -88,6 +88,11 @@ impl Fanout {
         self.jobs.is_empty()
     }
 
+    /// Whether publications of a channel wait for a sweep, or one is on.
+    pub fn is_busy(&self, channel: ChannelIndex) -> bool {
+        self.jobs.contains_key(&channel)
+    }
+
     /// Whether so much waits that nothing more should be taken in.
     pub fn is_full(&self) -> bool {
         self.waiting >= WAITING_MAX
@@ -174,7 +179,7 @@ impl Fanout {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::core::hub::{ConnectionIndex, Subscribed};
+    use crate::core::hub::{ConnectionIndex, Subscribed, Wish};
     use proto::channel::ChannelKey;
     use proto::position::{Epoch, Offset, Position};
     use proto::publication::Publication;
@@ -208,7 +213,7 @@ mod tests {
         for (channel, subscribers) in channels {
             for connection in 0..*subscribers {
                 if let Subscribed::First(follow) =
-                    hub.subscribe(ConnectionIndex(connection), &key(channel))
+                    hub.subscribe(ConnectionIndex(connection), &key(channel), Wish::default())
                 {
                     let position = Position {
                         epoch: Epoch(1),
@@ -340,7 +345,7 @@ mod tests {
             offset: Offset(1),
         };
         assert_eq!(
-            hub.subscribe(ConnectionIndex(300), &key("a")),
+            hub.subscribe(ConnectionIndex(300), &key("a"), Wish::default()),
             Subscribed::Live(position)
         );
         assert_eq!(step(&mut fanout, &mut hub).unwrap().2, 256..300);

@@ -9,6 +9,9 @@
 //! instead of being replaced by the last one, and the sweep ends where the list
 //! ended when it began: nobody is passed over, nobody visited twice, and who
 //! came later waits for the next publication.
+//!
+//! Who comes back with a cursor is subscribed, too, but stands apart until the
+//! edge has said what it missed: only then is it known where it goes on.
 
 use std::collections::HashMap;
 
@@ -17,6 +20,8 @@ use proto::position::Position;
 use slab::Slab;
 
 use super::attachment::FollowId;
+
+mod resuming;
 
 /// A connection of this worker. Reused after the connection has gone.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -46,6 +51,10 @@ struct Channel {
     subscribers: Vec<Subscriber>,
     sweeping: bool,
     holes: u32,
+    /// Who has come back and waits.
+    resuming: Vec<Resuming>,
+    /// The cursor that the edge was last asked about for them.
+    asked: Option<Position>,
 }
 
 /// An entry of a channel: which connection, and where its counterpart is.
@@ -53,13 +62,32 @@ struct Channel {
 struct Subscriber {
     connection: ConnectionIndex,
     back: u32,
+    /// Whether it is told the position of each publication.
+    positions: bool,
+}
+
+/// One that waits: what it will be, and where it stood.
+#[derive(Debug, Clone, Copy)]
+struct Resuming {
+    subscriber: Subscriber,
+    cursor: Position,
+    /// It has been acknowledged: it has got a first part.
+    told: bool,
 }
 
 /// An entry of a connection: which channel, and where its counterpart is.
 #[derive(Debug, Clone, Copy)]
 struct Subscription {
     channel: ChannelIndex,
+    list: List,
     slot: u32,
+}
+
+/// In which of a channel's lists a counterpart is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum List {
+    Subscribers,
+    Resuming,
 }
 
 /// Marks a slot whose subscriber went during a sweep.
@@ -76,35 +104,108 @@ pub enum Subscribed {
     Live(Position),
     /// It was subscribed before.
     Already(Option<Position>),
+    /// It waits to be told what it missed.
+    Resuming,
+}
+
+/// How a connection subscribes.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Wish {
+    /// Where it stood when it was last here.
+    pub cursor: Option<Position>,
+    /// Whether it is told the position of each publication.
+    pub positions: bool,
+}
+
+/// Who gets a publication.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Recipient {
+    /// The connection.
+    pub connection: ConnectionIndex,
+    /// Whether it is told the position of each publication.
+    pub positions: bool,
+}
+
+/// One that had waited and is given what it missed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Returned {
+    /// Who.
+    pub recipient: Recipient,
+    /// Where it stood.
+    pub cursor: Position,
+    /// Whether it was acknowledged before.
+    pub told: bool,
+}
+
+impl Subscriber {
+    fn recipient(&self) -> Recipient {
+        Recipient {
+            connection: self.connection,
+            positions: self.positions,
+        }
+    }
+}
+
+impl Resuming {
+    fn returned(&self) -> Returned {
+        Returned {
+            recipient: self.subscriber.recipient(),
+            cursor: self.cursor,
+            told: self.told,
+        }
+    }
 }
 
 impl Hub {
     /// Subscribes a connection to a channel.
-    pub fn subscribe(&mut self, connection: ConnectionIndex, key: &ChannelKey) -> Subscribed {
+    pub fn subscribe(
+        &mut self,
+        connection: ConnectionIndex,
+        key: &ChannelKey,
+        wish: Wish,
+    ) -> Subscribed {
         if let Some(channel) = self.find(connection, key) {
-            return Subscribed::Already(self.channels[channel.0 as usize].position);
+            let already = self.is_subscriber(connection, channel);
+            let position = self.channels[channel.0 as usize].position;
+            return Subscribed::Already(position.filter(|_| already));
         }
         let known = self.indices.get(key).copied();
         let index = known.unwrap_or_else(|| self.insert(key));
-        let channel = &mut self.channels[index.0 as usize];
         let at = connection.0 as usize;
         if self.connections.len() <= at {
             self.connections.resize_with(at + 1, Vec::new);
         }
-        let links = &mut self.connections[at];
-        channel.subscribers.push(Subscriber {
+        let subscriber = Subscriber {
             connection,
-            back: links.len() as u32,
-        });
-        links.push(Subscription {
+            back: self.connections[at].len() as u32,
+            positions: wish.positions,
+        };
+        let channel = &mut self.channels[index.0 as usize];
+        let (list, slot) = match wish.cursor {
+            Some(cursor) => {
+                channel.resuming.push(Resuming {
+                    subscriber,
+                    cursor,
+                    told: false,
+                });
+                (List::Resuming, channel.resuming.len() - 1)
+            }
+            None => {
+                channel.subscribers.push(subscriber);
+                (List::Subscribers, channel.subscribers.len() - 1)
+            }
+        };
+        self.connections[at].push(Subscription {
             channel: index,
-            slot: channel.subscribers.len() as u32 - 1,
+            list,
+            slot: slot as u32,
         });
         self.subscriptions += 1;
-        match (known, channel.position) {
-            (None, _) => Subscribed::First(channel.follow),
-            (Some(_), None) => Subscribed::Pending,
-            (Some(_), Some(position)) => Subscribed::Live(position),
+        match (known, list, channel.position) {
+            (None, ..) => Subscribed::First(channel.follow),
+            (Some(_), List::Resuming, _) => Subscribed::Resuming,
+            (Some(_), List::Subscribers, None) => Subscribed::Pending,
+            (Some(_), List::Subscribers, Some(position)) => Subscribed::Live(position),
         }
     }
 
@@ -168,6 +269,11 @@ impl Hub {
         }
     }
 
+    /// A channel that has subscribers, or some that wait.
+    pub fn index(&self, key: &ChannelKey) -> Option<ChannelIndex> {
+        self.indices.get(key).copied()
+    }
+
     /// The channel's key.
     pub fn key(&self, channel: ChannelIndex) -> Option<&ChannelKey> {
         self.channels
@@ -213,13 +319,13 @@ impl Hub {
     }
 
     /// Who is in a slot; `None`: a hole.
-    pub fn subscriber(&self, channel: ChannelIndex, slot: usize) -> Option<ConnectionIndex> {
+    pub fn subscriber(&self, channel: ChannelIndex, slot: usize) -> Option<Recipient> {
         let subscriber = self
             .channels
             .get(channel.0 as usize)?
             .subscribers
             .get(slot)?;
-        (subscriber.connection != HOLE).then_some(subscriber.connection)
+        (subscriber.connection != HOLE).then_some(subscriber.recipient())
     }
 
     /// Ends a sweep. `Some`: the last subscriber went during it.
@@ -227,7 +333,8 @@ impl Hub {
         let channel = &mut self.channels[index.0 as usize];
         channel.sweeping = false;
         if channel.holes == 0 {
-            return None;
+            // Those who waited may have gone during it.
+            return self.forget_if_empty(index);
         }
         channel.holes = 0;
         channel
@@ -238,6 +345,21 @@ impl Hub {
             links[subscriber.back as usize].slot = slot as u32;
         }
         self.forget_if_empty(index)
+    }
+
+    fn link(
+        &self,
+        connection: ConnectionIndex,
+        channel: ChannelIndex,
+    ) -> Option<(usize, Subscription)> {
+        let links = self.connections.get(connection.0 as usize)?;
+        let mut all = links.iter().copied().enumerate();
+        all.find(|(_, link)| link.channel == channel)
+    }
+
+    fn is_subscriber(&self, connection: ConnectionIndex, channel: ChannelIndex) -> bool {
+        let link = self.link(connection, channel);
+        link.is_some_and(|(_, link)| link.list == List::Subscribers)
     }
 
     fn find(&self, connection: ConnectionIndex, key: &ChannelKey) -> Option<ChannelIndex> {
@@ -258,6 +380,8 @@ impl Hub {
             subscribers: Vec::new(),
             sweeping: false,
             holes: 0,
+            resuming: Vec::new(),
+            asked: None,
         };
         let index = ChannelIndex(self.channels.insert(channel) as u32);
         self.indices.insert(key.clone(), index);
@@ -269,12 +393,21 @@ impl Hub {
         let links = &mut self.connections[connection.0 as usize];
         let Subscription {
             channel: index,
+            list,
             slot,
         } = links.swap_remove(at);
         self.subscriptions -= 1;
         if let Some(moved) = links.get(at) {
-            self.channels[moved.channel.0 as usize].subscribers[moved.slot as usize].back =
-                at as u32;
+            let channel = &mut self.channels[moved.channel.0 as usize];
+            let subscriber = match moved.list {
+                List::Subscribers => &mut channel.subscribers[moved.slot as usize],
+                List::Resuming => &mut channel.resuming[moved.slot as usize].subscriber,
+            };
+            subscriber.back = at as u32;
+        }
+        if list == List::Resuming {
+            self.take_resuming(index, slot);
+            return self.forget_if_empty(index);
         }
         let channel = &mut self.channels[index.0 as usize];
         if channel.sweeping {
@@ -290,7 +423,8 @@ impl Hub {
     }
 
     fn forget_if_empty(&mut self, index: ChannelIndex) -> Option<Unfollowed> {
-        if !self.channels[index.0 as usize].subscribers.is_empty() {
+        let channel = &self.channels[index.0 as usize];
+        if !channel.subscribers.is_empty() || !channel.resuming.is_empty() || channel.sweeping {
             return None;
         }
         let channel = self.channels.remove(index.0 as usize);
@@ -312,150 +446,4 @@ pub struct Unfollowed {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use proptest::prelude::*;
-    use proto::position::{Epoch, Offset};
-    use std::collections::{BTreeMap, BTreeSet};
-
-    fn key(n: u8) -> ChannelKey {
-        ChannelKey {
-            app: "a".parse().unwrap(),
-            channel: format!("c{n}").parse().unwrap(),
-        }
-    }
-
-    const POSITION: Position = Position {
-        epoch: Epoch(1),
-        offset: Offset(1),
-    };
-
-    #[test]
-    fn the_first_subscriber_follows_and_later_ones_are_live_once_attached() {
-        let mut hub = Hub::default();
-        let Subscribed::First(follow) = hub.subscribe(ConnectionIndex(0), &key(0)) else {
-            panic!("first")
-        };
-        assert_eq!(
-            hub.subscribe(ConnectionIndex(1), &key(0)),
-            Subscribed::Pending
-        );
-        assert_eq!(
-            hub.subscribe(ConnectionIndex(1), &key(0)),
-            Subscribed::Already(None)
-        );
-        assert_eq!(hub.live(&key(0)), None);
-        assert!(hub.attached(&key(0), follow, POSITION).is_some());
-        assert_eq!(hub.attached(&key(0), follow, POSITION), None, "told once");
-        assert_eq!(
-            hub.subscribe(ConnectionIndex(2), &key(0)),
-            Subscribed::Live(POSITION)
-        );
-        assert_eq!(
-            hub.subscribe(ConnectionIndex(1), &key(0)),
-            Subscribed::Already(Some(POSITION))
-        );
-    }
-
-    #[test]
-    fn an_answer_to_an_earlier_following_is_not_taken() {
-        let mut hub = Hub::default();
-        let Subscribed::First(first) = hub.subscribe(ConnectionIndex(0), &key(0)) else {
-            panic!("first")
-        };
-        assert!(hub.unsubscribe(ConnectionIndex(0), &key(0)).is_some());
-        let Subscribed::First(second) = hub.subscribe(ConnectionIndex(0), &key(0)) else {
-            panic!("first again")
-        };
-        assert_eq!(hub.attached(&key(0), first, POSITION), None);
-        assert!(hub.attached(&key(0), second, POSITION).is_some());
-    }
-
-    #[derive(Debug, Clone)]
-    enum Op {
-        Subscribe(u8, u8),
-        Unsubscribe(u8, u8),
-        Remove(u8),
-        Sweep(u8, u8),
-    }
-
-    fn op() -> impl Strategy<Value = Op> {
-        prop_oneof![
-            4 => (0_u8..12, 0_u8..4).prop_map(|(c, k)| Op::Subscribe(c, k)),
-            2 => (0_u8..12, 0_u8..4).prop_map(|(c, k)| Op::Unsubscribe(c, k)),
-            1 => (0_u8..12).prop_map(Op::Remove),
-            3 => (0_u8..4, 1_u8..4).prop_map(|(k, slices)| Op::Sweep(k, slices)),
-        ]
-    }
-
-    /// A sweep in progress: whom it must visit if they stay, and whom it has.
-    struct Sweep {
-        channel: ChannelIndex,
-        next: usize,
-        end: usize,
-        expected: BTreeSet<u8>,
-        visited: Vec<u8>,
-    }
-
-    proptest! {
-        /// Against the obvious model: a set of connections per channel. A sweep
-        /// visits everyone who was there when it began and still is, once, and
-        /// nobody who came later.
-        #[test]
-        fn sweeps_visit_who_was_there_once(ops in prop::collection::vec(op(), 1..200)) {
-            let mut hub = Hub::default();
-            let mut model: BTreeMap<u8, BTreeSet<u8>> = BTreeMap::new();
-            let mut sweeps: BTreeMap<u8, Sweep> = BTreeMap::new();
-            for op in ops {
-                match op {
-                    Op::Subscribe(c, k) => {
-                        let new = model.entry(k).or_default().insert(c);
-                        let already = matches!(hub.subscribe(ConnectionIndex(c.into()), &key(k)), Subscribed::Already(_));
-                        prop_assert_eq!(already, !new);
-                    }
-                    Op::Unsubscribe(c, k) => {
-                        let last = hub.unsubscribe(ConnectionIndex(c.into()), &key(k)).is_some();
-                        let was = model.entry(k).or_default().remove(&c);
-                        let sweeping = sweeps.get_mut(&k).map(|s| s.expected.remove(&c)).is_some();
-                        prop_assert_eq!(last, was && model[&k].is_empty() && !sweeping);
-                    }
-                    Op::Remove(c) => {
-                        hub.remove(ConnectionIndex(c.into()));
-                        for (k, members) in &mut model {
-                            members.remove(&c);
-                            if let Some(sweep) = sweeps.get_mut(k) {
-                                sweep.expected.remove(&c);
-                            }
-                        }
-                    }
-                    Op::Sweep(k, slots) => {
-                        let Some(&channel) = hub.indices.get(&key(k)) else { continue };
-                        let sweep = sweeps.entry(k).or_insert_with(|| {
-                            let end = hub.begin_sweep(channel);
-                            let expected = model.get(&k).cloned().unwrap_or_default();
-                            Sweep { channel, next: 0, end, expected, visited: Vec::new() }
-                        });
-                        for _ in 0..slots {
-                            if sweep.next < sweep.end {
-                                sweep.visited.extend(hub.subscriber(sweep.channel, sweep.next).map(|c| c.0 as u8));
-                                sweep.next += 1;
-                            }
-                        }
-                        if sweep.next == sweep.end {
-                            let sweep = sweeps.remove(&k).expect("it is there");
-                            hub.end_sweep(sweep.channel);
-                            let visited: BTreeSet<u8> = sweep.visited.iter().copied().collect();
-                            prop_assert_eq!(visited.len(), sweep.visited.len(), "nobody twice");
-                            prop_assert!(sweep.expected.is_subset(&visited), "nobody passed over");
-                        }
-                    }
-                }
-                for (k, members) in &model {
-                    let audience = hub.indices.get(&key(*k)).map_or(0, |channel| hub.audience(*channel));
-                    prop_assert_eq!(audience, members.len());
-                }
-                prop_assert_eq!(hub.subscriptions(), model.values().map(BTreeSet::len).sum::<usize>());
-            }
-        }
-    }
-}
+mod tests;

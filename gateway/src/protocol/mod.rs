@@ -4,7 +4,7 @@
 
 use proto::channel::ChannelName;
 use proto::id::ConnectionId;
-use proto::position::Gap;
+use proto::position::{Gap, Position};
 
 pub mod pusher;
 pub mod sse;
@@ -20,6 +20,8 @@ pub enum Command {
         auth: Option<String>,
         /// What was signed along with the name.
         channel_data: Option<String>,
+        /// Whether it wants to know positions, and has one.
+        recover: Recover,
     },
     /// Receive it no longer.
     Unsubscribe {
@@ -35,6 +37,18 @@ pub enum Command {
         /// The event's name.
         event: String,
     },
+}
+
+/// How a client that subscribes wants to resume, now or later.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum Recover {
+    /// Not at all.
+    #[default]
+    No,
+    /// Later: it is told the position of each publication.
+    OptIn,
+    /// From here. It is told positions, too.
+    From(Position),
 }
 
 /// What a client is told, publications apart: those are encoded once for all
@@ -63,6 +77,18 @@ pub enum Frame {
     Subscribed {
         /// The channel.
         channel: ChannelName,
+        /// For a client that wants to know: those after this position.
+        position: Option<Position>,
+        /// For a client that has come back: whether what it missed comes, too.
+        recovered: Option<bool>,
+    },
+    /// The client has published something that it does not get itself; it
+    /// stands here now.
+    Moved {
+        /// The channel.
+        channel: ChannelName,
+        /// Where it stands.
+        position: Position,
     },
     /// The channel's publications will not come.
     SubscriptionRefused {

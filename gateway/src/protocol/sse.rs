@@ -50,6 +50,30 @@ pub fn tail<'a>(cursor: impl IntoIterator<Item = &'a Option<Position>>) -> Strin
     id
 }
 
+/// Reads the `id` of a stream of `channels` channels, as a client sends it back.
+///
+/// # Errors
+/// What is wrong with it, for the client.
+pub fn cursor(text: &str, channels: usize) -> Result<Vec<Option<Position>>, String> {
+    let position = |part: &str| match part {
+        UNKNOWN => Ok(None),
+        part => part.parse().map(Some),
+    };
+    let parts = text.trim().split(',');
+    let positions: Vec<_> = parts
+        .take(CHANNELS_MAX + 1)
+        .map(position)
+        .collect::<Result<_, _>>()
+        .map_err(|invalid| format!("the last event id is none that this server gave: {invalid}"))?;
+    if positions.len() != channels {
+        return Err(format!(
+            "the last event id is of a stream of {} channels, and this one has {channels}; ask for the same channels again",
+            positions.len()
+        ));
+    }
+    Ok(positions)
+}
+
 /// The block that announces a gap, without its end.
 pub fn gap(channel: &str, gap: &Gap) -> String {
     let data = serde_json::json!({
@@ -122,7 +146,29 @@ mod tests {
         );
     }
 
+    #[test]
+    fn a_cursor_that_comes_back_is_read_as_it_was_written() {
+        let positions = [Some(position(3)), None, Some(position(0))];
+        let id = tail(&positions);
+        let id = id.trim().strip_prefix("id: ").unwrap();
+        assert_eq!(cursor(id, 3), Ok(positions.to_vec()));
+        assert!(cursor(id, 2).unwrap_err().contains("of 3 channels"));
+        for wrong in ["", "x", "000000000000000a", "000000000000000a-1,", "-,-,x"] {
+            assert!(
+                cursor(wrong, 1)
+                    .unwrap_err()
+                    .contains("none that this server gave"),
+                "{wrong:?}"
+            );
+        }
+    }
+
     proptest! {
+        #[test]
+        fn arbitrary_cursors_never_panic(text in ".{0,80}", channels in 0_usize..70) {
+            let _ = cursor(&text, channels);
+        }
+
         /// No data can end a block early or begin another field.
         #[test]
         fn data_stays_data(data in "[a-z:\r\n ]{0,60}") {

@@ -6,9 +6,41 @@ use proto::position::Position;
 use super::socket::Wire;
 use super::state::{State, index};
 use crate::core::attachment::FollowId;
-use crate::core::hub::{Subscribed, Unfollowed};
+use crate::core::hub::{Recipient, Subscribed, Unfollowed, Wish};
 use crate::mesh;
-use crate::protocol::{Frame, sse};
+use crate::protocol::{Frame, Recover, sse};
+
+/// What the mesh has not been told of a channel yet. The latest counts.
+#[derive(Debug, Clone, Copy)]
+pub(super) enum Untold {
+    /// It is followed.
+    Follow(FollowId),
+    /// It is followed no longer.
+    Unfollow,
+    /// It is followed as before, and clients have come back.
+    Resume,
+}
+
+/// What a client is told with the acknowledgement of a subscription.
+#[derive(Debug, Clone, Copy)]
+pub(super) enum Acknowledged {
+    /// Nothing more.
+    Plain,
+    /// Where the channel stands.
+    Positioned,
+    /// That, and whether what it missed comes.
+    Resumed { recovered: bool },
+}
+
+impl Acknowledged {
+    fn new(positions: bool) -> Self {
+        if positions {
+            Self::Positioned
+        } else {
+            Self::Plain
+        }
+    }
+}
 
 impl State {
     pub(super) fn key_of(&self, key: usize, channel: ChannelName) -> Option<ChannelKey> {
@@ -19,20 +51,41 @@ impl State {
         })
     }
 
-    pub(super) fn subscribe(&mut self, key: usize, channel: ChannelKey) {
-        match self.hub.subscribe(index(key), &channel) {
+    pub(super) fn subscribe(&mut self, key: usize, channel: ChannelKey, recover: Recover) {
+        let wish = Wish {
+            cursor: match recover {
+                Recover::From(cursor) => Some(cursor),
+                Recover::No | Recover::OptIn => None,
+            },
+            positions: recover != Recover::No,
+        };
+        match self.hub.subscribe(index(key), &channel, wish) {
             Subscribed::First(follow) => {
                 self.metrics.subscribes_ok.inc();
-                self.untold.insert(channel, Some(follow));
+                self.untold.insert(channel, Untold::Follow(follow));
             }
             Subscribed::Pending => self.metrics.subscribes_ok.inc(),
+            Subscribed::Resuming => {
+                self.metrics.subscribes_ok.inc();
+                self.untold.entry(channel).or_insert(Untold::Resume);
+            }
             Subscribed::Live(position) => {
                 self.metrics.subscribes_ok.inc();
-                self.acknowledge(key, &channel.channel, position);
+                self.acknowledge(
+                    key,
+                    &channel.channel,
+                    position,
+                    Acknowledged::new(wish.positions),
+                );
             }
             // A repeated subscribe repeats the acknowledgement, once there is one.
             Subscribed::Already(Some(position)) => {
-                self.acknowledge(key, &channel.channel, position)
+                self.acknowledge(
+                    key,
+                    &channel.channel,
+                    position,
+                    Acknowledged::new(wish.positions),
+                );
             }
             Subscribed::Already(None) => {}
         }
@@ -44,8 +97,13 @@ impl State {
         };
         let end = self.hub.begin_sweep(channel);
         for slot in 0..end {
-            if let Some(connection) = self.hub.subscriber(channel, slot) {
-                self.acknowledge(connection.0 as usize, &key.channel, position);
+            if let Some(Recipient {
+                connection,
+                positions,
+            }) = self.hub.subscriber(channel, slot)
+            {
+                let kind = Acknowledged::new(positions);
+                self.acknowledge(connection.0 as usize, &key.channel, position, kind);
             }
         }
         let unfollowed = self.hub.end_sweep(channel);
@@ -53,22 +111,39 @@ impl State {
     }
 
     /// Tells a client that a channel's publications come from now on.
-    pub(super) fn acknowledge(&mut self, key: usize, channel: &ChannelName, position: Position) {
+    pub(super) fn acknowledge(
+        &mut self,
+        key: usize,
+        channel: &ChannelName,
+        position: Position,
+        acknowledged: Acknowledged,
+    ) {
         let Some(socket) = self.sockets.get_mut(key) else {
             return;
         };
         match &mut socket.wire {
-            Wire::WebSocket(_) => self.send(
-                key,
-                &Frame::Subscribed {
-                    channel: channel.clone(),
-                },
-            ),
+            Wire::WebSocket(_) => {
+                let (position, recovered) = match acknowledged {
+                    Acknowledged::Plain => (None, None),
+                    Acknowledged::Positioned => (Some(position), None),
+                    Acknowledged::Resumed { recovered } => (Some(position), Some(recovered)),
+                };
+                let channel = channel.clone();
+                self.send(
+                    key,
+                    &Frame::Subscribed {
+                        channel,
+                        position,
+                        recovered,
+                    },
+                );
+            }
             Wire::EventStream(stream) => {
                 stream.set(channel, position);
+                stream.unattached = stream.unattached.saturating_sub(1);
                 // An `id` without data: whoever loses the connection before the
                 // first publication knows where it stood.
-                if stream.cursor.iter().all(Option::is_some) {
+                if stream.unattached == 0 {
                     let block = sse::tail(&stream.cursor).into();
                     socket.begin();
                     self.put(key, block);
@@ -80,27 +155,38 @@ impl State {
     pub(super) fn unfollow(&mut self, unfollowed: Option<Unfollowed>) {
         if let Some(Unfollowed { channel, key }) = unfollowed {
             self.fanout.forget(channel);
-            self.untold.insert(key, None);
+            self.untold.insert(key, Untold::Unfollow);
         }
     }
 
     /// Tells the mesh what it has not been told. `false`: it had no room.
     pub(super) fn tell_mesh(&mut self) -> bool {
         let worker = self.id;
-        while let Some((key, follow)) = self.untold.pop_first() {
-            let mail = match follow {
-                Some(follow) => mesh::Mail::Follow {
+        while let Some((key, untold)) = self.untold.pop_first() {
+            let cursor = self.hub.index(&key).and_then(|index| self.hub.ask(index));
+            let mail = match (untold, cursor) {
+                (Untold::Follow(follow), cursor) => mesh::Mail::Follow {
                     worker,
                     follow,
                     key: key.clone(),
+                    cursor,
                 },
-                None => mesh::Mail::Unfollow {
+                (Untold::Unfollow, _) => mesh::Mail::Unfollow {
                     worker,
                     key: key.clone(),
                 },
+                (Untold::Resume, Some(cursor)) => mesh::Mail::Resume {
+                    worker,
+                    key: key.clone(),
+                    cursor,
+                },
+                (Untold::Resume, None) => continue,
             };
             if !self.mesh.try_tell(mail) {
-                self.untold.insert(key, follow);
+                if let Some(index) = self.hub.index(&key) {
+                    self.hub.unask(index);
+                }
+                self.untold.insert(key, untold);
                 return false;
             }
         }

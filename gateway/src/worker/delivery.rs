@@ -2,14 +2,17 @@
 
 use std::sync::Arc;
 
+use proto::channel::ChannelKey;
 use proto::time::UnixTime;
 
 use super::socket::{Offered, Wire};
 use super::state::{CLIENT_GONE, State};
 use crate::broadcast::{Broadcast, Content};
 use crate::core::fanout::Slice;
+use crate::core::hub::Recipient;
 use crate::metrics::TYPES;
-use crate::protocol::sse;
+use crate::protocol::{Frame, pusher, sse};
+use crate::websocket::text_frame;
 
 /// Connections that get publications before others may go.
 const ROUND_VISITS: usize = 512;
@@ -28,6 +31,9 @@ impl State {
             }
             room = room.saturating_sub(slice.slots.len().max(1));
             let unfollowed = self.fanout.done(&slice, &mut self.hub);
+            if slice.last && unfollowed.is_none() {
+                self.ask_for_those_ahead(slice.channel);
+            }
             self.unfollow(unfollowed);
         }
         if room == 0 {
@@ -41,37 +47,37 @@ impl State {
     fn spread(&mut self, slice: &Slice, direct: bool) {
         let mut counts = Counts::default();
         for slot in slice.slots.clone() {
-            if let Some(connection) = self.hub.subscriber(slice.channel, slot) {
-                self.deliver(
-                    connection.0 as usize,
-                    &slice.broadcasts,
-                    direct,
-                    &mut counts,
-                );
+            if let Some(recipient) = self.hub.subscriber(slice.channel, slot) {
+                self.deliver(recipient, &slice.broadcasts, direct, &mut counts);
             }
         }
         self.metrics.fanout_batches.inc();
+        if let Some(key) = self.hub.key(slice.channel).cloned() {
+            self.count(&key, &counts);
+        }
+    }
+
+    pub(super) fn count(&self, key: &ChannelKey, counts: &Counts) {
         self.metrics.deliveries_ok.inc_by(counts.delivered);
         self.metrics.writes_skipped_closing.inc_by(counts.closing);
         self.metrics.deliveries_client_gone.inc_by(counts.gone);
-        if let Some(app) = self.hub.key(slice.channel).map(|key| key.app.clone()) {
-            for (kind, sent) in TYPES.iter().zip(counts.sent) {
-                if sent.messages > 0 {
-                    let traffic = self.metrics.traffic(kind, &app);
-                    traffic.sent.inc_by(sent.messages);
-                    traffic.sent_bytes.inc_by(sent.bytes);
-                }
+        for (kind, sent) in TYPES.iter().zip(&counts.sent) {
+            if sent.messages > 0 {
+                let traffic = self.metrics.traffic(kind, &key.app);
+                traffic.sent.inc_by(sent.messages);
+                traffic.sent_bytes.inc_by(sent.bytes);
             }
         }
     }
 
-    fn deliver(
+    pub(super) fn deliver(
         &mut self,
-        key: usize,
+        recipient: Recipient,
         broadcasts: &[Arc<Broadcast>],
         direct: bool,
         counts: &mut Counts,
     ) {
+        let key = recipient.connection.0 as usize;
         let Some(socket) = self.sockets.get_mut(key) else {
             return;
         };
@@ -85,13 +91,24 @@ impl State {
             if let Content::Publication(publication) = &broadcast.content
                 && publication.exclude == Some(id)
             {
+                if recipient.positions {
+                    let moved = text_frame(&pusher::encode(&Frame::Moved {
+                        channel: broadcast.key.channel.clone(),
+                        position: broadcast.position(),
+                    }));
+                    socket.outbox.push(moved);
+                }
                 continue;
             }
             let (sent, written) = match &mut socket.wire {
-                Wire::WebSocket(_) => (
-                    &mut counts.sent[0],
-                    socket.offer(broadcast.websocket(), direct),
-                ),
+                Wire::WebSocket(_) => {
+                    let frame = if recipient.positions {
+                        broadcast.positioned()
+                    } else {
+                        broadcast.websocket()
+                    };
+                    (&mut counts.sent[0], socket.offer(frame, direct))
+                }
                 Wire::EventStream(stream) => {
                     stream.set(&broadcast.key.channel, broadcast.position());
                     let written = if stream.channels.len() == 1 && !stream.envelope {
@@ -151,7 +168,7 @@ impl State {
 
 /// What one slice has done, to be counted once.
 #[derive(Default)]
-struct Counts {
+pub(super) struct Counts {
     delivered: u64,
     closing: u64,
     gone: u64,
@@ -160,7 +177,7 @@ struct Counts {
 }
 
 #[derive(Default)]
-struct Sent {
+pub(super) struct Sent {
     messages: u64,
     bytes: u64,
 }

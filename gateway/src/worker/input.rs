@@ -16,7 +16,7 @@ use crate::app::Admitted;
 use crate::core::connection::{Connection, Effect, Held};
 use crate::core::outbox::Outbox;
 use crate::core::workers::WORKERS_MAX;
-use crate::protocol::{Close, CloseCode, Command, Frame, pusher};
+use crate::protocol::{Close, CloseCode, Command, Frame, Recover, pusher};
 use crate::websocket::Event;
 
 impl State {
@@ -51,14 +51,15 @@ impl State {
             Client::EventStream {
                 admitted,
                 channels,
+                cursor,
                 envelope,
             } => {
-                let cursor = vec![None; channels.len()].into();
                 let head = Some(head);
                 let stream = EventStream {
                     head,
+                    unattached: channels.len(),
                     channels: channels.into(),
-                    cursor,
+                    cursor: cursor.into(),
                     envelope,
                 };
                 (Wire::EventStream(stream), Some(admitted), None, None)
@@ -123,14 +124,12 @@ impl State {
                 );
             }
             Wire::EventStream(stream) => {
-                for channel in stream.channels.clone() {
-                    self.subscribe(
-                        key,
-                        ChannelKey {
-                            app: app.id.clone(),
-                            channel,
-                        },
-                    );
+                let wanted = stream.channels.iter().cloned();
+                let wanted: Vec<_> = wanted.zip(stream.cursor.iter().copied()).collect();
+                for (channel, cursor) in wanted {
+                    let app = app.id.clone();
+                    let recover = cursor.map_or(Recover::No, Recover::From);
+                    self.subscribe(key, ChannelKey { app, channel }, recover);
                 }
             }
         }
@@ -265,9 +264,9 @@ impl State {
                 }
                 self.send(key, &frame);
             }
-            Effect::Subscribe(channel) => {
+            Effect::Subscribe(channel, recover) => {
                 if let Some(key_of) = self.key_of(key, channel) {
-                    self.subscribe(key, key_of);
+                    self.subscribe(key, key_of, recover);
                 }
             }
             Effect::Unsubscribe(channel) => {

@@ -12,6 +12,7 @@ mod channels;
 mod delivery;
 mod input;
 mod output;
+mod returning;
 mod socket;
 mod state;
 mod tasks;
@@ -31,7 +32,7 @@ use tokio::time::MissedTickBehavior;
 use crate::Config;
 use crate::app::Admitted;
 use crate::broadcast::Broadcast;
-use crate::core::attachment::FollowId;
+use crate::core::attachment::{FollowId, Resumption};
 use crate::core::workers::WorkerId;
 use crate::mesh;
 use crate::metrics::Metrics;
@@ -62,6 +63,12 @@ pub(crate) enum Mail {
     },
     /// Something happened in a channel.
     Broadcast(Arc<Broadcast>),
+    /// Clients that have come back to a channel are told what they missed.
+    Resumed {
+        key: ChannelKey,
+        cursor: Position,
+        resumption: Resumption,
+    },
 }
 
 /// A connection on its way from the HTTP server to a worker.
@@ -84,6 +91,8 @@ pub(crate) enum Client {
     EventStream {
         admitted: Admitted,
         channels: Vec<ChannelName>,
+        /// Where it stood in each of them, if it has been here before.
+        cursor: Vec<Option<Position>>,
         envelope: bool,
     },
 }

@@ -59,6 +59,8 @@ pub(super) struct EventStream {
     pub(super) head: Option<Bytes>,
     pub(super) channels: Box<[ChannelName]>,
     pub(super) cursor: Box<[Option<Position>]>,
+    /// Channels that it does not get yet.
+    pub(super) unattached: usize,
     pub(super) envelope: bool,
 }
 

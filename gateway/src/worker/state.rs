@@ -12,9 +12,9 @@ use proto::id::ConnectionId;
 use proto::time::Timestamp;
 use slab::Slab;
 
+use super::channels::Untold;
 use super::socket::{Socket, Wire};
 use crate::Config;
-use crate::core::attachment::FollowId;
 use crate::core::connection::Effect;
 use crate::core::fanout::Fanout;
 use crate::core::hub::{ConnectionIndex, Hub};
@@ -49,9 +49,8 @@ pub(super) struct State {
     pub(super) sockets: Slab<Socket>,
     /// Connections with something to write, at the end of the slice.
     pub(super) dirty: Vec<usize>,
-    /// What the mesh has not been told yet: the channel's following, or that
-    /// it has none. The latest counts, so this is bounded by the channels.
-    pub(super) untold: BTreeMap<ChannelKey, Option<FollowId>>,
+    /// What the mesh has not been told yet. Bounded by the channels.
+    pub(super) untold: BTreeMap<ChannelKey, Untold>,
     pub(super) effects: Vec<Effect>,
     pub(super) now: Timestamp,
     /// Subscriptions and channels that the gauges know of.

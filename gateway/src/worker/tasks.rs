@@ -94,6 +94,11 @@ impl Worker {
                 follow,
                 position,
             } => state.attached(&key, follow, position),
+            Mail::Resumed {
+                key,
+                cursor,
+                resumption,
+            } => state.resumed(&key, cursor, resumption),
             Mail::Broadcast(broadcast) => {
                 if let Some(channel) = state.hub.live(&broadcast.key) {
                     let audience = state.hub.audience(channel);

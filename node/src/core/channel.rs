@@ -2,13 +2,13 @@
 
 use std::sync::Arc;
 
-use proto::message::{ChannelState, Missed, Publish};
+use proto::message::{ChannelState, Missed, Publish, Since};
 use proto::namespace::HistoryLimits;
 use proto::position::{Epoch, Gap, GapReason, Offset, Position};
 use proto::publication::Publication;
 use proto::time::Timestamp;
 
-use super::history::{History, Since};
+use super::history::{Audience, History, Past};
 use super::interest::Interest;
 
 /// Bytes of missed publications in one answer; a gateway asks again for more.
@@ -24,17 +24,38 @@ pub struct Channel {
     pub interest: Interest,
     /// Whether the shard has a timer for this channel.
     pub check_is_set: bool,
+    /// What an earlier epoch means: that the channel's state was lost, or
+    /// perhaps only that where it stood has been forgotten.
+    stranger: GapReason,
 }
 
 impl Channel {
-    /// A channel that has had no publication.
-    pub fn new(epoch: Epoch) -> Self {
-        Self {
+    /// A channel that has had no publication. `forgetful`: where channels
+    /// stood has been forgotten, and this may be one of them.
+    pub fn new(epoch: Epoch, forgetful: bool) -> Self {
+        let position = Position {
             epoch,
-            head: Offset::ZERO,
+            offset: Offset::ZERO,
+        };
+        Self {
+            stranger: if forgetful {
+                GapReason::Forgotten
+            } else {
+                GapReason::NewEpoch
+            },
+            ..Self::resumed(position)
+        }
+    }
+
+    /// A channel that goes on where it stood.
+    pub fn resumed(position: Position) -> Self {
+        Self {
+            epoch: position.epoch,
+            head: position.offset,
             history: History::default(),
             interest: Interest::default(),
             check_is_set: false,
+            stranger: GapReason::NewEpoch,
         }
     }
 
@@ -65,34 +86,41 @@ impl Channel {
         publication
     }
 
-    /// Where the channel stands, and what came after `have`. The publications
-    /// end before that when they would be too many for one message.
-    pub fn since(&self, have: Option<Position>) -> (Position, Missed) {
+    /// Where the channel stands, and what came before that and is wanted. The
+    /// publications end early when they would be too many for one message.
+    pub fn since(&self, since: Since) -> (Position, Missed) {
         let head = self.position();
-        let Some(have) = have else {
-            return (head, Missed::Publications(Vec::new()));
+        let (have, audience) = match since {
+            Since::Now => return (head, Missed::Publications(Vec::new())),
+            Since::Delivered(position) => (position, Audience::Gateway),
+            Since::Cursor(position) => (position, Audience::Client),
         };
         let gap = |reason| {
-            let earliest = self.history.earliest(self.head);
-            (
-                head,
-                Missed::Gap(Gap {
-                    reason,
-                    earliest,
-                    latest: head,
-                }),
-            )
+            let gap = Gap {
+                reason,
+                earliest: self.history.earliest(self.head),
+                latest: head,
+            };
+            (head, Missed::Gap(gap))
         };
         if have.epoch != self.epoch {
-            return gap(GapReason::NewEpoch);
+            return gap(self.stranger);
         }
         if have.offset > self.head {
             return gap(GapReason::Ahead);
         }
-        match self.history.since(have.offset, self.head, MISSED_BYTES_MAX) {
-            Since::Expired(_) => gap(GapReason::Expired),
-            Since::Publications(publications) => (head, Missed::Publications(publications)),
+        let past = self
+            .history
+            .since(have.offset, self.head, audience, MISSED_BYTES_MAX);
+        match past {
+            Past::Expired => gap(GapReason::Expired),
+            Past::Publications(publications) => (head, Missed::Publications(publications)),
         }
+    }
+
+    /// The repair log lets go of the oldest publication that it has.
+    pub fn release(&mut self) {
+        self.history.release();
     }
 
     /// Lets go of what is too old, and says when to look again. `None`: there

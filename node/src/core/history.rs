@@ -1,4 +1,8 @@
 //! A channel's past: a ring bounded by count, age and bytes, whichever is first.
+//!
+//! What has left it by these limits stays for a moment longer if the shard's
+//! repair log still has it: gateways that have lost it on the way can be given
+//! it, clients cannot. Both are one ring, since the one is the end of the other.
 
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -8,37 +12,56 @@ use proto::position::Offset;
 use proto::publication::Publication;
 use proto::time::Timestamp;
 
+/// Publications before the one that a client asks for, which it is given along:
+/// others that come back may stand a little behind it, and need not ask.
+const ALONG: usize = 32;
+/// Their bytes at most.
+const ALONG_BYTES_MAX: usize = 32 * 1_024;
+
 /// The latest publications of one epoch, contiguous up to the channel's head.
 #[derive(Debug, Default)]
 pub struct History {
     ring: VecDeque<(Timestamp, Arc<Publication>)>,
+    /// Of those that are not retired.
     bytes: usize,
+    /// How many at the front are there for repair alone.
+    retired: u32,
+    /// How many at the back the repair log has.
+    held: u32,
+}
+
+/// For whom the past is wanted.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Audience {
+    /// A gateway that has lost something: it gets whatever is there.
+    Gateway,
+    /// A client that has come back: it gets what the namespace keeps.
+    Client,
 }
 
 /// What history has to say about a position.
 #[derive(Debug, PartialEq, Eq)]
-pub enum Since {
+pub enum Past {
     /// Everything after it, or as much as fits into one answer.
     Publications(Vec<Arc<Publication>>),
-    /// The publication after it has left; the earliest that is still here.
-    Expired(Offset),
+    /// The publication after it has left.
+    Expired,
 }
 
 impl History {
-    /// Adds the next publication and lets go of what is over the limits.
+    /// Adds the next publication and lets go of what is over the limits. The
+    /// repair log has it too, until [`History::release`].
     pub fn append(
         &mut self,
         now: Timestamp,
         publication: Arc<Publication>,
         limits: &HistoryLimits,
     ) {
-        if limits.publications == 0 {
-            return;
-        }
         self.bytes += publication.bytes();
         self.ring.push_back((now, publication));
-        while self.ring.len() > limits.publications as usize || self.bytes > limits.bytes as usize {
-            self.pop();
+        self.held += 1;
+        while self.len() > limits.publications as usize || self.bytes > limits.bytes as usize {
+            self.retire();
         }
         self.expire(now, limits);
     }
@@ -47,67 +70,106 @@ impl History {
     pub fn expire(&mut self, now: Timestamp, limits: &HistoryLimits) {
         while self
             .ring
-            .front()
+            .get(self.retired as usize)
             .is_some_and(|(at, _)| *at + limits.age <= now)
         {
-            self.pop();
+            self.retire();
         }
+        self.trim();
+    }
+
+    /// The repair log lets go of the oldest one that it has.
+    pub fn release(&mut self) {
+        self.held = self.held.saturating_sub(1);
+        self.trim();
     }
 
     /// When the oldest publication will be too old.
     pub fn expires_at(&self, limits: &HistoryLimits) -> Option<Timestamp> {
-        self.ring.front().map(|(at, _)| *at + limits.age)
+        self.ring
+            .get(self.retired as usize)
+            .map(|(at, _)| *at + limits.age)
     }
 
     /// What came after `after`, given that the channel stands at `head` and
     /// `after` is not beyond it. Ends early when the answer would be over
-    /// `bytes_max`, but holds at least one publication.
-    pub fn since(&self, after: Offset, head: Offset, bytes_max: usize) -> Since {
+    /// `bytes_max`, but holds at least one publication. For a client it may
+    /// begin a little earlier.
+    pub fn since(&self, after: Offset, head: Offset, audience: Audience, bytes_max: usize) -> Past {
         if after == head {
-            return Since::Publications(Vec::new());
+            return Past::Publications(Vec::new());
         }
-        let earliest = self.earliest(head);
-        if after.next() < earliest {
-            return Since::Expired(earliest);
-        }
-        let skip = (after.next().0 - earliest.0) as usize;
-        let mut bytes = 0;
-        let publications = self
+        let first = match audience {
+            Audience::Gateway => 0,
+            Audience::Client => self.retired as usize,
+        };
+        let earliest = self
             .ring
-            .iter()
-            .skip(skip)
-            .map(|(_, publication)| publication)
-            .take_while(|publication| {
-                let first = bytes == 0;
-                bytes += publication.bytes();
-                first || bytes <= bytes_max
-            })
-            .cloned()
-            .collect();
-        Since::Publications(publications)
+            .get(first)
+            .map_or(head.next(), |(_, publication)| publication.offset);
+        if after.next() < earliest {
+            return Past::Expired;
+        }
+        let at = first + (after.next().0 - earliest.0) as usize;
+        let along = match audience {
+            Audience::Gateway => 0,
+            Audience::Client => self.along(first, at),
+        };
+        let mut bytes = 0;
+        let wanted = self.ring.range(at..).map(|(_, publication)| publication);
+        let wanted = wanted.take_while(|publication| {
+            let first = bytes == 0;
+            bytes += publication.bytes();
+            first || bytes <= bytes_max
+        });
+        let along = self.ring.range(at - along..at);
+        let along = along.map(|(_, publication)| publication);
+        Past::Publications(along.chain(wanted).cloned().collect())
     }
 
-    /// The earliest publication that is still here; the next one of the channel
-    /// when there is none.
+    /// How many before the one at `at` a client is given along.
+    fn along(&self, first: usize, at: usize) -> usize {
+        let mut bytes = 0;
+        let before = self.ring.range(first..at).rev().take(ALONG);
+        before
+            .take_while(|(_, publication)| {
+                bytes += publication.bytes();
+                bytes <= ALONG_BYTES_MAX
+            })
+            .count()
+    }
+
+    /// The earliest publication that clients can have; the next one of the
+    /// channel when there is none.
     pub fn earliest(&self, head: Offset) -> Offset {
         self.ring
-            .front()
+            .get(self.retired as usize)
             .map_or(head.next(), |(_, publication)| publication.offset)
     }
 
-    /// How many are kept.
+    /// How many are kept for clients.
     pub fn len(&self) -> usize {
-        self.ring.len()
+        self.ring.len() - self.retired as usize
     }
 
-    /// Whether nothing is kept.
+    /// Whether nothing is kept, not even for repair.
     pub fn is_empty(&self) -> bool {
         self.ring.is_empty()
     }
 
-    fn pop(&mut self) {
-        if let Some((_, publication)) = self.ring.pop_front() {
+    /// The oldest one leaves the history.
+    fn retire(&mut self) {
+        if let Some((_, publication)) = self.ring.get(self.retired as usize) {
             self.bytes -= publication.bytes();
+            self.retired += 1;
+        }
+    }
+
+    /// Drops what neither the history nor the repair log has.
+    fn trim(&mut self) {
+        while self.retired > 0 && self.ring.len() > self.held as usize {
+            self.ring.pop_front();
+            self.retired -= 1;
         }
         // A channel that has gone quiet keeps no room.
         if self.ring.is_empty() {
@@ -133,11 +195,15 @@ mod tests {
         })
     }
 
-    fn offsets(since: &Since) -> Option<Vec<u64>> {
-        match since {
-            Since::Publications(all) => Some(all.iter().map(|p| p.offset.0).collect()),
-            Since::Expired(_) => None,
+    fn offsets(past: &Past) -> Option<Vec<u64>> {
+        match past {
+            Past::Publications(all) => Some(all.iter().map(|p| p.offset.0).collect()),
+            Past::Expired => None,
         }
+    }
+
+    fn since(history: &History, after: u64, head: u64, audience: Audience) -> Option<Vec<u64>> {
+        offsets(&history.since(Offset(after), Offset(head), audience, usize::MAX))
     }
 
     #[test]
@@ -150,36 +216,64 @@ mod tests {
         for offset in 1..=3 {
             history.append(Timestamp(0), publication(offset, 1_000), &limits);
         }
-        let since = |max| offsets(&history.since(Offset(0), Offset(3), max));
+        let since = |max| offsets(&history.since(Offset(0), Offset(3), Audience::Gateway, max));
         assert_eq!(since(1), Some(vec![1]));
         assert_eq!(since(2_500), Some(vec![1, 2]));
         assert_eq!(since(usize::MAX), Some(vec![1, 2, 3]));
     }
 
     #[test]
-    fn no_history_means_that_every_absence_is_a_gap() {
+    fn a_client_is_given_some_along_and_a_gateway_is_not() {
+        let mut history = History::default();
+        for offset in 1..=100 {
+            history.append(
+                Timestamp(0),
+                publication(offset, 1),
+                &HistoryLimits::default(),
+            );
+        }
+        let first = |after, audience| since(&history, after, 100, audience).unwrap()[0];
+        assert_eq!(first(90, Audience::Gateway), 91);
+        assert_eq!(first(90, Audience::Client), 91 - ALONG as u64);
+        assert_eq!(first(3, Audience::Client), 1);
+        assert_eq!(since(&history, 100, 100, Audience::Client), Some(vec![]));
+    }
+
+    #[test]
+    fn without_history_a_gateway_is_repaired_and_a_client_has_a_gap() {
         let mut history = History::default();
         let limits = HistoryLimits {
             publications: 0,
             ..HistoryLimits::default()
         };
         history.append(Timestamp(0), publication(1, 1), &limits);
-        assert_eq!(
-            history.since(Offset(0), Offset(1), 1_000),
-            Since::Expired(Offset(2))
-        );
-        assert_eq!(
-            history.since(Offset(1), Offset(1), 1_000),
-            Since::Publications(vec![])
-        );
+        history.append(Timestamp(0), publication(2, 1), &limits);
+        assert_eq!(since(&history, 0, 2, Audience::Client), None);
+        assert_eq!(since(&history, 2, 2, Audience::Client), Some(vec![]));
+        assert_eq!(since(&history, 0, 2, Audience::Gateway), Some(vec![1, 2]));
+        assert_eq!((history.len(), history.is_empty()), (0, false));
+        history.release();
+        assert_eq!(since(&history, 0, 2, Audience::Gateway), None);
+        assert_eq!(since(&history, 1, 2, Audience::Gateway), Some(vec![2]));
+        history.release();
+        assert!(history.is_empty());
+    }
+
+    #[test]
+    fn what_the_history_keeps_stays_when_the_repair_log_lets_go_of_it() {
+        let mut history = History::default();
+        history.append(Timestamp(0), publication(1, 1), &HistoryLimits::default());
+        history.release();
+        assert_eq!(since(&history, 0, 1, Audience::Client), Some(vec![1]));
     }
 
     proptest! {
-        /// Whatever was published and forgotten, an answer is either complete
-        /// and contiguous or says that it is not.
+        /// Whatever was published, forgotten and released, an answer is either
+        /// complete and contiguous or says that it is not; and nobody is given
+        /// what is not theirs.
         #[test]
         fn since_is_contiguous_or_expired(
-            steps in prop::collection::vec((0_u64..400, 0_usize..200), 1..80),
+            steps in prop::collection::vec((0_u64..400, 0_usize..200, 0_u64..4), 1..80),
             publications in 0_u32..20, age_ms in 1_u64..2_000, bytes in 1_u32..4_000,
             after in 0_u64..80,
         ) {
@@ -187,25 +281,37 @@ mod tests {
             let mut history = History::default();
             let mut now = 0;
             let mut head = 0;
-            for (wait, len) in steps {
+            let mut released = 0;
+            for (wait, len, release) in steps {
                 now += wait;
                 head += 1;
                 history.append(Timestamp(now), publication(head, len), &limits);
-                prop_assert!(history.ring.len() <= publications as usize);
+                for _ in 0..release.min(head - released) {
+                    released += 1;
+                    history.release();
+                }
+                prop_assert!(history.len() <= publications as usize);
                 prop_assert!(history.bytes <= bytes as usize);
-                prop_assert_eq!(history.bytes, history.ring.iter().map(|(_, p)| p.bytes()).sum::<usize>());
+                let kept = history.ring.iter().skip(history.retired as usize);
+                prop_assert_eq!(history.bytes, kept.map(|(_, p)| p.bytes()).sum::<usize>());
+                let front = history.ring.front().map(|(_, p)| p.offset.0);
+                prop_assert!(history.retired == 0 || front > Some(released));
                 prop_assert!(history.expires_at(&limits).is_none_or(|at| at > Timestamp(now)));
             }
             let after = after.min(head);
-            match history.since(Offset(after), Offset(head), usize::MAX) {
-                Since::Publications(all) => {
-                    let got: Vec<u64> = all.iter().map(|p| p.offset.0).collect();
-                    let want: Vec<u64> = (after + 1..=head).collect();
-                    prop_assert_eq!(got, want);
-                }
-                Since::Expired(earliest) => {
-                    prop_assert!(earliest.0 > after + 1 && earliest.0 <= head + 1);
-                }
+            let repaired = since(&history, after, head, Audience::Gateway);
+            let want: Vec<u64> = (after + 1..=head).collect();
+            // The repair log has it all, or the history does.
+            prop_assert!(repaired.is_some() || after < released);
+            if let Some(got) = repaired {
+                prop_assert_eq!(&got, &want);
+            }
+            if let Some(got) = since(&history, after, head, Audience::Client) {
+                prop_assert!(got.ends_with(&want));
+                prop_assert!(got.is_sorted() && got.len() <= want.len() + ALONG);
+                prop_assert!(got.first().is_none_or(|first| *first >= history.earliest(Offset(head)).0));
+            } else {
+                prop_assert!(after + 1 < history.earliest(Offset(head)).0);
             }
         }
     }

@@ -32,3 +32,4 @@ pub mod publish_table;
 pub mod routing;
 pub mod shard;
 pub mod shards;
+pub mod tombstones;

@@ -1,5 +1,10 @@
 //! One shard: the only place where its channels change. What gateways follow is
 //! in `following`.
+//!
+//! Its **repair log** is the last ten seconds of publications of all its
+//! channels, whatever their namespaces keep: the publications are in the
+//! channels' rings, and the log says when they may go. A gateway that has lost
+//! something on the bus can be given it; clients never see it.
 
 mod following;
 
@@ -15,6 +20,7 @@ use proto::message::{
 };
 use proto::namespace::Namespaces;
 use proto::position::Epoch;
+use proto::recent::Recent;
 use proto::shard::{Fence, ShardId};
 use proto::time::{Timers, Timestamp};
 
@@ -22,12 +28,18 @@ use super::accord::Accord;
 use super::channel::Channel;
 use super::interest::Recipients;
 use super::publish_table::{Admission, PublishTable};
+use super::tombstones::Tombstones;
 
 /// Channels of one shard at most; more are refused. With 1,024 shards this is
 /// 67 million in a cluster.
 const CHANNELS_MAX: usize = 65_536;
 /// How soon a channel is looked at again at the earliest.
 const CHECK_EVERY: Duration = Duration::from_secs(1);
+/// How long the repair log has a publication. Longer than the bus is away when
+/// it restarts, and than a gap in a link takes to be noticed.
+const REPAIR_AGE: Duration = Duration::from_secs(10);
+/// Bytes of one shard's repair log at most; then it reaches back less far.
+const REPAIR_BYTES_MAX: usize = 4 * 1_024 * 1_024;
 
 /// What a shard is told.
 #[derive(Debug)]
@@ -104,6 +116,9 @@ pub struct Shard {
     tenure: Tenure,
     namespaces: Arc<Namespaces>,
     channels: HashMap<ChannelKey, Channel>,
+    /// Where channels stood that have no state any more.
+    tombstones: Tombstones,
+    repair: Recent<ChannelKey>,
     gateways: HashMap<GatewayId, Gateway>,
     /// Channel states created so far, for epochs.
     created: u64,
@@ -144,6 +159,8 @@ impl Shard {
             tenure,
             namespaces,
             channels: HashMap::new(),
+            tombstones: Tombstones::default(),
+            repair: Recent::new(REPAIR_BYTES_MAX, REPAIR_AGE),
             gateways: HashMap::new(),
             created: 0,
             interest: 0,
@@ -292,6 +309,7 @@ impl Shard {
         let (limits, channel) = self.channel(&key)?;
         let publication = channel.publish(now, publish, limits);
         let position = channel.position();
+        let bytes = publication.bytes();
         effects.push(Effect::Deliver {
             to: channel.interest.recipients(),
             entry: Entry {
@@ -303,11 +321,25 @@ impl Shard {
             },
         });
         self.set_check(now, &key);
+        self.repair.push(now, key, position.offset, bytes);
+        self.release_repaired(now);
         Ok(Published::Accepted {
             fence,
             position,
             copies: 1,
         })
+    }
+
+    /// The repair log lets go of what is too old or too much.
+    fn release_repaired(&mut self, now: Timestamp) {
+        while let Some((key, _)) = self.repair.pop_due(now) {
+            if let Some(channel) = self.channels.get_mut(&key) {
+                channel.release();
+                if channel.is_idle() {
+                    self.set_check(now, &key);
+                }
+            }
+        }
     }
 
     /// The channel's state, created if need be.
@@ -326,9 +358,15 @@ impl Shard {
                 cluster,
                 ..
             } = self.tenure;
-            let epoch = Epoch::mint(cluster, shard, fence, self.created);
-            self.created += 1;
-            self.channels.insert(key.clone(), Channel::new(epoch));
+            let channel = match self.tombstones.lift(key) {
+                Some(position) => Channel::resumed(position),
+                None => {
+                    let epoch = Epoch::mint(cluster, shard, fence, self.created);
+                    self.created += 1;
+                    Channel::new(epoch, self.tombstones.is_forgetful())
+                }
+            };
+            self.channels.insert(key.clone(), channel);
         }
         let channel = self.channels.get_mut(key).expect("it was just put there");
         Ok((limits, channel))
@@ -354,6 +392,8 @@ impl Shard {
     }
 
     fn expire(&mut self, now: Timestamp) {
+        self.tombstones.expire(now);
+        self.release_repaired(now);
         while let Some(key) = self.timers.pop_due(now) {
             let limits = self.namespaces.history(&key);
             let Some(channel) = self.channels.get_mut(&key) else {
@@ -362,6 +402,7 @@ impl Shard {
             channel.check_is_set = false;
             channel.expire(now, limits);
             if channel.is_idle() {
+                self.tombstones.lay(now, &key, channel.position());
                 self.channels.remove(&key);
             } else {
                 self.set_check(now, &key);

@@ -40,7 +40,10 @@ const NOTHING: std::ops::RangeInclusive<u64> = 1..=0;
 fn attached(head: u64) -> Attachment {
     let mut attachment = Attachment::default();
     let mut steps = Vec::new();
-    assert_eq!(attachment.follow(W, FollowId(1), &mut steps), Ask::Join);
+    assert_eq!(
+        attachment.follow(W, FollowId(1), None, &mut steps),
+        Ask::Join
+    );
     attachment.set_asked(1);
     assert_eq!(
         attachment.joined(joined(head, NOTHING), &mut steps),
@@ -96,13 +99,14 @@ fn one_that_is_ahead_waits_and_the_owner_is_asked_once() {
 fn what_overtakes_the_first_answer_is_delivered_after_it() {
     let mut attachment = Attachment::default();
     let mut steps = Vec::new();
-    let _ = attachment.follow(W, FollowId(1), &mut steps);
+    let _ = attachment.follow(W, FollowId(1), None, &mut steps);
     attachment.set_asked(1);
     assert_eq!(receive(&mut attachment, 6), (vec![], Ask::No));
     assert_eq!(receive(&mut attachment, 5), (vec![], Ask::No));
     let _ = attachment.joined(joined(5, NOTHING), &mut steps);
     assert_eq!(attachment.position(), Some(at(6)));
     // 6 went by before the worker was told: it is attached after it.
+    steps.retain(|step| !matches!(step, Step::Kept { .. }));
     assert_eq!(
         steps,
         [Step::Attached {
@@ -178,8 +182,11 @@ fn a_second_worker_is_told_at_once_and_a_repeated_follow_again() {
     let mut attachment = attached(5);
     let mut steps = Vec::new();
     let other = WorkerId(0);
-    assert_eq!(attachment.follow(other, FollowId(2), &mut steps), Ask::No);
-    assert_eq!(attachment.follow(W, FollowId(3), &mut steps), Ask::No);
+    assert_eq!(
+        attachment.follow(other, FollowId(2), None, &mut steps),
+        Ask::No
+    );
+    assert_eq!(attachment.follow(W, FollowId(3), None, &mut steps), Ask::No);
     assert_eq!(attachment.followers(), 2);
     assert_eq!(
         steps,
@@ -272,8 +279,235 @@ fn a_gap_that_the_link_has_closed_meanwhile_is_none() {
     // Not closed, but what can be had begins where we stand: asked again.
     assert_eq!(attachment.refresh(), Ask::Join);
     attachment.set_asked(3);
-    assert_eq!(attachment.joined(gap(10, 12), &mut steps), Ask::Join);
+    assert_eq!(receive(&mut attachment, 10).0, [10]);
+    assert_eq!(attachment.joined(gap(11, 12), &mut steps), Ask::Join);
     assert_eq!(steps, []);
+    attachment.set_asked(4);
+    assert_eq!(attachment.joined(gap(12, 12), &mut steps), Ask::No);
+    assert!(matches!(steps[..], [Step::Gap { .. }]), "now it is one");
+}
+
+/// What clients that came back are given, as `(worker, cursor, offsets)`; a
+/// part has a plus, a gap its reason.
+fn resumed(steps: &[Step]) -> Vec<(u8, u64, String)> {
+    let list = |publications: &[Arc<Publication>]| {
+        let offsets = publications.iter().map(|p| p.offset.0.to_string());
+        offsets.collect::<Vec<_>>().join(" ")
+    };
+    let resumed = steps.iter().filter_map(|step| match step {
+        Step::Resumed {
+            worker,
+            cursor,
+            resumption,
+        } => {
+            let given = match resumption {
+                Resumption::Whole(publications) => list(publications),
+                Resumption::Part(publications) => format!("{}+", list(publications)),
+                Resumption::Gap(gap) => gap.reason.as_str().to_owned(),
+            };
+            Some((worker.0, cursor.offset.0, given))
+        }
+        _ => None,
+    });
+    resumed.collect()
+}
+
+fn resume(attachment: &mut Attachment, worker: u8, offset: u64) -> (Vec<(u8, u64, String)>, Ask) {
+    let mut steps = Vec::new();
+    let ask = attachment.resume(WorkerId(worker), at(offset), &mut steps);
+    (resumed(&steps), ask)
+}
+
+/// Attached at 9, with 8 and 9 in the window, followed by workers 3 and 4.
+fn with_a_window() -> Attachment {
+    let mut attachment = attached(7);
+    let mut steps = Vec::new();
+    let _ = attachment.follow(WorkerId(4), FollowId(1), None, &mut steps);
+    for offset in [8, 9] {
+        assert_eq!(receive(&mut attachment, offset).0, [offset]);
+    }
+    attachment
+}
+
+#[test]
+fn the_window_answers_as_far_as_it_reaches() {
+    let mut attachment = with_a_window();
+    assert_eq!(
+        resume(&mut attachment, 3, 9),
+        (vec![(3, 9, "".into())], Ask::No)
+    );
+    assert_eq!(
+        resume(&mut attachment, 3, 7),
+        (vec![(3, 7, "8 9".into())], Ask::No)
+    );
+    assert_eq!(resume(&mut attachment, 3, 6), (vec![], Ask::Join));
+    attachment.release(Offset(8));
+    assert_eq!(resume(&mut attachment, 4, 7), (vec![], Ask::Join));
+    assert_eq!(
+        resume(&mut attachment, 4, 8),
+        (vec![(4, 8, "9".into())], Ask::Join)
+    );
+}
+
+#[test]
+fn who_does_not_follow_is_not_answered() {
+    let mut attachment = with_a_window();
+    assert_eq!(resume(&mut attachment, 5, 8), (vec![], Ask::No));
+}
+
+/// Another owner may have gone on, or begun anew.
+#[test]
+fn the_window_does_not_answer_while_unattached() {
+    let mut attachment = with_a_window();
+    assert_eq!(attachment.detach(), Ask::Join);
+    assert_eq!(resume(&mut attachment, 3, 8), (vec![], Ask::Join));
+    attachment.set_asked(2);
+    assert_eq!(
+        attachment.asked_since(),
+        Since::Cursor(at(8)),
+        "covers both"
+    );
+    let mut steps = Vec::new();
+    assert_eq!(attachment.joined(joined(11, 9..=11), &mut steps), Ask::No);
+    assert_eq!(delivered(&steps), [10, 11]);
+    assert_eq!(resumed(&steps), [(3, 8, "9 10 11".into())]);
+}
+
+#[test]
+fn one_join_answers_all_that_wait_and_reaches_back_to_the_lowest() {
+    let mut attachment = with_a_window();
+    assert_eq!(resume(&mut attachment, 3, 5), (vec![], Ask::Join));
+    assert_eq!(resume(&mut attachment, 4, 2), (vec![], Ask::Join));
+    attachment.set_asked(2);
+    assert_eq!(attachment.asked_since(), Since::Cursor(at(2)));
+    assert_eq!(
+        resume(&mut attachment, 3, 4),
+        (vec![], Ask::No),
+        "one at a time"
+    );
+    let mut steps = Vec::new();
+    assert_eq!(attachment.joined(joined(9, 3..=9), &mut steps), Ask::No);
+    let given = [(4, 2, "3 4 5 6 7 8 9".into()), (3, 4, "5 6 7 8 9".into())];
+    assert_eq!(resumed(&steps), given);
+    assert_eq!(delivered(&steps), [0; 0], "nobody else gets it again");
+}
+
+/// The join that is on its way was sent before it came, for a higher one.
+#[test]
+fn who_comes_with_a_lower_cursor_meanwhile_is_asked_for_next() {
+    let mut attachment = with_a_window();
+    assert_eq!(resume(&mut attachment, 3, 5).1, Ask::Join);
+    attachment.set_asked(2);
+    assert_eq!(resume(&mut attachment, 4, 2).1, Ask::No);
+    let mut steps = Vec::new();
+    assert_eq!(
+        attachment.asked_since(),
+        Since::Cursor(at(5)),
+        "sent again as it was"
+    );
+    assert_eq!(attachment.joined(joined(9, 6..=9), &mut steps), Ask::Join);
+    assert_eq!(resumed(&steps), [(3, 5, "6 7 8 9".into())]);
+    attachment.set_asked(3);
+    assert_eq!(attachment.asked_since(), Since::Cursor(at(2)));
+}
+
+#[test]
+fn an_answer_in_parts_is_given_in_parts() {
+    let mut attachment = with_a_window();
+    assert_eq!(resume(&mut attachment, 3, 2).1, Ask::Join);
+    attachment.set_asked(2);
+    let mut steps = Vec::new();
+    assert_eq!(attachment.joined(joined(9, 3..=5), &mut steps), Ask::Join);
+    assert_eq!(resumed(&steps), [(3, 2, "3 4 5+".into())]);
+    attachment.set_asked(3);
+    assert_eq!(attachment.asked_since(), Since::Cursor(at(5)));
+    steps.clear();
+    assert_eq!(attachment.joined(joined(9, 6..=7), &mut steps), Ask::No);
+    assert_eq!(
+        resumed(&steps),
+        [(3, 5, "6 7 8 9".into())],
+        "the window has the rest"
+    );
+}
+
+/// It has seen elsewhere what has not come here yet: it must not get it twice.
+#[test]
+fn who_is_ahead_of_this_gateway_waits_until_it_has_caught_up() {
+    let mut attachment = with_a_window();
+    assert_eq!(resume(&mut attachment, 3, 11), (vec![], Ask::Join));
+    attachment.set_asked(2);
+    let mut steps = Vec::new();
+    assert_eq!(receive(&mut attachment, 10).0, [10]);
+    assert_eq!(
+        attachment.joined(joined(12, 12..=12), &mut steps),
+        Ask::Join
+    );
+    assert_eq!(resumed(&steps), []);
+    attachment.set_asked(3);
+    assert_eq!(attachment.asked_since(), Since::Delivered(at(10)));
+    assert_eq!(attachment.joined(joined(12, 11..=12), &mut steps), Ask::No);
+    assert_eq!(resumed(&steps), [(3, 11, "12".into())]);
+}
+
+#[test]
+fn a_gap_is_for_those_whom_it_concerns_and_others_are_asked_for_again() {
+    let gap = |reason, earliest| Joined {
+        fence: Fence(1),
+        position: at(9),
+        missed: Missed::Gap(Gap {
+            reason,
+            earliest: Offset(earliest),
+            latest: at(9),
+        }),
+    };
+    let mut attachment = with_a_window();
+    assert_eq!(resume(&mut attachment, 3, 1).1, Ask::Join);
+    assert_eq!(resume(&mut attachment, 4, 5).1, Ask::Join);
+    attachment.set_asked(2);
+    let mut steps = Vec::new();
+    let answer = gap(GapReason::Expired, 5);
+    assert_eq!(attachment.joined(answer, &mut steps), Ask::Join);
+    assert_eq!(resumed(&steps), [(3, 1, "expired".into())]);
+    attachment.set_asked(3);
+    assert_eq!(attachment.asked_since(), Since::Cursor(at(5)));
+    steps.clear();
+    assert_eq!(attachment.joined(joined(9, 5..=9), &mut steps), Ask::No);
+    assert_eq!(
+        resumed(&steps),
+        [(4, 5, "6 7 8 9".into())],
+        "given along: 5"
+    );
+    // A client of a life of the channel that is over.
+    let stale = Position {
+        epoch: Epoch(1),
+        offset: Offset(3),
+    };
+    assert_eq!(attachment.resume(W, stale, &mut steps), Ask::Join);
+    attachment.set_asked(4);
+    steps.clear();
+    let answer = gap(GapReason::NewEpoch, 5);
+    assert_eq!(attachment.joined(answer, &mut steps), Ask::No);
+    assert_eq!(resumed(&steps), [(3, 3, "epoch".into())]);
+    assert!(!steps.iter().any(|step| matches!(step, Step::Gap { .. })));
+}
+
+#[test]
+fn who_comes_back_first_has_its_cursor_in_the_first_join_and_fills_the_window() {
+    let mut attachment = Attachment::default();
+    let mut steps = Vec::new();
+    let ask = attachment.follow(W, FollowId(1), Some(at(4)), &mut steps);
+    assert_eq!(ask, Ask::Join);
+    attachment.set_asked(1);
+    assert_eq!(attachment.asked_since(), Since::Cursor(at(4)));
+    // The owner gives some along.
+    assert_eq!(attachment.joined(joined(7, 3..=7), &mut steps), Ask::No);
+    assert!(matches!(
+        steps[..],
+        [.., Step::Attached { position, .. }, Step::Resumed { .. }] if position == at(7)
+    ));
+    assert_eq!(resumed(&steps), [(3, 4, "5 6 7".into())]);
+    let behind = resume(&mut attachment, 3, 2);
+    assert_eq!(behind, (vec![(3, 2, "3 4 5 6 7".into())], Ask::No));
 }
 
 /// What the link does to the next publication.
@@ -289,6 +523,8 @@ enum Fate {
 struct Moment {
     publication: Option<Fate>,
     link_gap: bool,
+    /// A client comes back that has missed so many.
+    comes_back: Option<u64>,
 }
 
 fn moment() -> impl Strategy<Value = Moment> {
@@ -296,15 +532,21 @@ fn moment() -> impl Strategy<Value = Moment> {
     (
         prop::option::weighted(0.7, fate),
         prop::bool::weighted(0.15),
+        prop::option::weighted(0.3, 0_u64..8),
     )
-        .prop_map(|(publication, link_gap)| Moment {
+        .prop_map(|(publication, link_gap, comes_back)| Moment {
             publication,
             link_gap,
+            comes_back,
         })
 }
 
 /// An owner that keeps the last `kept` publications.
-fn answer(head: u64, have: u64, kept: u64) -> Joined {
+fn answer(head: u64, since: Since, kept: u64) -> Joined {
+    let (Since::Delivered(have) | Since::Cursor(have)) = since else {
+        panic!("it has a position");
+    };
+    let have = have.offset.0;
     let earliest = head.saturating_sub(kept) + 1;
     if have + 1 >= earliest {
         return joined(head, have + 1..=head);
@@ -321,6 +563,12 @@ fn answer(head: u64, have: u64, kept: u64) -> Joined {
     }
 }
 
+/// Whether a cursor has been answered since so many steps were taken.
+fn answered(steps: &[Step], (asked, since): (Position, usize)) -> bool {
+    let is_answer = |step: &Step| matches!(step, Step::Resumed { cursor, .. } if *cursor == asked);
+    steps[since..].iter().any(is_answer)
+}
+
 proptest! {
     /// Whatever the link loses or repeats, and however old answers are when
     /// they come: the worker gets every publication once and in order, or is
@@ -334,11 +582,12 @@ proptest! {
     ) {
         let mut attachment = attached(0);
         let mut steps = Vec::new();
+        let mut asked: Option<(Position, usize)> = None;
         let (mut head, mut version, mut undetected) = (0, 1, false);
         // When it arrives, and what the owner said when it was asked.
         let mut on_its_way: Option<(usize, Joined)> = None;
-        let quiet = Moment { publication: None, link_gap: false };
-        let last = Moment { publication: None, link_gap: true };
+        let quiet = Moment { publication: None, link_gap: false, comes_back: None };
+        let last = Moment { publication: None, link_gap: true, comes_back: None };
         for (time, moment) in moments.into_iter().chain([last]).chain([quiet; 40]).enumerate() {
             let mut asks = Vec::new();
             if let Some(fate) = moment.publication {
@@ -353,6 +602,14 @@ proptest! {
                 undetected = false;
                 asks.push(attachment.refresh());
             }
+            // One worker, so one question at a time; and it may be ahead of us.
+            if let Some(missed) = moment.comes_back
+                && asked.is_none_or(|asked| answered(&steps, asked))
+            {
+                let cursor = at(head.saturating_sub(missed));
+                asked = Some((cursor, steps.len()));
+                asks.push(attachment.resume(W, cursor, &mut steps));
+            }
             if let Some((_, reply)) = on_its_way.take_if(|(due, _)| *due <= time) {
                 asks.push(attachment.joined(reply, &mut steps));
             }
@@ -360,10 +617,10 @@ proptest! {
                 prop_assert!(on_its_way.is_none(), "one at a time");
                 version += 1;
                 attachment.set_asked(version);
-                let have = attachment.position().unwrap().offset.0;
-                on_its_way = Some((time + 1 + delay, answer(head, have, kept)));
+                on_its_way = Some((time + 1 + delay, answer(head, attachment.asked_since(), kept)));
             }
         }
+        prop_assert!(asked.is_none_or(|asked| answered(&steps, asked)), "everybody is answered");
         let mut expected = 1;
         for step in &steps {
             match step {
@@ -375,7 +632,14 @@ proptest! {
                     prop_assert!(gap.latest.offset.0 >= expected, "a gap is one");
                     expected = gap.latest.offset.0 + 1;
                 }
-                Step::Attached { .. } => {}
+                Step::Attached { .. } | Step::Kept { .. } => {}
+                Step::Resumed { cursor, resumption: Resumption::Whole(given), .. } => {
+                    let given: Vec<u64> = given.iter().map(|p| p.offset.0).collect();
+                    let missed: Vec<u64> = (cursor.offset.0 + 1..expected).collect();
+                    prop_assert_eq!(given, missed, "exactly what it missed, up to where it goes on");
+                }
+                Step::Resumed { resumption: Resumption::Part(_), .. } => prop_assert!(false, "no answer was too long"),
+                Step::Resumed { resumption: Resumption::Gap(_), .. } => prop_assert!(kept < 1_000),
             }
         }
         prop_assert_eq!(expected, head + 1, "it has come to the end");

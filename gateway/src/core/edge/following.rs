@@ -3,6 +3,7 @@
 use proto::channel::ChannelKey;
 use proto::id::NodeRef;
 use proto::message::{Join, JoinResult, Leave, Refusal, Request};
+use proto::position::Position;
 use proto::shard::ShardId;
 use proto::time::Timestamp;
 
@@ -18,6 +19,7 @@ impl Edge {
         worker: WorkerId,
         follow: FollowId,
         key: &ChannelKey,
+        cursor: Option<Position>,
         effects: &mut Vec<Effect>,
     ) {
         let id = self.sharding.shard_of(key);
@@ -27,7 +29,22 @@ impl Edge {
             shard.channels.insert(key.clone(), Attachment::default());
         }
         self.change(now, id, key, effects, |attachment, steps| {
-            attachment.follow(worker, follow, steps)
+            attachment.follow(worker, follow, cursor, steps)
+        });
+    }
+
+    /// Clients have come back to a channel that the worker follows.
+    pub(super) fn resume(
+        &mut self,
+        now: Timestamp,
+        worker: WorkerId,
+        key: &ChannelKey,
+        cursor: Position,
+        effects: &mut Vec<Effect>,
+    ) {
+        let id = self.sharding.shard_of(key);
+        self.change(now, id, key, effects, |attachment, steps| {
+            attachment.resume(worker, cursor, steps)
         });
     }
 
@@ -162,7 +179,7 @@ impl Edge {
             fence: shard.fence,
             key: joining.key.clone(),
             count: attachment.followers(),
-            have: attachment.position(),
+            since: attachment.asked_since(),
             version,
         };
         effects.push(Effect::Request {
@@ -239,12 +256,25 @@ impl Edge {
             return;
         };
         let ask = change(attachment, &mut self.steps);
-        effects.extend(self.steps.drain(..).map(|step| Effect::Step {
-            key: key.clone(),
-            step,
-        }));
+        for step in self.steps.drain(..) {
+            let key = key.clone();
+            match step {
+                Step::Kept { offset, bytes } => self.windows.push(now, (id, key), offset, bytes),
+                step => effects.push(Effect::Step { key, step }),
+            }
+        }
+        self.release_windows(now);
         if ask == Ask::Join {
             self.ask(now, id, key, effects);
+        }
+    }
+
+    /// Windows let go of what is too old or too much.
+    pub(super) fn release_windows(&mut self, now: Timestamp) {
+        while let Some(((id, key), offset)) = self.windows.pop_due(now) {
+            if let Some(attachment) = self.shard(id).channels.get_mut(&key) {
+                attachment.release(offset);
+            }
         }
     }
 }

@@ -6,6 +6,7 @@ use proto::error::ErrorCode;
 use proto::id::ClusterUuid;
 use proto::message::{
     Batch, Entry, Join, Joined, Missed, NodeBeat, Published, Refusal, Replies, Reply, RestateEnd,
+    Since,
 };
 use proto::namespace::Namespaces;
 use proto::position::{Epoch, Offset, Position};
@@ -114,6 +115,7 @@ impl Bench {
                 worker: W,
                 follow: FollowId(1),
                 key: key(channel),
+                cursor: None,
             },
         );
         join(effects)
@@ -192,6 +194,14 @@ fn join(effects: &[Effect]) -> Join {
     }
 }
 
+/// Where a gateway stood that asked.
+fn delivered_up_to(join: &Join) -> u64 {
+    match join.since {
+        Since::Delivered(position) => position.offset.0,
+        other => panic!("a position expected, got {other:?}"),
+    }
+}
+
 fn requests(effects: &[Effect]) -> Vec<(&str, &Request)> {
     effects
         .iter()
@@ -244,7 +254,7 @@ fn accepted(sequence: u64, fence: Fence) -> Reply {
 fn a_follow_joins_and_the_answer_attaches() {
     let mut bench = Bench::new();
     let join = bench.follow(0, "c");
-    assert_eq!((join.version, join.have, join.count), (1, None, 1));
+    assert_eq!((join.version, join.since, join.count), (1, Since::Now, 1));
     let effects = bench.reply(0, "a", joined(1, FENCE, 4));
     assert!(matches!(
         effects,
@@ -350,6 +360,7 @@ fn who_comes_back_while_it_lingers_is_attached_at_once() {
             worker: W,
             follow: FollowId(2),
             key: key("c"),
+            cursor: None,
         },
     );
     assert!(
@@ -376,12 +387,18 @@ fn a_gap_of_the_link_makes_every_channel_of_that_node_ask_with_its_position() {
     let mut have: Vec<_> = requests(effects)
         .into_iter()
         .map(|(_, request)| match request {
-            Request::Join(join) => (join.key.channel.to_string(), join.have),
+            Request::Join(join) => (join.key.channel.to_string(), join.since),
             other => panic!("not a join: {other:?}"),
         })
         .collect();
     have.sort_by_key(|(channel, _)| channel.clone());
-    assert_eq!(have, [("c".into(), Some(at(4))), ("d".into(), Some(at(2)))]);
+    assert_eq!(
+        have,
+        [
+            ("c".into(), Since::Delivered(at(4))),
+            ("d".into(), Since::Delivered(at(2)))
+        ]
+    );
 }
 
 #[test]

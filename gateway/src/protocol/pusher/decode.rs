@@ -1,10 +1,11 @@
 //! Text frames of clients.
 
+use proto::position::{Epoch, InvalidEpoch, Offset, Position};
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
 use serde_json::value::RawValue;
 
-use crate::protocol::Command;
+use crate::protocol::{Command, Recover};
 
 /// A frame that is not of the protocol; the message is for the client.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -26,6 +27,46 @@ struct Subscribe {
     auth: Option<String>,
     #[serde(default)]
     channel_data: Option<String>,
+    #[serde(default)]
+    recover: Option<Wanted>,
+}
+
+/// What `recover` may be.
+#[derive(Deserialize)]
+#[serde(
+    untagged,
+    expecting = "recover is true, or {epoch, offset} as the server gave them"
+)]
+enum Wanted {
+    OptIn(bool),
+    From { epoch: Epoch16, offset: u64 },
+}
+
+/// An epoch as clients have it: 16 hex digits, since JavaScript's numbers are
+/// too small.
+#[derive(Deserialize)]
+#[serde(try_from = "String")]
+struct Epoch16(Epoch);
+
+impl TryFrom<String> for Epoch16 {
+    type Error = InvalidEpoch;
+
+    fn try_from(text: String) -> Result<Self, InvalidEpoch> {
+        text.parse().map(Self)
+    }
+}
+
+impl From<Wanted> for Recover {
+    fn from(wanted: Wanted) -> Self {
+        match wanted {
+            Wanted::OptIn(false) => Self::No,
+            Wanted::OptIn(true) => Self::OptIn,
+            Wanted::From { epoch, offset } => Self::From(Position {
+                epoch: epoch.0,
+                offset: Offset(offset),
+            }),
+        }
+    }
 }
 
 #[derive(Deserialize)]
@@ -53,12 +94,14 @@ pub fn decode(text: &str) -> Result<Command, Malformed> {
                 channel,
                 auth,
                 channel_data,
+                recover,
             } = data(&event, envelope.data)?;
             let auth = auth.filter(|auth| !auth.is_empty());
             Ok(Command::Subscribe {
                 channel,
                 auth,
                 channel_data,
+                recover: recover.map(Into::into).unwrap_or_default(),
             })
         }
         "pusher:unsubscribe" => {
@@ -97,6 +140,40 @@ mod tests {
             channel: channel.into(),
             auth: auth.map(Into::into),
             channel_data: None,
+            recover: Recover::No,
+        }
+    }
+
+    fn recover(text: &str) -> Result<Recover, String> {
+        let frame =
+            format!(r#"{{"event":"pusher:subscribe","data":{{"channel":"a","recover":{text}}}}}"#);
+        match decode(&frame) {
+            Ok(Command::Subscribe { recover, .. }) => Ok(recover),
+            Ok(other) => panic!("{other:?}"),
+            Err(malformed) => Err(malformed.to_string()),
+        }
+    }
+
+    #[test]
+    fn a_client_may_opt_in_to_resume_or_resume() {
+        assert_eq!(recover("true"), Ok(Recover::OptIn));
+        assert_eq!(recover("false"), Ok(Recover::No));
+        assert_eq!(recover("null"), Ok(Recover::No));
+        let from = Position {
+            epoch: Epoch(0xab),
+            offset: Offset(7),
+        };
+        let text = r#"{"epoch":"00000000000000ab","offset":7}"#;
+        assert_eq!(recover(text), Ok(Recover::From(from)));
+        for wrong in [
+            "7",
+            "{}",
+            r#"{"epoch":"ab","offset":7}"#,
+            r#"{"epoch":171,"offset":7}"#,
+            r#"{"epoch":"00000000000000ab","offset":-1}"#,
+        ] {
+            let error = recover(wrong).unwrap_err();
+            assert!(error.contains("recover is true, or"), "{wrong}: {error}");
         }
     }
 

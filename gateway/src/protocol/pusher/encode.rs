@@ -1,6 +1,7 @@
 //! Text frames to clients.
 
 use proto::channel::ChannelName;
+use proto::position::Position;
 use proto::publication::Publication;
 use serde::Serialize;
 
@@ -12,15 +13,45 @@ struct Envelope<'a, D: Serialize> {
     #[serde(skip_serializing_if = "Option::is_none")]
     channel: Option<&'a str>,
     data: D,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    position: Option<Place>,
 }
 
-/// The JSON text of a publication, the same for every client.
+/// A position as clients have it: the epoch as text, since JavaScript's numbers
+/// are too small.
+#[derive(Serialize)]
+struct Place {
+    epoch: String,
+    offset: u64,
+}
+
+impl From<Position> for Place {
+    fn from(position: Position) -> Self {
+        Self {
+            epoch: position.epoch.to_string(),
+            offset: position.offset.0,
+        }
+    }
+}
+
+/// The JSON text of a publication, the same for every client that has not
+/// asked for its position.
 pub fn publication(channel: &ChannelName, publication: &Publication) -> String {
     json(
         &publication.event,
         Some(channel.as_str()),
         &*publication.data,
     )
+}
+
+/// The same with its position, for those that have.
+pub fn positioned(channel: &ChannelName, publication: &Publication, position: Position) -> String {
+    text(&Envelope {
+        event: &publication.event,
+        channel: Some(channel.as_str()),
+        data: &*publication.data,
+        position: Some(position.into()),
+    })
 }
 
 /// Encodes a frame. Strict clients want `data` to be a string everywhere but in
@@ -44,6 +75,19 @@ pub fn encode(frame: &Frame) -> String {
     }
     #[derive(Serialize)]
     struct Empty {}
+    #[derive(Serialize)]
+    struct Succeeded {
+        #[serde(skip_serializing_if = "Option::is_none")]
+        position: Option<Place>,
+        #[serde(skip_serializing_if = "Option::is_none")]
+        recovered: Option<bool>,
+    }
+    #[derive(Serialize)]
+    struct MovedData<'a> {
+        channel: &'a str,
+        epoch: String,
+        offset: u64,
+    }
     #[derive(Serialize)]
     struct GapData<'a> {
         channel: &'a str,
@@ -72,11 +116,29 @@ pub fn encode(frame: &Frame) -> String {
         ),
         Frame::Ping => json("pusher:ping", None, Empty {}),
         Frame::Pong => json("pusher:pong", None, Empty {}),
-        Frame::Subscribed { channel } => json(
-            "pusher_internal:subscription_succeeded",
-            Some(channel.as_str()),
-            "{}",
-        ),
+        Frame::Subscribed {
+            channel,
+            position,
+            recovered,
+        } => {
+            let data = Succeeded {
+                position: position.map(Into::into),
+                recovered: *recovered,
+            };
+            json(
+                "pusher_internal:subscription_succeeded",
+                Some(channel.as_str()),
+                text(&data),
+            )
+        }
+        Frame::Moved { channel, position } => {
+            let data = MovedData {
+                channel: channel.as_str(),
+                epoch: position.epoch.to_string(),
+                offset: position.offset.0,
+            };
+            json("dunlin:position", None, text(&data))
+        }
         Frame::SubscriptionRefused {
             channel,
             kind,
@@ -109,6 +171,7 @@ fn json(event: &str, channel: Option<&str>, data: impl Serialize) -> String {
         event,
         channel,
         data,
+        position: None,
     })
 }
 
@@ -121,7 +184,7 @@ mod tests {
     use super::*;
     use expect_test::{Expect, expect};
     use proto::id::ConnectionId;
-    use proto::position::{Epoch, Gap, GapReason, Offset, Position};
+    use proto::position::{Epoch, Gap, GapReason, Offset};
     use proto::time::UnixTime;
 
     fn check(frame: &Frame, golden: Expect) {
@@ -167,9 +230,34 @@ mod tests {
         check(
             &Frame::Subscribed {
                 channel: "room".parse().unwrap(),
+                position: None,
+                recovered: None,
             },
             expect![[
                 r#"{"event":"pusher_internal:subscription_succeeded","channel":"room","data":"{}"}"#
+            ]],
+        );
+        let position = Position {
+            epoch: Epoch(1),
+            offset: Offset(9),
+        };
+        check(
+            &Frame::Subscribed {
+                channel: "room".parse().unwrap(),
+                position: Some(position),
+                recovered: Some(true),
+            },
+            expect![[
+                r#"{"event":"pusher_internal:subscription_succeeded","channel":"room","data":"{\"position\":{\"epoch\":\"0000000000000001\",\"offset\":9},\"recovered\":true}"}"#
+            ]],
+        );
+        check(
+            &Frame::Moved {
+                channel: "room".parse().unwrap(),
+                position,
+            },
+            expect![[
+                r#"{"event":"dunlin:position","data":"{\"channel\":\"room\",\"epoch\":\"0000000000000001\",\"offset\":9}"}"#
             ]],
         );
         check(
@@ -220,5 +308,25 @@ mod tests {
             (Some("m\"x"), Some("room"))
         );
         assert_eq!(value["data"].as_str(), Some(data));
+    }
+
+    #[test]
+    fn a_publication_has_its_position_for_those_that_ask_for_it() {
+        let published = Publication {
+            offset: Offset(3),
+            event: "e".into(),
+            data: "d".into(),
+            exclude: None,
+            accepted_at: UnixTime(0),
+        };
+        let position = Position {
+            epoch: Epoch(1),
+            offset: Offset(3),
+        };
+        let frame = positioned(&"room".parse().unwrap(), &published, position);
+        expect![[
+            r#"{"event":"e","channel":"room","data":"d","position":{"epoch":"0000000000000001","offset":3}}"#
+        ]]
+        .assert_eq(&frame);
     }
 }

@@ -6,7 +6,7 @@ mod encode;
 pub mod event;
 
 pub use decode::{Malformed, decode};
-pub use encode::{encode, publication};
+pub use encode::{encode, positioned, publication};
 
 use super::{Close, CloseCode};
 

@@ -144,7 +144,7 @@ impl Shard {
             Ok(_) => {}
             Err(refusal) => return Some(Err(refusal)),
         }
-        let (position, missed) = self.channels.get(&join.key)?.since(join.have);
+        let (position, missed) = self.channels.get(&join.key)?.since(join.since);
         Some(Ok(Joined {
             fence,
             position,

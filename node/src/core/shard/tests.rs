@@ -1,6 +1,6 @@
 use super::*;
 use proto::id::Incarnation;
-use proto::message::{Join, Joined, Leave, Missed, RestateEnd};
+use proto::message::{Join, Joined, Leave, Missed, RestateEnd, Since};
 use proto::namespace::{HistoryLimits, Namespace};
 use proto::position::{GapReason, Offset, Position};
 use proto::time::UnixTime;
@@ -65,12 +65,16 @@ fn publish(channel: &str, sequence: u64) -> Request {
 }
 
 fn join(channel: &str, version: u64, have: Option<Position>) -> Request {
+    join_since(channel, version, have.map_or(Since::Now, Since::Delivered))
+}
+
+fn join_since(channel: &str, version: u64, since: Since) -> Request {
     Request::Join(Join {
         shard: SHARD,
         fence: FENCE,
         key: key(channel),
         count: 1,
-        have,
+        since,
         version,
     })
 }
@@ -233,6 +237,21 @@ fn a_join_gets_what_was_missed_and_then_the_rest_by_the_link() {
     assert_eq!(again.position.offset, Offset(3));
 }
 
+/// The gap that a join is answered with: reason, earliest, latest.
+fn gap(effects: Vec<Effect>) -> (GapReason, u64, u64) {
+    match joined(effects).missed {
+        Missed::Gap(gap) => (gap.reason, gap.earliest.0, gap.latest.offset.0),
+        Missed::Publications(all) => panic!("a gap expected, got {all:?}"),
+    }
+}
+
+fn missed(effects: Vec<Effect>) -> Vec<u64> {
+    match joined(effects).missed {
+        Missed::Publications(all) => all.iter().map(|p| p.offset.0).collect(),
+        Missed::Gap(gap) => panic!("publications expected, got {gap:?}"),
+    }
+}
+
 #[test]
 fn what_cannot_be_given_is_a_gap_with_its_reason() {
     let mut shard = shard_with(HistoryLimits {
@@ -243,33 +262,77 @@ fn what_cannot_be_given_is_a_gap_with_its_reason() {
     for sequence in 1..=5 {
         ask(&mut shard, 0, gateway(1), publish("c", sequence));
     }
-    let mut reason = |version, have| match joined(ask(
-        &mut shard,
-        0,
-        gateway(1),
-        join("c", version, Some(have)),
-    ))
-    .missed
-    {
-        Missed::Gap(gap) => (gap.reason, gap.earliest.0, gap.latest.offset.0),
-        Missed::Publications(all) => panic!("a gap expected, got {all:?}"),
+    let mut reason = |version, cursor| {
+        let join = join_since("c", version, Since::Cursor(cursor));
+        gap(ask(&mut shard, 0, gateway(1), join))
     };
     assert_eq!(reason(2, start), (GapReason::Expired, 4, 5));
-    assert_eq!(
-        reason(
-            3,
-            Position {
-                offset: Offset(6),
-                ..start
-            }
-        ),
-        (GapReason::Ahead, 4, 5)
-    );
+    let ahead = Position {
+        offset: Offset(6),
+        ..start
+    };
+    assert_eq!(reason(3, ahead), (GapReason::Ahead, 4, 5));
     let other = Position {
         epoch: Epoch(1),
         offset: Offset(5),
     };
     assert_eq!(reason(4, other), (GapReason::NewEpoch, 4, 5));
+}
+
+/// The repair log reaches back ten seconds, for gateways; clients are given
+/// what the namespace keeps.
+#[test]
+fn a_gateway_is_given_what_left_the_history_for_ten_seconds_and_a_client_is_not() {
+    let mut shard = shard_with(HistoryLimits {
+        publications: 1,
+        ..HistoryLimits::default()
+    });
+    let start = joined(ask(&mut shard, 0, gateway(1), join("c", 1, None))).position;
+    for sequence in 1..=3 {
+        ask(&mut shard, 0, gateway(1), publish("c", sequence));
+    }
+    let mut since = |at, version, since| {
+        let join = join_since("c", version, since);
+        ask(&mut shard, at, gateway(1), join)
+    };
+    let cursor = since(9_999, 2, Since::Cursor(start));
+    assert_eq!(gap(cursor), (GapReason::Expired, 3, 3));
+    let delivered = since(9_999, 3, Since::Delivered(start));
+    assert_eq!(missed(delivered), [1, 2, 3]);
+    shard.handle(Timestamp(10_000), Input::Tick, &mut Vec::new());
+    let join = join_since("c", 4, Since::Delivered(start));
+    let delivered = ask(&mut shard, 10_000, gateway(1), join);
+    assert_eq!(gap(delivered), (GapReason::Expired, 3, 3));
+}
+
+#[test]
+fn the_repair_log_reaches_back_less_far_when_it_is_full() {
+    let mut shard = shard_with(HistoryLimits {
+        publications: 0,
+        ..HistoryLimits::default()
+    });
+    let start = joined(ask(&mut shard, 0, gateway(1), join("c", 1, None))).position;
+    let large = 100 * 1_024;
+    let published = 2 * REPAIR_BYTES_MAX / large;
+    for sequence in 1..=published as u64 {
+        let mut request = publish("c", sequence);
+        if let Request::Publish(publish) = &mut request {
+            publish.data = "x".repeat(large).into();
+            publish.place.low_mark = sequence;
+        }
+        ask(&mut shard, 0, gateway(1), request);
+    }
+    assert!(shard.repair.bytes() <= REPAIR_BYTES_MAX);
+    let last = |behind| Position {
+        offset: Offset(published as u64 - behind),
+        ..start
+    };
+    let mut since = |version, position| {
+        let join = join_since("c", version, Since::Delivered(position));
+        joined(ask(&mut shard, 0, gateway(1), join)).missed
+    };
+    assert!(matches!(since(2, start), Missed::Gap(_)));
+    assert!(matches!(since(3, last(3)), Missed::Publications(all) if all.len() == 3));
 }
 
 #[test]
@@ -357,21 +420,55 @@ fn a_new_gateway_incarnation_voids_the_old_one_everywhere() {
     );
 }
 
-#[test]
-fn an_idle_channel_goes_and_comes_back_under_a_new_epoch() {
-    let mut shard = shard_with(HistoryLimits {
+fn short_history() -> Shard {
+    shard_with(HistoryLimits {
         age: Duration::from_secs(10),
         ..HistoryLimits::default()
-    });
-    let before = accepted(&ask(&mut shard, 0, gateway(1), publish("c", 1)));
-    let tick = |shard: &mut Shard, at| shard.handle(Timestamp(at), Input::Tick, &mut Vec::new());
+    })
+}
+
+fn tick(shard: &mut Shard, at: u64) {
+    shard.handle(Timestamp(at), Input::Tick, &mut Vec::new());
+}
+
+/// A client of a quiet channel that comes back has missed nothing, or knows
+/// that it has.
+#[test]
+fn an_idle_channel_goes_and_comes_back_where_it_stood() {
+    let mut shard = short_history();
+    let first = accepted(&ask(&mut shard, 0, gateway(1), publish("c", 1)));
+    let second = accepted(&ask(&mut shard, 0, gateway(1), publish("c", 2)));
     tick(&mut shard, 9_999);
     assert_eq!(shard.channels(), 1);
     tick(&mut shard, 10_000);
+    tick(&mut shard, 11_000);
     assert_eq!(shard.channels(), 0);
-    let after = accepted(&ask(&mut shard, 10_000, gateway(1), publish("c", 2)));
+    let resume = join_since("c", 1, Since::Cursor(second));
+    let back = joined(ask(&mut shard, 12_000, gateway(1), resume));
+    assert_eq!(back.position, second);
+    assert_eq!(back.missed, Missed::Publications(vec![]));
+    let resume = join_since("c", 2, Since::Cursor(first));
+    let late = ask(&mut shard, 12_000, gateway(1), resume);
+    assert_eq!(gap(late), (GapReason::Expired, 3, 2));
+    let next = accepted(&ask(&mut shard, 12_000, gateway(1), publish("c", 3)));
+    assert_eq!((next.epoch, next.offset), (first.epoch, Offset(3)));
+}
+
+#[test]
+fn a_channel_that_was_forgotten_comes_back_under_a_new_epoch_and_says_so() {
+    let mut shard = short_history();
+    let before = accepted(&ask(&mut shard, 0, gateway(1), publish("c", 1)));
+    tick(&mut shard, 10_000);
+    tick(&mut shard, 11_000);
+    assert_eq!(shard.channels(), 0);
+    let next_day = 11_000 + 24 * 60 * 60 * 1_000;
+    tick(&mut shard, next_day);
+    let after = accepted(&ask(&mut shard, next_day, gateway(1), publish("c", 2)));
     assert_ne!(before.epoch, after.epoch);
     assert_eq!(after.offset, Offset(1));
+    let resume = join_since("c", 1, Since::Cursor(before));
+    let late = ask(&mut shard, next_day, gateway(1), resume);
+    assert_eq!(gap(late), (GapReason::Forgotten, 1, 1));
 }
 
 #[test]

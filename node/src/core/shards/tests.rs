@@ -1,7 +1,7 @@
 use super::*;
 use proto::id::{ClusterUuid, Incarnation};
 use proto::message::{
-    InterestDigest, Join, JoinResult, Publish, Published, Refusal, RestateEnd, Sequenced,
+    InterestDigest, Join, JoinResult, Publish, Published, Refusal, RestateEnd, Sequenced, Since,
 };
 use proto::position::Epoch;
 use proto::shard::{Row, Sharding};
@@ -90,7 +90,7 @@ fn join(shard: u16, fence: u64, version: u64) -> Request {
         fence: Fence(fence),
         key: key(),
         count: 1,
-        have: None,
+        since: Since::Now,
         version,
     })
 }

@@ -59,7 +59,7 @@ fn a_node_that_restarts_gets_everything_anew_under_its_new_fence() {
         .into_iter()
         .map(|(node, request)| match request {
             Request::Publish(publish) => (node, publish.place.sequence, publish.place.fence),
-            Request::Join(join) => (node, join.have.unwrap().offset.0, join.fence),
+            Request::Join(join) => (node, delivered_up_to(join), join.fence),
             Request::Map { since } => (node, *since, Fence(0)),
             other => panic!("{other:?}"),
         })

@@ -153,7 +153,7 @@ fn a_newer_map_is_fetched_and_changes_routes() {
             "b",
             Request::Join(Join {
                 fence: Fence(2),
-                have: Some(_),
+                since: Since::Delivered(_),
                 ..
             })
         )]

@@ -106,7 +106,7 @@ fn a_restatement_joins_all_channels_of_the_shard_anew_and_then_ends() {
     assert_eq!(ends, []);
     let mut stated: Vec<_> = joins
         .iter()
-        .map(|join| (join.key.channel.to_string(), join.have.unwrap().offset.0))
+        .map(|join| (join.key.channel.to_string(), delivered_up_to(join)))
         .collect();
     stated.sort();
     let mut expected = vec![(names[0].clone(), 4), (names[1].clone(), 2)];
@@ -282,7 +282,7 @@ proptest! {
             now += wait;
             let (worker, key) = (WorkerId(u8::from(what == 1)), key(names[which]));
             let input = match what {
-                0 | 1 => Input::Follow { worker, follow: FollowId(now), key },
+                0 | 1 => Input::Follow { worker, follow: FollowId(now), key, cursor: None },
                 2 => Input::Unfollow { worker, key },
                 _ => Input::Tick,
             };

@@ -1,0 +1,222 @@
+use super::*;
+use proptest::prelude::*;
+use proto::position::{Epoch, Offset};
+use std::collections::{BTreeMap, BTreeSet};
+
+fn key(n: u8) -> ChannelKey {
+    ChannelKey {
+        app: "a".parse().unwrap(),
+        channel: format!("c{n}").parse().unwrap(),
+    }
+}
+
+const POSITION: Position = Position {
+    epoch: Epoch(1),
+    offset: Offset(1),
+};
+
+fn subscribe(hub: &mut Hub, connection: ConnectionIndex, key: &ChannelKey) -> Subscribed {
+    hub.subscribe(connection, key, Wish::default())
+}
+
+fn resume(hub: &mut Hub, connection: u32, offset: u64) -> Subscribed {
+    let wish = Wish {
+        cursor: Some(position(offset)),
+        positions: true,
+    };
+    hub.subscribe(ConnectionIndex(connection), &key(0), wish)
+}
+
+fn position(offset: u64) -> Position {
+    Position {
+        offset: Offset(offset),
+        ..POSITION
+    }
+}
+
+#[test]
+fn who_comes_back_waits_apart_and_the_edge_is_asked_once_for_the_lowest() {
+    let mut hub = Hub::default();
+    let Subscribed::First(follow) = resume(&mut hub, 0, 7) else {
+        panic!("first")
+    };
+    let index = hub.attached(&key(0), follow, position(9)).unwrap();
+    assert_eq!(hub.ask(index), Some(position(7)));
+    assert_eq!(resume(&mut hub, 1, 8), Subscribed::Resuming);
+    assert_eq!(hub.ask(index), None, "8 comes with 7");
+    assert_eq!(resume(&mut hub, 2, 3), Subscribed::Resuming);
+    assert_eq!(hub.ask(index), Some(position(3)));
+    assert_eq!(hub.audience(index), 0);
+    assert_eq!(
+        hub.answered(&key(0), position(7)),
+        None,
+        "3 was asked since"
+    );
+    let answered = hub.answered(&key(0), position(3));
+    assert_eq!(answered, Some((index, position(9))));
+    let returned = hub.returned(index, 2, |cursor| cursor.offset.0 > 5);
+    let who: Vec<u32> = returned.iter().map(|r| r.recipient.connection.0).collect();
+    assert_eq!(who, [0, 1]);
+    for one in who {
+        hub.go_live(index, ConnectionIndex(one));
+    }
+    assert_eq!(hub.audience(index), 2);
+    assert!(hub.subscriber(index, 0).unwrap().positions);
+    hub.advance(index, ConnectionIndex(2), position(5));
+    assert_eq!(hub.ask(index), Some(position(5)), "one is left");
+    assert!(hub.returned(index, 9, |_| true)[0].told);
+}
+
+#[test]
+fn the_first_subscriber_follows_and_later_ones_are_live_once_attached() {
+    let mut hub = Hub::default();
+    let Subscribed::First(follow) = subscribe(&mut hub, ConnectionIndex(0), &key(0)) else {
+        panic!("first")
+    };
+    assert_eq!(
+        subscribe(&mut hub, ConnectionIndex(1), &key(0)),
+        Subscribed::Pending
+    );
+    assert_eq!(
+        subscribe(&mut hub, ConnectionIndex(1), &key(0)),
+        Subscribed::Already(None)
+    );
+    assert_eq!(hub.live(&key(0)), None);
+    assert!(hub.attached(&key(0), follow, POSITION).is_some());
+    assert_eq!(hub.attached(&key(0), follow, POSITION), None, "told once");
+    assert_eq!(
+        subscribe(&mut hub, ConnectionIndex(2), &key(0)),
+        Subscribed::Live(POSITION)
+    );
+    assert_eq!(
+        subscribe(&mut hub, ConnectionIndex(1), &key(0)),
+        Subscribed::Already(Some(POSITION))
+    );
+}
+
+#[test]
+fn an_answer_to_an_earlier_following_is_not_taken() {
+    let mut hub = Hub::default();
+    let Subscribed::First(first) = subscribe(&mut hub, ConnectionIndex(0), &key(0)) else {
+        panic!("first")
+    };
+    assert!(hub.unsubscribe(ConnectionIndex(0), &key(0)).is_some());
+    let Subscribed::First(second) = subscribe(&mut hub, ConnectionIndex(0), &key(0)) else {
+        panic!("first again")
+    };
+    assert_eq!(hub.attached(&key(0), first, POSITION), None);
+    assert!(hub.attached(&key(0), second, POSITION).is_some());
+}
+
+#[derive(Debug, Clone)]
+enum Op {
+    Subscribe(u8, u8),
+    Resume(u8, u8),
+    GoLive(u8),
+    Unsubscribe(u8, u8),
+    Remove(u8),
+    Sweep(u8, u8),
+}
+
+fn op() -> impl Strategy<Value = Op> {
+    prop_oneof![
+        4 => (0_u8..12, 0_u8..4).prop_map(|(c, k)| Op::Subscribe(c, k)),
+        2 => (0_u8..12, 0_u8..4).prop_map(|(c, k)| Op::Resume(c, k)),
+        2 => (0_u8..4).prop_map(Op::GoLive),
+        2 => (0_u8..12, 0_u8..4).prop_map(|(c, k)| Op::Unsubscribe(c, k)),
+        1 => (0_u8..12).prop_map(Op::Remove),
+        3 => (0_u8..4, 1_u8..4).prop_map(|(k, slices)| Op::Sweep(k, slices)),
+    ]
+}
+
+/// A sweep in progress: whom it must visit if they stay, and whom it has.
+struct Sweep {
+    channel: ChannelIndex,
+    next: usize,
+    end: usize,
+    expected: BTreeSet<u8>,
+    visited: Vec<u8>,
+}
+
+proptest! {
+    /// Against the obvious model: a set of connections per channel. A sweep
+    /// visits everyone who was there when it began and still is, once, and
+    /// nobody who came later.
+    #[test]
+    fn sweeps_visit_who_was_there_once(ops in prop::collection::vec(op(), 1..200)) {
+        let mut hub = Hub::default();
+        let mut live: BTreeMap<u8, BTreeSet<u8>> = BTreeMap::new();
+            let mut resuming: BTreeMap<u8, BTreeSet<u8>> = BTreeMap::new();
+        let mut sweeps: BTreeMap<u8, Sweep> = BTreeMap::new();
+        for op in ops {
+            match op {
+                Op::Subscribe(c, k) => {
+                    let new = !resuming.entry(k).or_default().contains(&c) && live.entry(k).or_default().insert(c);
+                    let already = matches!(subscribe(&mut hub, ConnectionIndex(c.into()), &key(k)), Subscribed::Already(_));
+                    prop_assert_eq!(already, !new);
+                }
+                Op::Resume(c, k) => {
+                    let new = !live.entry(k).or_default().contains(&c) && resuming.entry(k).or_default().insert(c);
+                    let wish = Wish { cursor: Some(POSITION), positions: false };
+                    let already = matches!(hub.subscribe(ConnectionIndex(c.into()), &key(k), wish), Subscribed::Already(_));
+                    prop_assert_eq!(already, !new);
+                }
+                Op::GoLive(k) => {
+                    let Some(&channel) = hub.indices.get(&key(k)) else { continue };
+                    let returned = hub.returned(channel, usize::MAX, |_| true);
+                    for c in returned.iter().map(|r| r.recipient.connection) {
+                        hub.go_live(channel, c);
+                        prop_assert!(resuming.entry(k).or_default().remove(&(c.0 as u8)));
+                        live.entry(k).or_default().insert(c.0 as u8);
+                    }
+                    prop_assert!(resuming.get(&k).is_none_or(BTreeSet::is_empty));
+                }
+                Op::Unsubscribe(c, k) => {
+                    let last = hub.unsubscribe(ConnectionIndex(c.into()), &key(k)).is_some();
+                    let was = live.entry(k).or_default().remove(&c) | resuming.entry(k).or_default().remove(&c);
+                    let sweeping = sweeps.get_mut(&k).map(|s| s.expected.remove(&c)).is_some();
+                    prop_assert_eq!(last, was && live[&k].is_empty() && resuming[&k].is_empty() && !sweeping);
+                }
+                Op::Remove(c) => {
+                    hub.remove(ConnectionIndex(c.into()));
+                    for members in resuming.values_mut() {
+                        members.remove(&c);
+                    }
+                    for (k, members) in &mut live {
+                        members.remove(&c);
+                        if let Some(sweep) = sweeps.get_mut(k) {
+                            sweep.expected.remove(&c);
+                        }
+                    }
+                }
+                Op::Sweep(k, slots) => {
+                    let Some(&channel) = hub.indices.get(&key(k)) else { continue };
+                    let sweep = sweeps.entry(k).or_insert_with(|| {
+                        let end = hub.begin_sweep(channel);
+                        let expected = live.get(&k).cloned().unwrap_or_default();
+                        Sweep { channel, next: 0, end, expected, visited: Vec::new() }
+                    });
+                    for _ in 0..slots {
+                        if sweep.next < sweep.end {
+                            sweep.visited.extend(hub.subscriber(sweep.channel, sweep.next).map(|c| c.connection.0 as u8));
+                            sweep.next += 1;
+                        }
+                    }
+                    if sweep.next == sweep.end {
+                        let sweep = sweeps.remove(&k).expect("it is there");
+                        hub.end_sweep(sweep.channel);
+                        let visited: BTreeSet<u8> = sweep.visited.iter().copied().collect();
+                        prop_assert_eq!(visited.len(), sweep.visited.len(), "nobody twice");
+                        prop_assert!(sweep.expected.is_subset(&visited), "nobody passed over");
+                    }
+                }
+            }
+            for (k, members) in &live {
+                let audience = hub.indices.get(&key(*k)).map_or(0, |channel| hub.audience(*channel));
+                prop_assert_eq!(audience, members.len());
+            }
+            let all = live.values().chain(resuming.values());
+                prop_assert_eq!(hub.subscriptions(), all.map(BTreeSet::len).sum::<usize>());
+        }
+    }
+}
