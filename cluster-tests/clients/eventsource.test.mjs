@@ -3,7 +3,7 @@
 import assert from "node:assert/strict";
 import { test } from "node:test";
 import { EventSource } from "eventsource";
-import { Inbox, app, channelName, publisher, server } from "./support.mjs";
+import { Inbox, app, channelName, gate, publisher, server } from "./support.mjs";
 
 const POSITION = /^[0-9a-f]{16}-\d+$/;
 
@@ -103,4 +103,27 @@ test("a page of any origin may read a stream, and why it was refused", async () 
     assert.equal(response.headers.get("access-control-allow-origin"), "*");
     stop.abort();
   }
+});
+
+test("after a lost connection it goes on where it stood, by itself", async (t) => {
+  const { port, cut } = await gate(t);
+  const names = [channelName(), channelName()].sort();
+  const url = streamUrl(names, { envelope: true });
+  url.port = port;
+  const { inbox } = await stream(t, url);
+  await inbox.first("open", of("open"));
+  await publisher().trigger(names[0], "e", "1");
+  await inbox.first("1", of("message"));
+  cut();
+  await inbox.first("the loss", of("error"));
+  for (const text of ["2", "3"]) for (const name of names) await publisher().trigger(name, "e", text);
+  await inbox.when("the stream again", (all) => all.filter(of("open")).length === 2);
+  await publisher().trigger(names[0], "e", "4");
+  const messages = await inbox.when("4", (all) => {
+    const found = all.filter(of("message")).map(({ data }) => JSON.parse(data));
+    return found.some(({ data }) => data === "4") && found;
+  });
+  const texts = (name) => messages.filter(({ channel }) => channel === name).map(({ data }) => data);
+  assert.deepEqual(texts(names[0]), ["1", "2", "3", "4"]);
+  assert.deepEqual(texts(names[1]), ["2", "3"]);
 });

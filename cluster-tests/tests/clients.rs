@@ -21,6 +21,11 @@ async fn pusher_js() -> Result<()> {
 }
 
 #[tokio::test]
+async fn pusher_js_that_resumes() -> Result<()> {
+    node_test("pusher-resume.test.mjs").await
+}
+
+#[tokio::test]
 async fn pusher_server_sdk() -> Result<()> {
     node_test("pusher-server.test.mjs").await
 }

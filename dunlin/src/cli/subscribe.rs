@@ -1,6 +1,9 @@
 //! `dunlin sub`: prints what arrives. Public channels come by SSE, private ones
-//! over WebSocket, signed with the app's secret. Connects again by itself.
+//! over WebSocket, signed with the app's secret. Connects again by itself, and
+//! goes on where it stood: what was published meanwhile comes, or is announced
+//! as lost.
 
+use std::collections::BTreeMap;
 use std::io::{BufWriter, ErrorKind, IsTerminal, Write};
 use std::time::Duration;
 
@@ -11,6 +14,7 @@ use gateway::core::auth::channel_signature;
 use http_body_util::BodyExt;
 use hyper::StatusCode;
 use proto::channel::{ChannelKind, ChannelName};
+use proto::position::Position;
 use serde_json::{Value, json};
 use tokio::sync::mpsc;
 use tokio_tungstenite::tungstenite::{Message, Utf8Bytes};
@@ -71,15 +75,18 @@ async fn subscribe(options: &Options, target: &Target) -> Result<(), Failure> {
         .partition(|channel| channel.kind() != ChannelKind::Public);
     let mut connections = tokio::task::JoinSet::new();
     for channels in public.chunks(STREAM_CHANNELS) {
-        let path = stream_path(&target.app.key, channels);
-        connections.spawn(keep(Source::Stream(path), target.clone(), reports.clone()));
+        let source = Source::Stream(Stream {
+            path: stream_path(&target.app.key, channels),
+            last_event_id: None,
+        });
+        connections.spawn(keep(source, target.clone(), reports.clone()));
     }
     if !private.is_empty() {
-        connections.spawn(keep(
-            Source::Socket(private),
-            target.clone(),
-            reports.clone(),
-        ));
+        let source = Source::Socket(Socket {
+            channels: private,
+            positions: BTreeMap::new(),
+        });
+        connections.spawn(keep(source, target.clone(), reports.clone()));
     }
     drop(reports);
     let terminal = std::io::stdout().is_terminal();
@@ -142,10 +149,22 @@ impl Output {
 
 /// How channels come.
 enum Source {
-    /// The path of an event stream.
-    Stream(String),
-    /// Private channels, over WebSocket.
-    Socket(Vec<ChannelName>),
+    Stream(Stream),
+    Socket(Socket),
+}
+
+/// Public channels, as an event stream.
+struct Stream {
+    path: String,
+    /// How far it has come.
+    last_event_id: Option<String>,
+}
+
+/// Private channels, over WebSocket.
+struct Socket {
+    channels: Vec<ChannelName>,
+    /// How far each has come, as the server says it.
+    positions: BTreeMap<String, Value>,
 }
 
 /// Why a connection ended.
@@ -163,13 +182,13 @@ impl<E: Into<anyhow::Error>> From<E> for End {
 }
 
 /// Stays connected until the server refuses; why it did.
-async fn keep(source: Source, server: Target, reports: mpsc::Sender<Report>) -> anyhow::Error {
+async fn keep(mut source: Source, server: Target, reports: mpsc::Sender<Report>) -> anyhow::Error {
     let mut wait = BACKOFF[0];
     loop {
         let mut was_live = false;
-        let ended = match &source {
-            Source::Stream(path) => stream(path, &server, &reports, &mut was_live).await,
-            Source::Socket(channels) => socket(channels, &server, &reports, &mut was_live).await,
+        let ended = match &mut source {
+            Source::Stream(stream) => stream.follow(&server, &reports, &mut was_live).await,
+            Source::Socket(socket) => socket.follow(&server, &reports, &mut was_live).await,
         };
         match ended {
             Ok(never) => match never {},
@@ -178,10 +197,7 @@ async fn keep(source: Source, server: Target, reports: mpsc::Sender<Report>) -> 
                 if was_live {
                     wait = BACKOFF[0];
                 }
-                let note = format!(
-                    "{error:#}; trying again in {} ms (what is published meanwhile is missed)",
-                    wait.as_millis()
-                );
+                let note = format!("{error:#}; trying again in {} ms", wait.as_millis());
                 if reports.send(Report::Note(note)).await.is_err() {
                     return error;
                 }
@@ -203,167 +219,206 @@ fn stream_path(key: &str, channels: &[ChannelName]) -> String {
     format!("/app/{key}/sse?{}", query.finish())
 }
 
-async fn stream(
-    path: &str,
-    server: &Target,
-    reports: &mpsc::Sender<Report>,
-    was_live: &mut bool,
-) -> Result<Never, End> {
-    let mut connection = server.url.connect().await?;
-    let mut response = connection.get(path).await?;
-    let status = response.status();
-    if status != StatusCode::OK {
-        let text = read(response).await?;
-        let error = anyhow!(
-            "{} refused the subscription: {}",
-            server.url,
-            problem(status, &text)
-        );
-        let final_answer = status.is_client_error();
-        return Err(if final_answer {
-            End::Refused(error)
-        } else {
-            End::Lost(error)
-        });
-    }
-    let mut parser = Parser::default();
-    loop {
-        let frame = tokio::time::timeout(SILENCE, response.frame())
-            .await
-            .context("the server has gone silent")?;
-        let frame = frame
-            .context("the server closed the connection")?
-            .context("the connection broke")?;
-        let Some(bytes) = frame.data_ref() else {
-            continue;
+impl Stream {
+    async fn follow(
+        &mut self,
+        server: &Target,
+        reports: &mpsc::Sender<Report>,
+        was_live: &mut bool,
+    ) -> Result<Never, End> {
+        let mut connection = server.url.connect().await?;
+        let path = match &self.last_event_id {
+            Some(id) => format!("{}&last_event_id={id}", self.path),
+            None => self.path.clone(),
         };
-        for block in parser.feed(bytes) {
-            // The first block is an `id` alone: the stream has begun.
-            if !std::mem::replace(was_live, true) {
-                reports
-                    .send(Report::Note(format!("subscribed at {}", server.url)))
-                    .await?;
-            }
-            let Some(data) = block.data else { continue };
-            let value: Value =
-                serde_json::from_str(&data).context("the server sent what is not JSON")?;
-            let report = if block.event.as_deref() == Some("gap") {
-                Report::Gap(json!({ "channel": value["channel"], "event": "gap", "data": value }))
+        let mut response = connection.get(&path).await?;
+        let status = response.status();
+        if status != StatusCode::OK {
+            let text = read(response).await?;
+            let error = anyhow!(
+                "{} refused the subscription: {}",
+                server.url,
+                problem(status, &text)
+            );
+            let final_answer = status.is_client_error();
+            return Err(if final_answer {
+                End::Refused(error)
             } else {
-                Report::Message(value)
-            };
-            reports.send(report).await?;
+                End::Lost(error)
+            });
         }
-    }
-}
-
-async fn socket(
-    channels: &[ChannelName],
-    server: &Target,
-    reports: &mpsc::Sender<Report>,
-    was_live: &mut bool,
-) -> Result<Never, End> {
-    let app = &server.app;
-    let stream = server.url.open().await?;
-    let url = server
-        .url
-        .websocket(&format!("/app/{}?protocol=7&client=dunlin", app.key));
-    let connecting = tokio_tungstenite::client_async(url, stream);
-    let (mut socket, _) = tokio::time::timeout(ANSWER_TIMEOUT, connecting)
-        .await
-        .context("no answer to the handshake")??;
-    let mut pending = channels.len();
-    loop {
-        let next = match tokio::time::timeout(PING, socket.next()).await {
-            Ok(next) => next,
-            Err(_) => {
-                socket
-                    .send(text(&json!({ "event": "pusher:ping", "data": {} })))
-                    .await?;
-                tokio::time::timeout(PING, socket.next())
-                    .await
-                    .context("the server has gone silent")?
-            }
-        };
-        let message = next.context("the server closed the connection")??;
-        let frame = match message {
-            Message::Text(frame) => frame,
-            Message::Close(Some(close)) => {
-                let code = u16::from(close.code);
-                let error = anyhow!(
-                    "the server closed the connection: {} ({code})",
-                    close.reason
-                );
-                // By the protocol: not to be tried again.
-                return Err(if (4000..4100).contains(&code) {
-                    End::Refused(error)
-                } else {
-                    End::Lost(error)
-                });
-            }
-            _ => continue,
-        };
-        let frame: Value =
-            serde_json::from_str(&frame).context("the server sent what is not JSON")?;
-        match frame["event"].as_str().unwrap_or_default() {
-            "pusher:connection_established" => {
-                let data: Value = serde_json::from_str(frame["data"].as_str().unwrap_or_default())?;
-                let id = data["socket_id"]
-                    .as_str()
-                    .unwrap_or_default()
-                    .parse()
-                    .context("the server sent no socket_id")?;
-                for channel in channels {
-                    let signature = channel_signature(&app.secret, id, channel, None);
-                    let auth = format!("{}:{signature}", app.key);
-                    let data = json!({ "channel": channel.as_str(), "auth": auth });
-                    socket
-                        .send(text(&json!({ "event": "pusher:subscribe", "data": data })))
-                        .await?;
-                }
-            }
-            "pusher_internal:subscription_succeeded" => {
-                pending = pending.saturating_sub(1);
-                if pending == 0 && !std::mem::replace(was_live, true) {
+        let mut parser = Parser::default();
+        loop {
+            let frame = tokio::time::timeout(SILENCE, response.frame())
+                .await
+                .context("the server has gone silent")?;
+            let frame = frame
+                .context("the server closed the connection")?
+                .context("the connection broke")?;
+            let Some(bytes) = frame.data_ref() else {
+                continue;
+            };
+            for block in parser.feed(bytes) {
+                // The first block is an `id` alone: the stream has begun.
+                if !std::mem::replace(was_live, true) {
                     reports
                         .send(Report::Note(format!("subscribed at {}", server.url)))
                         .await?;
                 }
+                let (id, data) = (block.id, block.data);
+                let Some(data) = data else {
+                    self.last_event_id = id.or(self.last_event_id.take());
+                    continue;
+                };
+                let value: Value =
+                    serde_json::from_str(&data).context("the server sent what is not JSON")?;
+                let report = if block.event.as_deref() == Some("gap") {
+                    Report::Gap(
+                        json!({ "channel": value["channel"], "event": "gap", "data": value }),
+                    )
+                } else {
+                    Report::Message(value)
+                };
+                reports.send(report).await?;
+                // Not before it was passed on.
+                self.last_event_id = id.or(self.last_event_id.take());
             }
-            "pusher:subscription_error" => {
-                let why = frame["data"]["error"]
-                    .as_str()
-                    .unwrap_or("no reason given")
-                    .to_owned();
-                return Err(End::Refused(anyhow!(
-                    "{} refused the subscription: {why}",
-                    server.url
-                )));
+        }
+    }
+}
+
+impl Socket {
+    async fn follow(
+        &mut self,
+        server: &Target,
+        reports: &mpsc::Sender<Report>,
+        was_live: &mut bool,
+    ) -> Result<Never, End> {
+        let app = &server.app;
+        let stream = server.url.open().await?;
+        let url = server
+            .url
+            .websocket(&format!("/app/{}?protocol=7&client=dunlin", app.key));
+        let connecting = tokio_tungstenite::client_async(url, stream);
+        let (mut socket, _) = tokio::time::timeout(ANSWER_TIMEOUT, connecting)
+            .await
+            .context("no answer to the handshake")??;
+        let mut pending = self.channels.len();
+        loop {
+            let next = match tokio::time::timeout(PING, socket.next()).await {
+                Ok(next) => next,
+                Err(_) => {
+                    socket
+                        .send(text(&json!({ "event": "pusher:ping", "data": {} })))
+                        .await?;
+                    tokio::time::timeout(PING, socket.next())
+                        .await
+                        .context("the server has gone silent")?
+                }
+            };
+            let message = next.context("the server closed the connection")??;
+            let frame = match message {
+                Message::Text(frame) => frame,
+                Message::Close(Some(close)) => {
+                    let code = u16::from(close.code);
+                    let error = anyhow!(
+                        "the server closed the connection: {} ({code})",
+                        close.reason
+                    );
+                    // By the protocol: not to be tried again.
+                    return Err(if (4000..4100).contains(&code) {
+                        End::Refused(error)
+                    } else {
+                        End::Lost(error)
+                    });
+                }
+                _ => continue,
+            };
+            let mut frame: Value =
+                serde_json::from_str(&frame).context("the server sent what is not JSON")?;
+            match frame["event"].as_str().unwrap_or_default() {
+                "pusher:connection_established" => {
+                    let data: Value =
+                        serde_json::from_str(frame["data"].as_str().unwrap_or_default())?;
+                    let id = data["socket_id"]
+                        .as_str()
+                        .unwrap_or_default()
+                        .parse()
+                        .context("the server sent no socket_id")?;
+                    for channel in &self.channels {
+                        let signature = channel_signature(&app.secret, id, channel, None);
+                        let auth = format!("{}:{signature}", app.key);
+                        let position = self.positions.get(channel.as_str());
+                        let recover = position.unwrap_or(&Value::Bool(true));
+                        let data = json!({ "channel": channel.as_str(), "auth": auth, "recover": recover });
+                        socket
+                            .send(text(&json!({ "event": "pusher:subscribe", "data": data })))
+                            .await?;
+                    }
+                }
+                "pusher_internal:subscription_succeeded" => {
+                    let data: Value =
+                        serde_json::from_str(frame["data"].as_str().unwrap_or_default())?;
+                    self.stands_at(&frame["channel"], &data["position"]);
+                    pending = pending.saturating_sub(1);
+                    if pending == 0 && !std::mem::replace(was_live, true) {
+                        reports
+                            .send(Report::Note(format!("subscribed at {}", server.url)))
+                            .await?;
+                    }
+                }
+                "pusher:subscription_error" => {
+                    let why = frame["data"]["error"]
+                        .as_str()
+                        .unwrap_or("no reason given")
+                        .to_owned();
+                    return Err(End::Refused(anyhow!(
+                        "{} refused the subscription: {why}",
+                        server.url
+                    )));
+                }
+                "pusher:error" => {
+                    let message = frame["data"]["message"]
+                        .as_str()
+                        .unwrap_or_default()
+                        .to_owned();
+                    reports
+                        .send(Report::Note(format!("the server says: {message}")))
+                        .await?;
+                }
+                "pusher:ping" => {
+                    socket
+                        .send(text(&json!({ "event": "pusher:pong", "data": {} })))
+                        .await?
+                }
+                "dunlin:gap" => {
+                    let data: Value =
+                        serde_json::from_str(frame["data"].as_str().unwrap_or_default())?;
+                    let gap = json!({ "channel": data["channel"], "event": "gap", "data": data });
+                    reports.send(Report::Gap(gap)).await?;
+                    let latest = data["latest"].as_str().unwrap_or_default();
+                    if let Ok(Position { epoch, offset }) = latest.parse() {
+                        let position = json!({ "epoch": epoch.to_string(), "offset": offset.0 });
+                        self.stands_at(&data["channel"], &position);
+                    }
+                }
+                "pusher:pong" => {}
+                _ => {
+                    let (channel, position) = (frame["channel"].clone(), frame["position"].clone());
+                    if let Some(frame) = frame.as_object_mut() {
+                        frame.remove("position");
+                    }
+                    reports.send(Report::Message(frame)).await?;
+                    // Not before it was passed on.
+                    self.stands_at(&channel, &position);
+                }
             }
-            "pusher:error" => {
-                let message = frame["data"]["message"]
-                    .as_str()
-                    .unwrap_or_default()
-                    .to_owned();
-                reports
-                    .send(Report::Note(format!("the server says: {message}")))
-                    .await?;
-            }
-            "pusher:ping" => {
-                socket
-                    .send(text(&json!({ "event": "pusher:pong", "data": {} })))
-                    .await?
-            }
-            "dunlin:gap" => {
-                let data: Value = serde_json::from_str(frame["data"].as_str().unwrap_or_default())?;
-                reports
-                    .send(Report::Gap(
-                        json!({ "channel": data["channel"], "event": "gap", "data": data }),
-                    ))
-                    .await?;
-            }
-            "pusher:pong" => {}
-            _ => reports.send(Report::Message(frame)).await?,
+        }
+    }
+
+    fn stands_at(&mut self, channel: &Value, position: &Value) {
+        if let (Some(channel), true) = (channel.as_str(), position.is_object()) {
+            self.positions.insert(channel.to_owned(), position.clone());
         }
     }
 }
