@@ -2,6 +2,7 @@
 //! far it has come in every channel that any of its clients follows.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet, VecDeque};
+use std::ops::Range;
 use std::time::Duration;
 
 use proto::channel::ChannelKey;
@@ -43,7 +44,8 @@ const LEAVE_PATIENCE: Duration = Duration::from_secs(30);
 const MAP_RETRY: Duration = Duration::from_secs(1);
 /// How often nodes that have other namespaces than we are asked for theirs.
 const NAMESPACES_RETRY: Duration = Duration::from_secs(10);
-/// Channels that are asked about in one tick when a link has lost something:
+/// Channels that are asked about in one tick when a link has lost something for
+/// good:
 /// the owner of 100,000 channels is not asked about all of them at once.
 const REFRESH_PER_TICK: usize = 512;
 
@@ -115,12 +117,33 @@ pub enum Effect {
         /// What happened.
         step: Step,
     },
-    /// Count and log: a link has lost this many entries.
+    /// Count: a link has lost this many entries. They are asked for again.
     LinkGap {
         /// Whose link.
         node: NodeId,
         /// How many.
         missed: u64,
+    },
+    /// Count: so many of them have come again.
+    LinkRepaired {
+        /// How many.
+        entries: u64,
+    },
+    /// Count and log: so many of them will not come again. Channels of that
+    /// node are asked for by position.
+    LinkFallback {
+        /// Whose link.
+        node: NodeId,
+        /// How many.
+        lost: u64,
+    },
+    /// Log: neither batch nor beat has come from a node for a while, or one has
+    /// come again after that.
+    Silence {
+        /// Which node.
+        node: NodeId,
+        /// Whether it is silent now.
+        silent: bool,
     },
     /// Count: a beat or map of another cluster, or of one with other shards,
     /// came by our bus and was ignored.
@@ -174,6 +197,8 @@ pub struct Edge {
     beat_from: u16,
     /// Reused, so that delivering allocates nothing.
     steps: Vec<Step>,
+    /// The same: which entries of a batch have not been here before.
+    fresh: Vec<Range<usize>>,
 }
 
 #[derive(Debug)]
@@ -269,6 +294,7 @@ impl Edge {
             beat_at: Timestamp(0),
             beat_from: 0,
             steps: Vec::new(),
+            fresh: Vec::new(),
         }
     }
 
@@ -283,7 +309,8 @@ impl Edge {
             } => self.follow(now, worker, follow, &key, effects),
             Input::Unfollow { worker, key } => self.unfollow(now, worker, &key),
             Input::Ask { ticket, question } => self.ask_node(now, ticket, question, effects),
-            Input::Message(Message::Batch(batch)) => self.batch(now, &batch, effects),
+            Input::Message(Message::Batch(batch)) => self.batch(now, &batch, false, effects),
+            Input::Message(Message::Repair(batch)) => self.batch(now, &batch, true, effects),
             Input::Message(Message::Replies(replies)) => self.replies(now, replies, effects),
             Input::Message(Message::NodeBeat(beat)) => self.node_beat(now, &beat, effects),
             Input::Message(Message::Map(update)) => self.map(now, None, &update, effects),
@@ -324,6 +351,7 @@ impl Edge {
             }
         }
         self.tick_uplinks(now, effects);
+        self.tick_links(now, effects);
         self.tick_refresh(now, effects);
         self.tick_asked(now, effects);
         self.tick_beat(now, effects);
