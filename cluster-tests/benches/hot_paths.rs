@@ -10,15 +10,21 @@ use divan::{AllocProfiler, Bencher};
 use gateway::broadcast::Broadcast;
 use gateway::core::fanout::Fanout;
 use gateway::core::hub::{ConnectionIndex, Hub, Subscribed, Wish};
-use node::core::shard::{Input, Shard, Tenure};
+use gateway::core::workers::WorkerId;
+use gateway::core::{attachment, edge};
+use node::core::interest::Interest;
+use node::core::outbound::Outbound;
+use node::core::shard::{Effect, Input, Shard, Tenure};
 use proto::channel::ChannelKey;
 use proto::codec;
 use proto::id::{ClusterUuid, GatewayRef, Incarnation, NodeRef};
-use proto::message::{Entry, Join, Publish, Request, Sequenced, Since};
+use proto::message::{
+    Batch, Entry, Join, Joined, Message, Missed, Publish, Replies, Reply, Request, Sequenced, Since,
+};
 use proto::namespace::Namespaces;
 use proto::position::{Epoch, Offset, Position};
 use proto::publication::Publication;
-use proto::shard::{Fence, ShardId};
+use proto::shard::{Fence, ShardId, ShardMap};
 use proto::time::{Timestamp, UnixTime};
 
 #[global_allocator]
@@ -168,4 +174,105 @@ fn encode_entry(bencher: Bencher<'_, '_>) {
 fn decode_entry(bencher: Bencher<'_, '_>) {
     let bytes = codec::encode_entry(&entry());
     bencher.bench(|| codec::decode_entry(black_box(&bytes)));
+}
+
+/// A publication into the links of so many gateways, up to the messages that
+/// are published; one for each link.
+#[divan::bench(args = [1, 16])]
+fn hand_to_links(bencher: Bencher<'_, '_>, gateways: u64) {
+    let me = NodeRef {
+        id: "n".parse().expect("valid"),
+        incarnation: Incarnation(1),
+    };
+    let map = ShardMap::standalone(ClusterUuid(1), 0, me.clone());
+    let mut outbound = Outbound::new(me, 0, Arc::new(map));
+    let mut interest = Interest::default();
+    for number in 0..gateways {
+        let gateway = GatewayRef {
+            id: format!("g{number}").parse().expect("valid"),
+            incarnation: Incarnation(1),
+        };
+        interest.set(Timestamp(0), &gateway, 1, 1);
+    }
+    let deliver = Effect::Deliver {
+        to: interest.recipients(),
+        entry: entry(),
+    };
+    let mut now = 0;
+    let mut parcels = Vec::new();
+    bencher.counter(ItemsCount::new(gateways)).bench_local(|| {
+        now += 1;
+        parcels.clear();
+        outbound.send(Timestamp(now), [deliver.clone()].into_iter(), &mut parcels);
+        parcels.len()
+    });
+}
+
+/// A batch of ten entries at the gateway: from the link to the workers.
+#[divan::bench]
+fn take_from_link(bencher: Bencher<'_, '_>) {
+    let node = NodeRef {
+        id: "n".parse().expect("valid"),
+        incarnation: Incarnation(1),
+    };
+    let me = GatewayRef {
+        id: "g".parse().expect("valid"),
+        incarnation: Incarnation(1),
+    };
+    let map = ShardMap::standalone(ClusterUuid(1), 0, node.clone());
+    let mut edge = edge::Edge::new(me.clone(), &map.since(0), Namespaces::default());
+    let mut effects = Vec::new();
+    let follow = edge::Input::Follow {
+        worker: WorkerId(0),
+        follow: attachment::FollowId(1),
+        key: key(),
+        cursor: None,
+    };
+    edge.handle(Timestamp(0), follow, &mut effects);
+    let attached = Joined {
+        fence: Fence(1),
+        position: Position {
+            epoch: Epoch(1),
+            offset: Offset(0),
+        },
+        missed: Missed::Publications(Vec::new()),
+    };
+    let replies = Replies {
+        from: node.clone(),
+        to: me.incarnation,
+        map_version: map.version,
+        replies: vec![Reply::Joined {
+            version: 1,
+            result: Ok(attached),
+        }],
+    };
+    let replies = edge::Input::Message(Message::Replies(replies));
+    edge.handle(Timestamp(0), replies, &mut effects);
+    let mut next = 1;
+    bencher
+        .counter(ItemsCount::new(10_u32))
+        .with_inputs(|| {
+            let entry = |offset| {
+                codec::encode_entry(&Entry {
+                    shard: map.sharding.shard_of(&key()),
+                    fence: Fence(1),
+                    key: key(),
+                    epoch: Epoch(1),
+                    publication: publication(offset),
+                })
+            };
+            let batch = Batch {
+                from: node.clone(),
+                to: me.incarnation,
+                first: next,
+                entries: (next..next + 10).map(entry).collect(),
+            };
+            next += 10;
+            edge::Input::Message(Message::Batch(batch))
+        })
+        .bench_local_values(|input| {
+            effects.clear();
+            edge.handle(Timestamp(0), input, &mut effects);
+            assert_eq!(effects.len(), 10, "all are delivered");
+        });
 }

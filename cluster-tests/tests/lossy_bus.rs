@@ -9,7 +9,7 @@
 use std::collections::BTreeMap;
 use std::net::{Ipv4Addr, SocketAddr};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
@@ -24,7 +24,7 @@ use proto::channel::ChannelKey;
 use proto::codec;
 use proto::id::{ClusterUuid, GatewayRef, Incarnation, NodeRef};
 use proto::message::{
-    Answer, Joined, Message, Missed, NodeInfo, Question, Replies, Reply, Request,
+    Answer, Joined, Message, Missed, NodeInfo, Question, Replies, Reply, Request, Since,
 };
 use proto::namespace::Namespaces;
 use proto::position::{Epoch, Offset, Position};
@@ -97,7 +97,8 @@ async fn start_gateway(
         apps,
         workers: 2,
         activity_timeout: Duration::from_secs(120),
-        outbox_bytes_max: 1_024 * 1_024,
+        // No client is too slow here.
+        outbox_bytes_max: 64 * 1_024 * 1_024,
         playground: false,
     };
     Ok(gateway::start(config, Arc::clone(bus), metrics, shutdown).await?)
@@ -220,11 +221,158 @@ async fn loss_between_gateway_and_node_is_invisible_to_clients() -> Result<()> {
     // The test is one only if something was lost on both ways.
     assert!(bus.lost.load(Ordering::Relaxed) > 50, "{bus:?}");
     assert!(counted(&pair.registry, "dunlin_link_gaps_total") > 0.0);
+    assert!(counted(&pair.registry, "dunlin_link_repaired_total") > 0.0);
     assert_eq!(counted(&pair.registry, "dunlin_gaps_announced_total"), 0.0);
     pair.stop.send(true)?;
     pair.gateway.join().await?;
     pair.node.join().await?;
     Ok(())
+}
+
+/// What the node still holds comes by repair, though repairs are lost as well:
+/// no owner is asked for what a channel has missed.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_links_lose_is_repaired_and_no_channel_asks_by_position() -> Result<()> {
+    let bus = Arc::new(Holey::default());
+    let pair = start(Arc::clone(&bus) as BusHandle).await?;
+    let address = pair.address.to_string();
+    let mut clients = Vec::new();
+    for _ in 0..3 {
+        let mut client = Pusher::connect_to(&address).await?;
+        for channel in 0..CHANNELS {
+            client.subscribe(&format!("c{channel}")).await?;
+        }
+        clients.push(client);
+    }
+    bus.holes.store(true, Ordering::Relaxed);
+    let mut sent: BTreeMap<String, Vec<String>> = BTreeMap::new();
+    for n in 0..500 {
+        let (channel, data) = (format!("c{}", n % CHANNELS), n.to_string());
+        let event = json!({ "name": "e", "channel": channel, "data": data });
+        assert_eq!(post_event_to(&address, &event).await?.status, 200);
+        sent.entry(channel).or_default().push(data);
+    }
+    for client in &mut clients {
+        assert_eq!(received(client, 500).await?, sent);
+    }
+    for name in ["gaps", "repaired"] {
+        let name = format!("dunlin_link_{name}_total");
+        assert!(counted(&pair.registry, &name) > 20.0, "{name}: {bus:?}");
+    }
+    assert_eq!(counted(&pair.registry, "dunlin_link_fallbacks_total"), 0.0);
+    assert_eq!(bus.asked.load(Ordering::Relaxed), 0, "{bus:?}");
+    pair.stop.send(true)?;
+    Ok(())
+}
+
+/// More is lost than the node holds: the rest is asked for by position, and
+/// nothing is missed.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_has_left_the_ring_is_asked_for_by_position() -> Result<()> {
+    let bus = Arc::new(Holey::default());
+    let pair = start(Arc::clone(&bus) as BusHandle).await?;
+    let address = pair.address.to_string();
+    let mut client = Pusher::connect_to(&address).await?;
+    // So much in each of them that history holds it and the ring does not hold
+    // it all.
+    let data = "x".repeat(90_000);
+    let channels = proto::link::LINK_BYTES_MAX / data.len() + 20;
+    for n in 0..channels {
+        client.subscribe(&format!("c{n}")).await?;
+    }
+    bus.deaf.store(true, Ordering::Relaxed);
+    let mut sent: BTreeMap<String, Vec<String>> = BTreeMap::new();
+    for n in 0..channels {
+        let channel = format!("c{n}");
+        let event = json!({ "name": "e", "channel": channel, "data": data });
+        assert_eq!(post_event_to(&address, &event).await?.status, 200);
+        sent.insert(channel, vec![data.clone()]);
+    }
+    bus.deaf.store(false, Ordering::Relaxed);
+    let got = received(&mut client, channels).await?;
+    assert!(got == sent, "all of them");
+    assert!(counted(&pair.registry, "dunlin_link_fallbacks_total") > 0.0);
+    assert!(bus.asked.load(Ordering::Relaxed) > 0, "{bus:?}");
+    eventually("the rest is repaired", async || {
+        (counted(&pair.registry, "dunlin_link_repaired_total") > 0.0).then_some(())
+    })
+    .await;
+    assert_eq!(counted(&pair.registry, "dunlin_gaps_announced_total"), 0.0);
+    pair.stop.send(true)?;
+    Ok(())
+}
+
+/// Reads so many publications, by channel.
+async fn received(client: &mut Pusher, count: usize) -> Result<BTreeMap<String, Vec<String>>> {
+    let mut got: BTreeMap<String, Vec<String>> = BTreeMap::new();
+    for _ in 0..count {
+        let frame = client.frame().await?;
+        let text = |name: &str| {
+            let text = frame[name].as_str().map(str::to_owned);
+            text.with_context(|| format!("{frame}"))
+        };
+        assert_eq!(text("event")?, "e");
+        got.entry(text("channel")?).or_default().push(text("data")?);
+    }
+    Ok(got)
+}
+
+/// Loses pieces of links in a fixed order, and what would repair them, but never
+/// all that was tried.
+#[derive(Debug, Default)]
+struct Holey {
+    inner: MemoryBus,
+    holes: AtomicBool,
+    /// Loses all batches.
+    deaf: AtomicBool,
+    batches: AtomicU64,
+    repairs: AtomicU64,
+    requests: AtomicU64,
+    /// Joins that ask for what came after a position.
+    asked: AtomicU64,
+}
+
+impl Holey {
+    /// Whether this one is lost: every `nth` of its kind.
+    fn loses(&self, counter: &AtomicU64, nth: u64) -> bool {
+        let count = counter.fetch_add(1, Ordering::Relaxed);
+        self.holes.load(Ordering::Relaxed) && count % nth == nth - 1
+    }
+}
+
+impl Bus for Holey {
+    fn publish(&self, subject: &Subject, payload: Bytes) -> Result<(), Error> {
+        let lost = match codec::decode(&payload) {
+            Ok(Message::Batch(_)) => {
+                self.loses(&self.batches, 5) || self.deaf.load(Ordering::Relaxed)
+            }
+            Ok(Message::Repair(_)) => self.loses(&self.repairs, 3),
+            Ok(Message::Requests(requests)) => {
+                let asks = |it: &&Request| matches!(it, Request::Join(j) if j.since != Since::Now);
+                let asked = requests.requests.iter().filter(asks).count();
+                self.asked.fetch_add(asked as u64, Ordering::Relaxed);
+                let repairs = |it: &Request| matches!(it, Request::Repair(_));
+                requests.requests.iter().any(repairs) && self.loses(&self.requests, 3)
+            }
+            _ => false,
+        };
+        if lost {
+            return Ok(());
+        }
+        self.inner.publish(subject, payload)
+    }
+
+    fn subscribe(&self, subject: Subject) -> BoxFuture<'_, Result<Subscription, Error>> {
+        self.inner.subscribe(subject)
+    }
+
+    fn name(&self) -> &'static str {
+        "holey"
+    }
+
+    fn stats(&self) -> Stats {
+        self.inner.stats()
+    }
 }
 
 /// It needs nothing but the bus to start. Who connects before a node is there is

@@ -188,7 +188,11 @@ impl Mesh {
             // others publish.
             tokio::select! {
                 _ = shutdown.wait_for(|stop| *stop) => return Ok(()),
-                _ = tick.tick() => self.edge.handle(Timestamp::now(), Input::Tick, &mut effects),
+                _ = tick.tick() => {
+                    self.edge.handle(Timestamp::now(), Input::Tick, &mut effects);
+                    let silent = self.edge.silent_nodes();
+                    self.output.metrics.nodes_silent.set(silent as i64);
+                }
                 Some(bytes) = self.ears.inbox.next() => self.hear(bytes, Source::Inbox, &mut effects),
                 Some(bytes) = self.ears.links.next() => self.hear(bytes, Source::Links, &mut effects),
                 Some(bytes) = self.ears.beats.next() => self.hear(bytes, Source::Beats, &mut effects),
@@ -312,7 +316,21 @@ impl Mesh {
                 Effect::Step { key, step } => self.tell_workers(key, step, workers).await,
                 Effect::LinkGap { node, missed } => {
                     self.output.metrics.link_gaps.inc();
-                    tracing::warn!(%node, missed, "the link has a hole; asking for the channels it may concern");
+                    tracing::debug!(%node, missed, "the link has a hole; asking for a repair");
+                }
+                Effect::LinkRepaired { entries } => {
+                    self.output.metrics.link_repaired.inc_by(entries);
+                }
+                Effect::LinkFallback { node, lost } => {
+                    self.output.metrics.link_fallbacks.inc();
+                    tracing::warn!(%node, lost, "what the link has lost cannot be repaired; asking for the channels it may concern");
+                }
+                Effect::Silence { node, silent } => {
+                    if silent {
+                        tracing::warn!(%node, "the node is silent: neither batch nor beat for 2 s");
+                    } else {
+                        tracing::info!(%node, "the node is heard again");
+                    }
                 }
                 Effect::Stranger { from, cluster, log } => {
                     self.output.metrics.stranger_nodes.inc();

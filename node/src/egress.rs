@@ -1,7 +1,8 @@
 //! Shell: sends what [`Outbound`] says. One task, so that each gateway has one
 //! link with one sequence. Batching is natural: what comes while the last round
 //! is being sent goes out together in the next. Nothing here waits for a
-//! recipient.
+//! recipient or for the bus: a publish into a bus that is full or away returns
+//! at once, and what it lost the link finds and repairs.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -12,7 +13,7 @@ use proto::time::Timestamp;
 use tokio::sync::{mpsc, watch};
 use tokio::time::MissedTickBehavior;
 
-use crate::core::outbound::{Kind, Outbound, Parcel};
+use crate::core::outbound::{Kind, Outbound, Parcel, TICK};
 use crate::core::shard::Effect;
 use crate::metrics::Metrics;
 use crate::{Config, View};
@@ -21,8 +22,6 @@ use crate::{Config, View};
 pub(crate) const MAILBOX: usize = 1_024;
 /// Rounds of effects that are sent together at most.
 const ROUND: usize = 256;
-/// How exactly tail beats are timed.
-const TICK: Duration = Duration::from_millis(25);
 /// How often the node says that it is there.
 const BEAT: Duration = Duration::from_millis(500);
 
@@ -54,7 +53,7 @@ pub(crate) async fn run(
                 parcels.extend(outbound.follow(map, *view.leads.borrow()));
             }
             _ = beat.tick() => parcels.extend(outbound.beat()),
-            _ = tick.tick() => outbound.tail_beats(Timestamp::now(), &mut parcels),
+            _ = tick.tick() => outbound.tick(Timestamp::now(), &mut parcels),
             count = mailbox.recv_many(&mut round, ROUND) => {
                 if count == 0 {
                     return;
@@ -71,6 +70,7 @@ pub(crate) async fn run(
 fn publish(config: &Config, bus: &BusHandle, metrics: &Metrics, parcel: Parcel) {
     match parcel.kind {
         Kind::Batch => metrics.bus.batches.inc(),
+        Kind::Repair => metrics.bus.repairs.inc(),
         Kind::Replies => metrics.bus.replies.inc(),
         Kind::Beat => metrics.bus.beats.inc(),
         Kind::Map => metrics.bus.maps.inc(),

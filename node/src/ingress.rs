@@ -129,7 +129,7 @@ impl Ingress {
                 self.metrics.bus.beats_heard.inc();
                 self.node_beat(&beat)
             }
-            Ok(Message::Replies(_) | Message::Batch(_) | Message::Map(_)) => {
+            Ok(Message::Replies(_) | Message::Batch(_) | Message::Repair(_) | Message::Map(_)) => {
                 self.metrics.malformed.inc();
                 Ok(())
             }
@@ -162,15 +162,11 @@ impl Ingress {
                     shard,
                     request,
                 }),
-                Route::Node => answers.extend(self.answer(now, &map, request)),
+                Route::Node => answers.extend(self.answer(now, &map, &from, request)),
             }
         }
         self.tell(mail).await?;
-        let to = |reply| Effect::Reply {
-            to: from.clone(),
-            reply,
-        };
-        self.send(answers.into_iter().map(to).collect()).await
+        self.send(answers).await
     }
 
     async fn gateway_beat(&mut self, beat: GatewayBeat) -> Result<(), End> {
@@ -270,19 +266,28 @@ impl Ingress {
     }
 
     /// Answers what is not of one shard.
-    fn answer(&self, now: Timestamp, map: &ShardMap, request: Request) -> Option<Reply> {
-        match request {
+    fn answer(
+        &self,
+        now: Timestamp,
+        map: &ShardMap,
+        from: &GatewayRef,
+        request: Request,
+    ) -> Option<Effect> {
+        let to = from.clone();
+        let reply = match request {
             Request::Map { since } => {
                 let update = outbound::update(map, since)?;
                 let namespaces = (*self.namespaces).clone();
-                Some(Reply::Map { update, namespaces })
+                Reply::Map { update, namespaces }
             }
             Request::Inspect { id, question } => {
                 let answer = self.look(now, map, &question);
-                Some(Reply::Inspected { id, answer })
+                Reply::Inspected { id, answer }
             }
-            _ => None,
-        }
+            Request::Repair(repair) => return Some(Effect::Repair { to, repair }),
+            _ => return None,
+        };
+        Some(Effect::Reply { to, reply })
     }
 
     fn look(&self, now: Timestamp, map: &ShardMap, question: &Question) -> Answer {

@@ -45,6 +45,8 @@ pub struct BusMetrics {
     pub replies: IntCounter,
     /// Batches published.
     pub batches: IntCounter,
+    /// Batches published again, because a gateway had missed them.
+    pub repairs: IntCounter,
     /// Beats published, of links and of the node.
     pub beats: IntCounter,
     /// Changes of the map published.
@@ -111,6 +113,7 @@ impl Metrics {
                 beats_heard: received.with_label_values(&[bus, "beat"]),
                 maps: published.with_label_values(&[bus, "map"]),
                 batches: published.with_label_values(&[bus, "batch"]),
+                repairs: published.with_label_values(&[bus, "repair"]),
                 beats: published.with_label_values(&[bus, "beat"]),
                 refused: errors.with_label_values(&[bus, "refused"]),
             },

@@ -129,7 +129,7 @@ impl Worker {
                 }
                 true
             }
-            Effect::Reply { .. } | Effect::Forget(_) => true,
+            Effect::Reply { .. } | Effect::Forget(_) | Effect::Repair { .. } => true,
             Effect::Healed => {
                 self.metrics.interest_healed.inc();
                 false

@@ -13,6 +13,9 @@ pub const WIRE_VERSION: u8 = 1;
 /// keeps one message from standing before all others for long.
 pub const PAYLOAD_BYTES_MAX: usize = 512 * 1_024;
 
+/// What an entry has besides its texts and names, when all its numbers are long.
+const ENTRY_REST_BYTES: usize = 96;
+
 /// Bytes that are not a message of ours.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
@@ -32,7 +35,7 @@ pub enum Error {
 
 /// Encodes a message.
 pub fn encode(message: &Message) -> Bytes {
-    versioned(message)
+    versioned(message, 256)
 }
 
 /// Decodes a message. Any bytes may come.
@@ -40,9 +43,13 @@ pub fn decode(bytes: &[u8]) -> Result<Message, Error> {
     unversioned(bytes)
 }
 
-/// Encodes an entry of a link, to be shared by the batches of many links.
+/// Encodes an entry of a link, to be shared by the batches of many links, and
+/// kept by them: it takes little more memory than it is long.
 pub fn encode_entry(entry: &Entry) -> Bytes {
-    versioned(entry)
+    let publication = &entry.publication;
+    let texts = publication.data.len() + publication.event.len();
+    let names = entry.key.app.as_str().len() + entry.key.channel.as_str().len();
+    versioned(entry, texts + names + ENTRY_REST_BYTES)
 }
 
 /// Decodes an entry of a link.
@@ -50,8 +57,9 @@ pub fn decode_entry(bytes: &[u8]) -> Result<Entry, Error> {
     unversioned(bytes)
 }
 
-fn versioned(value: &impl Serialize) -> Bytes {
-    let mut bytes = Vec::with_capacity(256);
+/// `bytes`: how long it will be, more or less.
+fn versioned(value: &impl Serialize, bytes: usize) -> Bytes {
+    let mut bytes = Vec::with_capacity(bytes);
     bytes.push(WIRE_VERSION);
     rmp_serde::encode::write(&mut bytes, value).expect("our types always encode into memory");
     bytes.into()

@@ -29,6 +29,9 @@ pub enum Message {
     Replies(Replies),
     /// Node to gateway: a piece of the link.
     Batch(Batch),
+    /// Node to gateway: a piece of the link once more, because it was asked for.
+    /// Its entries have the numbers that they had.
+    Repair(Batch),
     /// Node to everyone.
     NodeBeat(NodeBeat),
     /// Gateway to all nodes.
@@ -74,6 +77,8 @@ pub enum Request {
         /// What.
         question: Question,
     },
+    /// Send a part of the link again.
+    Repair(Repair),
 }
 
 /// The place of a publish in its gateway's sequence for one shard.
@@ -164,6 +169,33 @@ pub struct RestateEnd {
     pub since: u64,
 }
 
+/// Asks for what has not come by a link. It is answered with
+/// [`Message::Repair`], and with [`Reply::Unrepairable`] for what the node no
+/// longer holds.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Repair {
+    /// The life of the node whose link it is: another one counts anew.
+    pub node: Incarnation,
+    /// What is missing.
+    pub spans: Vec<Span>,
+}
+
+/// Entries of a link, by number.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Span {
+    /// The first of them.
+    pub first: u64,
+    /// How many.
+    pub count: u64,
+}
+
+impl Span {
+    /// The number behind the last of them.
+    pub fn end(&self) -> u64 {
+        self.first.saturating_add(self.count)
+    }
+}
+
 /// Answers, collected like requests.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Replies {
@@ -231,6 +263,12 @@ pub enum Reply {
     Gone {
         /// The higher one.
         newer: Incarnation,
+    },
+    /// To a [`Request::Repair`] that asks for more of the link than is held.
+    Unrepairable {
+        /// The lowest number that is held. If there is no link, this is above
+        /// all numbers.
+        below: u64,
     },
 }
 

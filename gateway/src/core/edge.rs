@@ -2,6 +2,7 @@
 //! far it has come in every channel that any of its clients follows.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet, VecDeque};
+use std::ops::Range;
 use std::time::Duration;
 
 use proto::channel::ChannelKey;
@@ -50,7 +51,8 @@ const NAMESPACES_RETRY: Duration = Duration::from_secs(10);
 const WINDOW_AGE: Duration = Duration::from_secs(30);
 /// Bytes of all that is kept so; then it reaches back less far.
 const WINDOW_BYTES_MAX: usize = 64 * 1_024 * 1_024;
-/// Channels that are asked about in one tick when a link has lost something:
+/// Channels that are asked about in one tick when a link has lost something for
+/// good:
 /// the owner of 100,000 channels is not asked about all of them at once.
 const REFRESH_PER_TICK: usize = 512;
 
@@ -133,12 +135,33 @@ pub enum Effect {
         /// What happened.
         step: Step,
     },
-    /// Count and log: a link has lost this many entries.
+    /// Count: a link has lost this many entries. They are asked for again.
     LinkGap {
         /// Whose link.
         node: NodeId,
         /// How many.
         missed: u64,
+    },
+    /// Count: so many of them have come again.
+    LinkRepaired {
+        /// How many.
+        entries: u64,
+    },
+    /// Count and log: so many of them will not come again. Channels of that
+    /// node are asked for by position.
+    LinkFallback {
+        /// Whose link.
+        node: NodeId,
+        /// How many.
+        lost: u64,
+    },
+    /// Log: neither batch nor beat has come from a node for a while, or one has
+    /// come again after that.
+    Silence {
+        /// Which node.
+        node: NodeId,
+        /// Whether it is silent now.
+        silent: bool,
     },
     /// Count: a beat or map of another cluster, or of one with other shards,
     /// came by our bus and was ignored.
@@ -194,6 +217,8 @@ pub struct Edge {
     beat_from: u16,
     /// Reused, so that delivering allocates nothing.
     steps: Vec<Step>,
+    /// The same: which entries of a batch have not been here before.
+    fresh: Vec<Range<usize>>,
 }
 
 #[derive(Debug)]
@@ -290,6 +315,7 @@ impl Edge {
             beat_at: Timestamp(0),
             beat_from: 0,
             steps: Vec::new(),
+            fresh: Vec::new(),
         }
     }
 
@@ -310,7 +336,8 @@ impl Edge {
             } => self.resume(now, worker, &key, cursor, effects),
             Input::Unfollow { worker, key } => self.unfollow(now, worker, &key),
             Input::Ask { ticket, question } => self.ask_node(now, ticket, question, effects),
-            Input::Message(Message::Batch(batch)) => self.batch(now, &batch, effects),
+            Input::Message(Message::Batch(batch)) => self.batch(now, &batch, false, effects),
+            Input::Message(Message::Repair(batch)) => self.batch(now, &batch, true, effects),
             Input::Message(Message::Replies(replies)) => self.replies(now, replies, effects),
             Input::Message(Message::NodeBeat(beat)) => self.node_beat(now, &beat, effects),
             Input::Message(Message::Map(update)) => self.map(now, None, &update, effects),
@@ -352,6 +379,7 @@ impl Edge {
         }
         self.release_windows(now);
         self.tick_uplinks(now, effects);
+        self.tick_links(now, effects);
         self.tick_refresh(now, effects);
         self.tick_asked(now, effects);
         self.tick_beat(now, effects);

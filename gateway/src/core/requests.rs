@@ -8,6 +8,8 @@ const BATCH_BYTES_MAX: usize = PAYLOAD_BYTES_MAX - 64 * 1_024;
 /// What a request has besides a publication's texts: names at their longest,
 /// numbers, and what MessagePack puts around them.
 const REST_BYTES: usize = 512;
+/// What a span of a link takes at most.
+const SPAN_BYTES: usize = 20;
 
 /// Cuts requests for one node into batches, in order. None is empty.
 pub fn batches(requests: impl IntoIterator<Item = Request>) -> Vec<Vec<Request>> {
@@ -31,6 +33,7 @@ pub fn batches(requests: impl IntoIterator<Item = Request>) -> Vec<Vec<Request>>
 fn estimate(request: &Request) -> usize {
     match request {
         Request::Publish(publish) => publish.data.len() + publish.event.len() + REST_BYTES,
+        Request::Repair(repair) => repair.spans.len() * SPAN_BYTES + REST_BYTES,
         _ => REST_BYTES,
     }
 }

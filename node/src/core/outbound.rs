@@ -4,15 +4,27 @@
 //! Links go before replies, so that a publication is on its way before its
 //! publisher hears of it. A gateway has one link; when a new life of it is
 //! heard of, a new link begins, and what was for the old one goes nowhere.
+//!
+//! Links keep what they have carried, to send it again when a gateway has
+//! missed it. Two bounds hold for all links together:
+//! - **Memory.** When all rings together have come to their bound, the largest
+//!   lets go of its oldest. So a gateway that is sent much shortens its own
+//!   past, and one that is sent little can still be repaired as far back as
+//!   age allows. (To drop the oldest of all would let one busy link empty the
+//!   rings of all others.)
+//! - **Pace.** After a server of the bus has restarted, all gateways ask at
+//!   once. In each tick a link repeats up to a bound and all links together up
+//!   to another, and gateways take turns; what is new never waits for that.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
+use std::time::Duration;
 
 use bytes::Bytes;
 use proto::codec::{self, PAYLOAD_BYTES_MAX};
 use proto::id::{GatewayId, GatewayRef, Incarnation, NodeRef};
 use proto::link;
-use proto::message::{Message, NodeBeat, Replies, Reply};
+use proto::message::{Message, NodeBeat, Repair, Replies, Reply};
 use proto::shard::{MapUpdate, ShardMap};
 use proto::subject::Address;
 use proto::time::Timestamp;
@@ -35,6 +47,8 @@ pub struct Parcel {
 pub enum Kind {
     /// Publications.
     Batch,
+    /// Publications that are sent again.
+    Repair,
     /// Answers.
     Replies,
     /// A sign of life, of a link or of the node.
@@ -55,10 +69,24 @@ pub struct Outbound {
     ended: BTreeMap<GatewayId, (Incarnation, u64)>,
     /// Where links begin of which even that is forgotten.
     floor: u64,
+    /// Gateways that wait for something to be sent again, the next one first.
+    turns: VecDeque<GatewayId>,
+    /// Bytes that may still be sent again in this tick.
+    repair_room: usize,
 }
 
 /// Links that have ended and are remembered at most.
 const ENDED_MAX: usize = 4_096;
+/// Bytes that all rings together keep at most.
+pub const KEPT_BYTES_MAX: usize = 128 * 1_024 * 1_024;
+/// How much the largest ring lets go at a time.
+const SHED_BYTES: usize = 64 * 1_024;
+/// How often [`Outbound::tick`] is to be called.
+pub const TICK: Duration = Duration::from_millis(25);
+/// Bytes that one link sends again in a tick: 5 MiB/s.
+const LINK_REPAIR_BYTES: usize = 128 * 1_024;
+/// Bytes that all links together send again in a tick: 40 MiB/s.
+const REPAIR_BYTES: usize = 1_024 * 1_024;
 
 /// What goes to one gateway.
 #[derive(Debug)]
@@ -66,6 +94,8 @@ struct Peer {
     link: link::Sender,
     replies: Vec<Reply>,
     touched: bool,
+    /// Bytes that may still be sent again in this tick.
+    repair_room: usize,
 }
 
 /// What a process needs that has this version of the map: what came after it,
@@ -85,6 +115,8 @@ impl Outbound {
             peers: BTreeMap::new(),
             ended: BTreeMap::new(),
             floor: 1,
+            turns: VecDeque::new(),
+            repair_room: REPAIR_BYTES,
         }
     }
 
@@ -127,15 +159,34 @@ impl Outbound {
                     None => self.reply(&to.id, to.incarnation, vec![reply], parcels),
                 },
                 Effect::Forget(gateway) => self.forget(now, &gateway, parcels),
+                Effect::Repair { to, repair } => self.want(&to, &repair, parcels),
                 // For the worker.
                 Effect::Healed | Effect::Started(_) | Effect::Stopped(_) | Effect::Unroutable => {}
             }
         }
         self.flush(now, parcels);
+        self.shed();
+        self.repeat(parcels);
     }
 
-    /// The tail beats of links that are due.
-    pub fn tail_beats(&mut self, now: Timestamp, parcels: &mut Vec<Parcel>) {
+    /// What time brings: tail beats, the next piece of repairs, and an end to
+    /// what is kept.
+    pub fn tick(&mut self, now: Timestamp, parcels: &mut Vec<Parcel>) {
+        self.repair_room = REPAIR_BYTES;
+        for peer in self.peers.values_mut() {
+            peer.repair_room = LINK_REPAIR_BYTES;
+            peer.link.expire(now);
+        }
+        self.tail_beats(now, parcels);
+        self.repeat(parcels);
+    }
+
+    /// What all rings together keep, in bytes.
+    pub fn kept_bytes(&self) -> usize {
+        self.peers.values().map(|peer| peer.link.kept_bytes()).sum()
+    }
+
+    fn tail_beats(&mut self, now: Timestamp, parcels: &mut Vec<Parcel>) {
         parcels.extend(self.peers.iter_mut().filter_map(|(id, peer)| {
             let beat = Message::Batch(peer.link.beat(now)?);
             Some(Parcel {
@@ -160,6 +211,73 @@ impl Outbound {
             kind: Kind::Beat,
             bytes: codec::encode(&Message::NodeBeat(beat)),
         })
+    }
+
+    /// A gateway has missed something.
+    fn want(&mut self, to: &GatewayRef, repair: &Repair, parcels: &mut Vec<Parcel>) {
+        if repair.node != self.from.incarnation {
+            return;
+        }
+        let linked = |peer: &&mut Peer| peer.link.to() == to.incarnation;
+        let Some(peer) = self.peers.get_mut(&to.id).filter(linked) else {
+            let nothing = Reply::Unrepairable { below: u64::MAX };
+            self.reply(&to.id, to.incarnation, vec![nothing], parcels);
+            return;
+        };
+        let waits = peer.link.is_wanted();
+        if let Some(below) = peer.link.want(&repair.spans) {
+            peer.replies.push(Reply::Unrepairable { below });
+            peer.touched = true;
+        }
+        if !waits && peer.link.is_wanted() {
+            self.turns.push_back(to.id.clone());
+        }
+    }
+
+    /// Sends again what was asked for, as far as this tick's room goes.
+    fn repeat(&mut self, parcels: &mut Vec<Parcel>) {
+        for _ in 0..self.turns.len() {
+            if self.repair_room == 0 {
+                return;
+            }
+            let Some(id) = self.turns.pop_front() else {
+                return;
+            };
+            // A link that has begun anew since is asked anew.
+            let Some(peer) = self.peers.get_mut(&id) else {
+                continue;
+            };
+            let room = peer.repair_room.min(self.repair_room);
+            let sent = peer.link.repeat(room, |batch| {
+                parcels.push(Parcel {
+                    to: Address::Gateway(id.clone()),
+                    kind: Kind::Repair,
+                    bytes: codec::encode(&Message::Repair(batch)),
+                });
+            });
+            peer.repair_room = peer.repair_room.saturating_sub(sent);
+            self.repair_room = self.repair_room.saturating_sub(sent);
+            if peer.link.is_wanted() {
+                self.turns.push_back(id);
+            }
+        }
+    }
+
+    /// Holds all rings together to their bound.
+    fn shed(&mut self) {
+        let mut kept = self.kept_bytes();
+        while kept > KEPT_BYTES_MAX {
+            let largest = self
+                .peers
+                .values_mut()
+                .max_by_key(|it| it.link.kept_bytes());
+            let Some(Peer { link, .. }) = largest else {
+                return;
+            };
+            let before = link.kept_bytes();
+            link.shrink_to(before.saturating_sub(SHED_BYTES));
+            kept -= before - link.kept_bytes();
+        }
     }
 
     /// Ends a link. What is still to be sent goes out: the gateway may live.
@@ -196,6 +314,7 @@ impl Outbound {
                 link: link::Sender::going_on(self.from.clone(), to.incarnation, next, now),
                 replies: Vec::new(),
                 touched: false,
+                repair_room: LINK_REPAIR_BYTES,
             };
             self.peers.insert(to.id.clone(), peer);
         }
@@ -267,7 +386,7 @@ mod tests {
     use crate::core::interest::Interest;
     use proto::channel::ChannelKey;
     use proto::id::ClusterUuid;
-    use proto::message::{Batch, Entry, Joined, Missed};
+    use proto::message::{Batch, Entry, Joined, Missed, Span};
     use proto::position::{Epoch, Offset, Position};
     use proto::publication::Publication;
     use proto::shard::{Fence, ShardId};
@@ -433,25 +552,24 @@ mod tests {
     fn a_gateway_that_comes_back_in_the_same_life_takes_what_comes_for_new() {
         let mut outbound = outbound();
         let mut receiver = link::Receiver::default();
-        let mut receive = |parcels: Vec<Parcel>| -> Vec<link::Receipt> {
-            let batch = |parcel: &Parcel| match codec::decode(&parcel.bytes).unwrap() {
-                Message::Batch(batch) => batch,
-                other => panic!("not a batch: {other:?}"),
+        // How many entries are new.
+        let mut receive = |parcels: Vec<Parcel>| -> usize {
+            let [Message::Batch(batch)] = &messages(&parcels)[..] else {
+                panic!("not one batch: {parcels:?}");
             };
-            parcels
-                .iter()
-                .map(|p| receiver.receive(&batch(p)))
-                .collect()
+            let mut fresh = Vec::new();
+            let receipt = receiver.receive(Timestamp(0), batch, &mut fresh);
+            assert_eq!(receipt, link::Receipt::default());
+            fresh.into_iter().flatten().count()
         };
-        let in_order = vec![link::Receipt::InOrder];
         assert_eq!(
             receive(sent(&mut outbound, vec![deliver(1), deliver(1)])),
-            in_order
+            2
         );
         // What was on its way when it was forgotten still goes out.
         let effects = vec![deliver(1), Effect::Forget(gateway(1))];
-        assert_eq!(receive(sent(&mut outbound, effects)), in_order);
-        assert_eq!(receive(sent(&mut outbound, vec![deliver(1)])), in_order);
+        assert_eq!(receive(sent(&mut outbound, effects)), 1);
+        assert_eq!(receive(sent(&mut outbound, vec![deliver(1)])), 1);
         // Another life of it begins anew.
         sent(&mut outbound, vec![Effect::Forget(gateway(1))]);
         let parcels = sent(&mut outbound, vec![deliver(2)]);
@@ -459,6 +577,206 @@ mod tests {
             panic!("a batch")
         };
         assert_eq!(batch.first, 1);
+    }
+
+    /// A publication for these gateways, of so many bytes.
+    fn deliver_to<'a>(gateways: impl IntoIterator<Item = &'a GatewayRef>, len: usize) -> Effect {
+        let mut interest = Interest::default();
+        for gateway in gateways {
+            interest.set(Timestamp(0), gateway, 1, 1);
+        }
+        match deliver(1) {
+            Effect::Deliver { entry, .. } => Effect::Deliver {
+                to: interest.recipients(),
+                entry: Entry {
+                    publication: publication(len),
+                    ..entry
+                },
+            },
+            other => other,
+        }
+    }
+
+    fn named(id: &str) -> GatewayRef {
+        GatewayRef {
+            id: id.parse().unwrap(),
+            incarnation: Incarnation(1),
+        }
+    }
+
+    fn repair(to: &GatewayRef, first: u64, count: u64) -> Effect {
+        Effect::Repair {
+            to: to.clone(),
+            repair: Repair {
+                node: Incarnation(1),
+                spans: vec![Span { first, count }],
+            },
+        }
+    }
+
+    fn messages(parcels: &[Parcel]) -> Vec<Message> {
+        let message = |parcel: &Parcel| codec::decode(&parcel.bytes).unwrap();
+        parcels.iter().map(message).collect()
+    }
+
+    /// What is sent again to whom: numbers.
+    fn repairs(parcels: &[Parcel]) -> Vec<(String, u64, usize)> {
+        let repairs = parcels.iter().filter(|parcel| parcel.kind == Kind::Repair);
+        repairs
+            .map(
+                |parcel| match (&parcel.to, codec::decode(&parcel.bytes).unwrap()) {
+                    (Address::Gateway(id), Message::Repair(batch)) => {
+                        (id.to_string(), batch.first, batch.entries.len())
+                    }
+                    other => panic!("not a repair: {other:?}"),
+                },
+            )
+            .collect()
+    }
+
+    fn tick(outbound: &mut Outbound, at: u64) -> Vec<Parcel> {
+        let mut parcels = Vec::new();
+        outbound.tick(Timestamp(at), &mut parcels);
+        parcels
+    }
+
+    fn unrepairable(parcels: &[Parcel]) -> Vec<Reply> {
+        let of = |message: Message| match message {
+            Message::Replies(replies) => replies.replies,
+            _ => Vec::new(),
+        };
+        messages(parcels).into_iter().flat_map(of).collect()
+    }
+
+    #[test]
+    fn what_was_missed_is_sent_again_at_once_with_its_numbers() {
+        let mut outbound = outbound();
+        let before = sent(&mut outbound, (0..4).map(|_| deliver(1)).collect());
+        let parcels = sent(&mut outbound, vec![repair(&gateway(1), 2, 2), deliver(1)]);
+        assert_eq!(parcels[0].kind, Kind::Batch, "what is new goes first");
+        assert_eq!(repairs(&parcels), [("g".into(), 2, 2)]);
+        assert_eq!(parcels.len(), 2, "nothing is said besides");
+        let (before, again) = (messages(&before), messages(&parcels[1..]));
+        let ([Message::Batch(before)], [Message::Repair(again)]) = (&before[..], &again[..]) else {
+            panic!("{before:?} {again:?}");
+        };
+        assert_eq!(before.entries[1..3], again.entries);
+        assert_eq!(repairs(&tick(&mut outbound, 25)), [], "once");
+    }
+
+    #[test]
+    fn what_is_held_no_longer_is_said() {
+        let mut outbound = outbound();
+        sent(&mut outbound, vec![deliver(1), deliver(1)]);
+        tick(&mut outbound, 10_000);
+        sent(&mut outbound, vec![deliver(1)]);
+        let parcels = sent(&mut outbound, vec![repair(&gateway(1), 1, 3)]);
+        assert_eq!(unrepairable(&parcels), [Reply::Unrepairable { below: 3 }]);
+        assert_eq!(repairs(&parcels), [("g".into(), 3, 1)]);
+    }
+
+    #[test]
+    fn requests_for_repair_that_lead_nowhere_are_harmless() {
+        let mut outbound = outbound();
+        sent(&mut outbound, vec![deliver(2)]);
+        // Of another life of this node.
+        let mut other = repair(&gateway(2), 1, 1);
+        if let Effect::Repair { repair, .. } = &mut other {
+            repair.node = Incarnation(7);
+        }
+        assert_eq!(sent(&mut outbound, vec![other]), []);
+        // Of other lives of the gateway, and of one that nobody knows.
+        for (id, incarnation) in [("g", 1), ("g", 3), ("unknown", 2)] {
+            let to = GatewayRef {
+                incarnation: Incarnation(incarnation),
+                ..named(id)
+            };
+            let parcels = sent(&mut outbound, vec![repair(&to, 1, 1)]);
+            let nothing = Reply::Unrepairable { below: u64::MAX };
+            assert_eq!(unrepairable(&parcels), [nothing]);
+            assert_eq!((parcels.len(), outbound.peers.len()), (1, 1));
+        }
+        // Absurd spans.
+        for (first, count) in [(u64::MAX, u64::MAX), (2, u64::MAX), (1, 0)] {
+            let parcels = sent(&mut outbound, vec![repair(&gateway(2), first, count)]);
+            assert_eq!(parcels, [], "{first} {count}");
+        }
+        assert_eq!(outbound.turns.len(), 0);
+    }
+
+    #[test]
+    fn repairs_are_paced_by_link_and_by_node_and_gateways_take_turns() {
+        let mut outbound = outbound();
+        let gateways: Vec<GatewayRef> = (0..20).map(|n| named(&format!("g{n:02}"))).collect();
+        let entry = 64 * 1_024;
+        let all = (0..8).map(|_| deliver_to(&gateways, entry)).collect();
+        sent(&mut outbound, all);
+        let effects = gateways.iter().map(|g| repair(g, 1, 8)).collect();
+        let mut rounds = vec![sent(&mut outbound, effects)];
+        let all = 8 * gateways.len();
+        let mut count = repairs(&rounds[0]).iter().map(|r| r.2).sum::<usize>();
+        while count < all {
+            let parcels = tick(&mut outbound, 25);
+            count += repairs(&parcels).iter().map(|r| r.2).sum::<usize>();
+            rounds.push(parcels);
+            assert!(rounds.len() < 50);
+        }
+        assert_eq!(count, all);
+        for parcels in &rounds {
+            let bytes: usize = parcels.iter().map(|p| p.bytes.len()).sum();
+            // With one entry over the bound.
+            assert!(bytes <= REPAIR_BYTES + 3 * entry, "{bytes}");
+            for gateway in &gateways {
+                let to = |p: &&Parcel| p.to == Address::Gateway(gateway.id.clone());
+                let bytes: usize = parcels.iter().filter(to).map(|p| p.bytes.len()).sum();
+                assert!(bytes <= LINK_REPAIR_BYTES + 2 * entry, "{bytes}");
+            }
+        }
+        // Nobody gets its second piece before all others got their first.
+        let order: Vec<String> = rounds
+            .iter()
+            .flat_map(|p| repairs(p))
+            .map(|r| r.0)
+            .collect();
+        let firsts: BTreeMap<&String, usize> = order
+            .iter()
+            .enumerate()
+            .rev()
+            .map(|(at, id)| (id, at))
+            .collect();
+        assert!(
+            firsts.values().all(|at| *at < 2 * gateways.len()),
+            "{order:?}"
+        );
+    }
+
+    /// The gateway that is sent most pays for it with its own past.
+    #[test]
+    fn all_rings_together_are_bounded_and_the_largest_lets_go_first() {
+        let mut outbound = outbound();
+        let quiet = named("quiet");
+        sent(&mut outbound, vec![deliver_to([&quiet], 1_000)]);
+        let busy: Vec<GatewayRef> = (0..12).map(|n| named(&format!("busy{n}"))).collect();
+        for _ in 0..40 {
+            sent(&mut outbound, vec![deliver_to(&busy, 400_000)]);
+            assert!(outbound.kept_bytes() <= KEPT_BYTES_MAX);
+        }
+        assert!(outbound.kept_bytes() > KEPT_BYTES_MAX - 12 * 400_000);
+        let parcels = sent(&mut outbound, vec![repair(&quiet, 1, 1)]);
+        assert_eq!(repairs(&parcels), [("quiet".into(), 1, 1)]);
+        let parcels = sent(&mut outbound, vec![repair(&busy[0], 1, 1)]);
+        assert_eq!(repairs(&parcels), []);
+        assert_eq!(unrepairable(&parcels).len(), 1);
+    }
+
+    #[test]
+    fn a_link_that_has_ended_holds_nothing() {
+        let mut outbound = outbound();
+        sent(&mut outbound, vec![deliver(1), Effect::Forget(gateway(1))]);
+        assert_eq!(outbound.kept_bytes(), 0);
+        sent(&mut outbound, vec![deliver(1), deliver(1), deliver(2)]);
+        let parcels = sent(&mut outbound, vec![repair(&gateway(2), 1, 9)]);
+        assert_eq!(repairs(&parcels), [("g".into(), 1, 1)], "of this life");
     }
 
     #[test]

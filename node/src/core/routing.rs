@@ -25,7 +25,7 @@ pub fn route(sharding: &Sharding, request: &Request) -> Route {
             question: Question::Channel { key },
             ..
         } if sharding.count > 0 => sharding.shard_of(key),
-        Request::Inspect { .. } | Request::Map { .. } => return Route::Node,
+        Request::Inspect { .. } | Request::Map { .. } | Request::Repair(_) => return Route::Node,
     })
 }
 
@@ -63,7 +63,10 @@ pub fn elsewhere(map: &ShardMap, shard: ShardId, request: &Request) -> Elsewhere
             version: leave.version,
             result: Err(refusal),
         },
-        Request::RestateEnd(_) | Request::Map { .. } | Request::Inspect { .. } => {
+        Request::RestateEnd(_)
+        | Request::Map { .. }
+        | Request::Inspect { .. }
+        | Request::Repair(_) => {
             return Elsewhere::Nothing;
         }
     })

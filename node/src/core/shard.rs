@@ -15,7 +15,7 @@ use std::time::Duration;
 use proto::channel::ChannelKey;
 use proto::id::{ClusterUuid, GatewayId, GatewayRef, NodeRef};
 use proto::message::{
-    ChannelState, Entry, InterestDigest, Publish, PublishResult, Published, Refusal, Reply,
+    ChannelState, Entry, InterestDigest, Publish, PublishResult, Published, Refusal, Repair, Reply,
     Request, Sequenced,
 };
 use proto::namespace::Namespaces;
@@ -86,6 +86,13 @@ pub enum Effect {
     },
     /// Let go of the link to a gateway that counts as gone.
     Forget(GatewayRef),
+    /// Send a gateway again what its link has lost.
+    Repair {
+        /// Which one.
+        to: GatewayRef,
+        /// What it asks for.
+        repair: Repair,
+    },
     /// Count: a restatement has ended a difference.
     Healed,
     /// Count: this node serves a shard from now on.
@@ -245,7 +252,7 @@ impl Shard {
             },
             Request::RestateEnd(end) => return self.restated(now, from, end, effects),
             // Answered before they come to a shard.
-            Request::Map { .. } | Request::Inspect { .. } => return,
+            Request::Map { .. } | Request::Inspect { .. } | Request::Repair(_) => return,
         };
         effects.push(Effect::Reply {
             to: from.clone(),

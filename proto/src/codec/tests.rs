@@ -317,6 +317,36 @@ fn golden_restatement() {
 }
 
 #[test]
+fn golden_repair() {
+    let span = Span {
+        first: 300,
+        count: 2,
+    };
+    check(
+        &requests(Request::Repair(Repair {
+            node: Incarnation(3),
+            spans: vec![span],
+        })),
+        expect!["0181a872657175657374739392a467772d3107029181a672657061697292039192cd012c02"],
+    );
+    check(
+        &replies(Reply::Unrepairable { below: 301 }),
+        expect![
+            "0181a77265706c6965739492a66e6f64652d310307029181ac756e72657061697261626c6591cd012d"
+        ],
+    );
+    check(
+        &Message::Repair(Batch {
+            from: node(),
+            to: Incarnation(7),
+            first: 301,
+            entries: vec![Bytes::from_static(b"\x01\x02")],
+        }),
+        expect!["0181a67265706169729492a66e6f64652d310307cd012d91c4020102"],
+    );
+}
+
+#[test]
 fn golden_inspection() {
     let ask = |question| requests(Request::Inspect { id: 5, question });
     let tell = |answer| replies(Reply::Inspected { id: 5, answer });

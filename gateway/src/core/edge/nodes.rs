@@ -1,16 +1,27 @@
-//! Which nodes are heard: each in its latest life only.
+//! Which nodes are heard, each in its latest life only, and what their links
+//! have brought.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
 
+use proto::channel::ChannelKey;
+
 use proto::id::{Incarnation, NodeId, NodeRef};
 use proto::link::Receiver;
+use proto::position::Position;
+use proto::shard::ShardId;
 use proto::time::Timestamp;
 
-/// A node that was silent for so long is not asked.
+/// A node that was silent for so long is not asked, and its silence is told.
 const SILENT: Duration = Duration::from_secs(2);
 /// Nodes that are remembered at most; the one silent for longest is forgotten.
 const NODES_MAX: usize = 1_024;
+/// How long a silent node is remembered, if it owns nothing by then.
+const FORGET: Duration = Duration::from_secs(60);
+/// Channels of one link that wait for a repair at most. Others ask by position.
+const WAITING_MAX: usize = 65_536;
+/// How long a channel waits for repairs of its link, of whatever hole.
+const WAIT: Duration = Duration::from_secs(5);
 /// Nodes of other clusters that are remembered at most.
 const STRANGERS_MAX: usize = 64;
 /// How often it is said that another cluster is heard.
@@ -24,6 +35,8 @@ pub(super) struct Nodes {
     /// they come from.
     strangers: BTreeMap<NodeRef, Timestamp>,
     complained_at: Option<Timestamp>,
+    /// Channels that waited for a link which is no more.
+    adrift: Vec<(ShardId, ChannelKey)>,
 }
 
 #[derive(Debug)]
@@ -32,35 +45,184 @@ struct Heard {
     /// A beat has named our cluster.
     ours: bool,
     at: Timestamp,
-    link: Receiver,
+    /// When it last showed by itself that it is there: by a batch or a beat.
+    signed_at: Timestamp,
+    silent: bool,
+    /// When it is forgotten, as long as it is silent.
+    forget_at: Timestamp,
+    link: Link,
+}
+
+/// The link from a node.
+#[derive(Debug, Default)]
+pub(super) struct Link {
+    pub(super) receiver: Receiver,
+    /// Channels in which something came too early while the link had holes.
+    waiting: BTreeMap<(ShardId, ChannelKey), Waiting>,
+}
+
+/// What a channel waits for.
+#[derive(Debug)]
+struct Waiting {
+    since: Timestamp,
+    /// The last entry that came too early.
+    number: u64,
+    position: Position,
+}
+
+/// What has become of a node.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) enum Change {
+    /// It has fallen silent.
+    Silent(NodeId),
+    /// It has been silent for long.
+    Old(NodeId),
+}
+
+impl Link {
+    /// An entry has come too early, and a hole before it may be the reason: its
+    /// channel waits for that to be filled. `false`: too many do already.
+    pub(super) fn wait(
+        &mut self,
+        now: Timestamp,
+        number: u64,
+        channel: (ShardId, ChannelKey),
+        position: Position,
+    ) -> bool {
+        let room = self.waiting.len() < WAITING_MAX;
+        if !room && !self.waiting.contains_key(&channel) {
+            return false;
+        }
+        let waiting = self.waiting.entry(channel).or_insert(Waiting {
+            since: now,
+            number,
+            position,
+        });
+        (waiting.number, waiting.position) = (number, position);
+        true
+    }
+
+    fn done_waiting(&mut self, now: Timestamp) -> Vec<((ShardId, ChannelKey), Position)> {
+        if self.waiting.is_empty() {
+            return Vec::new();
+        }
+        let lowest = self.receiver.lowest_missing().unwrap_or(u64::MAX);
+        let over = |w: &mut Waiting| w.number < lowest || now.since(w.since) >= WAIT;
+        self.waiting
+            .extract_if(.., |_, waiting| over(waiting))
+            .map(|(channel, waiting)| (channel, waiting.position))
+            .collect()
+    }
+}
+
+impl Heard {
+    fn new(now: Timestamp, incarnation: Incarnation) -> Self {
+        Self {
+            incarnation,
+            ours: false,
+            at: now,
+            signed_at: now,
+            silent: false,
+            forget_at: now,
+            link: Link::default(),
+        }
+    }
 }
 
 impl Nodes {
     /// A message of this node has come. Its link, which begins anew with each
     /// life; `None`: the message is of a life that is over, or of another
     /// cluster, and does not count.
-    pub(super) fn hear(&mut self, now: Timestamp, from: &NodeRef) -> Option<&mut Receiver> {
+    pub(super) fn hear(&mut self, now: Timestamp, from: &NodeRef) -> Option<&mut Link> {
         if self.strangers.contains_key(from) {
             return None;
         }
         if !self.heard.contains_key(&from.id) {
             self.make_room();
         }
-        let fresh = || Heard {
-            incarnation: from.incarnation,
-            ours: false,
-            at: now,
-            link: Receiver::default(),
-        };
+        let fresh = || Heard::new(now, from.incarnation);
         let node = self.heard.entry(from.id.clone()).or_insert_with(fresh);
         if from.incarnation < node.incarnation {
             return None;
         }
         if from.incarnation > node.incarnation {
-            *node = fresh();
+            let next = Heard {
+                signed_at: node.signed_at,
+                silent: node.silent,
+                forget_at: node.forget_at,
+                ..fresh()
+            };
+            let before = std::mem::replace(node, next);
+            self.adrift.extend(before.link.waiting.into_keys());
         }
         node.at = now;
         Some(&mut node.link)
+    }
+
+    /// A node has shown by itself that it is there. `true`: after it had been
+    /// silent.
+    pub(super) fn sign(&mut self, now: Timestamp, node: &NodeId) -> bool {
+        let Some(node) = self.heard.get_mut(node) else {
+            return false;
+        };
+        node.signed_at = now;
+        std::mem::take(&mut node.silent)
+    }
+
+    /// What silence has changed.
+    pub(super) fn tick(&mut self, now: Timestamp) -> Vec<Change> {
+        let mut changes = Vec::new();
+        for (id, node) in &mut self.heard {
+            if !node.silent && now.since(node.signed_at) >= SILENT {
+                node.silent = true;
+                node.forget_at = node.signed_at + FORGET;
+                changes.push(Change::Silent(id.clone()));
+            } else if node.silent && node.forget_at <= now {
+                node.forget_at = now + FORGET;
+                changes.push(Change::Old(id.clone()));
+            }
+        }
+        changes
+    }
+
+    /// Nodes that are silent.
+    pub(super) fn silent(&self) -> usize {
+        self.heard.values().filter(|node| node.silent).count()
+    }
+
+    pub(super) fn forget(&mut self, node: &NodeId) {
+        if let Some(node) = self.heard.remove(node) {
+            self.adrift.extend(node.link.waiting.into_keys());
+        }
+    }
+
+    /// Nodes whose links have holes.
+    pub(super) fn with_holes(&self) -> Vec<NodeRef> {
+        let holes = |(_, node): &(&NodeId, &Heard)| node.link.receiver.lowest_missing().is_some();
+        let node_ref = |(id, node): (&NodeId, &Heard)| NodeRef {
+            id: id.clone(),
+            incarnation: node.incarnation,
+        };
+        self.heard.iter().filter(holes).map(node_ref).collect()
+    }
+
+    /// Channels whose wait for a repair is over, with the position that they
+    /// should have reached by it.
+    pub(super) fn done_waiting(
+        &mut self,
+        now: Timestamp,
+    ) -> Vec<((ShardId, ChannelKey), Position)> {
+        let links = self.heard.values_mut().map(|node| &mut node.link);
+        links.flat_map(|link| link.done_waiting(now)).collect()
+    }
+
+    pub(super) fn link(&mut self, node: &NodeId) -> Option<&mut Link> {
+        self.heard.get_mut(node).map(|node| &mut node.link)
+    }
+
+    /// Channels that waited for a link which is no more.
+    pub(super) fn take_adrift(&mut self) -> Vec<(ShardId, ChannelKey)> {
+        std::mem::take(&mut self.adrift)
     }
 
     /// A beat that names our cluster.
@@ -80,9 +242,7 @@ impl Nodes {
         let same = |heard: &&Heard| heard.incarnation == from.incarnation;
         match self.heard.get(&from.id).filter(same) {
             Some(heard) if heard.ours => return,
-            Some(_) => {
-                self.heard.remove(&from.id);
-            }
+            Some(_) => self.forget(&from.id),
             None => {}
         }
         if self.strangers.len() >= STRANGERS_MAX {
@@ -125,7 +285,7 @@ impl Nodes {
         }
         let oldest = self.heard.iter().min_by_key(|(_, node)| node.at);
         if let Some(oldest) = oldest.map(|(id, _)| id.clone()) {
-            self.heard.remove(&oldest);
+            self.forget(&oldest);
         }
     }
 }

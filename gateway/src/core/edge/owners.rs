@@ -101,6 +101,7 @@ impl Edge {
         if !self.nodes.hear_ours(now, &beat.from) {
             return;
         }
+        self.sign(now, &beat.from.id, effects);
         self.learn_version(now, &beat.from.id, beat.map_version, effects);
         // A node with an older map may have older namespaces as well.
         let differ = beat.namespaces != self.namespaces_digest;
@@ -236,6 +237,7 @@ impl Edge {
                     effects.push(Effect::Superseded { newer });
                 }
                 Reply::Gone { .. } => effects.push(Effect::Malformed),
+                Reply::Unrepairable { below } => self.unrepairable(&from.id, below, effects),
             }
         }
         self.learn_version(now, &from.id, replies.map_version, effects);

@@ -18,6 +18,7 @@ use super::*;
 
 mod asking;
 mod cluster;
+mod links;
 mod owners;
 mod restating;
 
@@ -54,11 +55,12 @@ fn me() -> GatewayRef {
     }
 }
 
-/// An edge and what it did last, beats apart.
+/// An edge and what it did last, beats and what it says of silent nodes apart.
 struct Bench {
     edge: Edge,
     effects: Vec<Effect>,
     beats: Vec<GatewayBeat>,
+    silences: Vec<(NodeId, bool)>,
 }
 
 impl Bench {
@@ -67,6 +69,7 @@ impl Bench {
             edge: Edge::new(me(), &map(1, "a", FENCE.0).since(0), Namespaces::default()),
             effects: Vec::new(),
             beats: Vec::new(),
+            silences: Vec::new(),
         }
     }
 
@@ -77,6 +80,7 @@ impl Bench {
         for effect in effects {
             match effect {
                 Effect::Beat(beat) => self.beats.push(beat),
+                Effect::Silence { node, silent } => self.silences.push((node, silent)),
                 effect => self.effects.push(effect),
             }
         }
@@ -368,45 +372,6 @@ fn who_comes_back_while_it_lingers_is_attached_at_once() {
     );
     assert_eq!(bench.tell(5_000, Input::Tick), []);
     assert_eq!(bench.edge.channels(), 1);
-}
-
-#[test]
-fn a_gap_of_the_link_makes_every_channel_of_that_node_ask_with_its_position() {
-    let mut bench = Bench::new();
-    bench.attach("c", 4);
-    bench.attach("d", 2);
-    let effects = bench.batch("a", 3, &[]);
-    assert_eq!(
-        effects,
-        [Effect::LinkGap {
-            node: "a".parse().unwrap(),
-            missed: 2
-        }]
-    );
-    let effects = bench.tell(20, Input::Tick);
-    let mut have: Vec<_> = requests(effects)
-        .into_iter()
-        .map(|(_, request)| match request {
-            Request::Join(join) => (join.key.channel.to_string(), join.since),
-            other => panic!("not a join: {other:?}"),
-        })
-        .collect();
-    have.sort_by_key(|(channel, _)| channel.clone());
-    assert_eq!(
-        have,
-        [
-            ("c".into(), Since::Delivered(at(4))),
-            ("d".into(), Since::Delivered(at(2)))
-        ]
-    );
-}
-
-#[test]
-fn a_gap_of_the_link_does_not_hold_back_what_is_contiguous() {
-    let mut bench = Bench::new();
-    bench.attach("c", 4);
-    let entry = bench.entry("c", FENCE, 5);
-    assert_eq!(delivered(bench.batch("a", 3, &[entry])), [5]);
 }
 
 /// The map was here before it was there.
