@@ -13,10 +13,10 @@ use super::ledger::Outcome;
 use super::{LOOK_EVERY, OPEN_MAX, Run, Tasks, wire};
 use crate::client::{Connection, Failed, problem};
 
-/// Publications per second of one publisher: a fifth of what one that waits for
-/// each answer may get through a busy machine.
-const RATE_EACH: u32 = 40;
-const PUBLISHERS_MAX: usize = 64;
+/// Publications per second of one publisher. Few: each waits for its answer, and
+/// when nothing is answered it is they who have something under way.
+const RATE_EACH: u32 = 10;
+const PUBLISHERS_MAX: usize = 256;
 /// How long one publication is tried. Well within the time that a server
 /// remembers keys.
 const TRY_FOR: Duration = Duration::from_secs(30);
