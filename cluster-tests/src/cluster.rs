@@ -12,8 +12,9 @@ use tokio::process::Command;
 
 use crate::client::get;
 use crate::eventually;
-use crate::nats::{Folder, NatsServer};
+use crate::nats::{Folder, NatsServer, free_address};
 use crate::process::{Dev, NodeProcess, command, run};
+use crate::proxy::UdpProxy;
 
 /// The app that all gateways serve.
 pub const APP: &str = "app-id:app-key:app-secret";
@@ -29,6 +30,12 @@ pub struct Cluster {
     pub gateways: BTreeMap<String, Dev>,
     /// Where each node listens, also while it does not run.
     quic: BTreeMap<String, String>,
+    /// Where other nodes reach a node, if not where it listens.
+    detours: BTreeMap<String, String>,
+    /// Where a process reaches the bus, if not where that is.
+    buses: BTreeMap<String, String>,
+    /// Where a gateway listens that comes back at the same place.
+    places: BTreeMap<String, String>,
     folder: Folder,
 }
 
@@ -55,6 +62,9 @@ impl Cluster {
                 .iter()
                 .map(|name| Ok(((*name).to_owned(), free_udp_address()?)))
                 .collect::<Result<_>>()?,
+            detours: BTreeMap::new(),
+            buses: BTreeMap::new(),
+            places: BTreeMap::new(),
             folder,
         };
         let made = run(["certs", "init", cluster.certs_text()?]).await?;
@@ -97,6 +107,40 @@ impl Cluster {
         Ok(())
     }
 
+    /// Has a process reach the bus by another address, `HOST:PORT`, such as that
+    /// of a proxy, whenever it is started from now on.
+    pub fn reach_bus_by(&mut self, process: &str, address: &str) {
+        self.buses
+            .insert(process.to_owned(), format!("nats://{address}"));
+    }
+
+    /// Has other nodes reach a founding node by a proxy, for those that are
+    /// started from now on.
+    ///
+    /// # Errors
+    /// When the node is none of the founders, or the proxy does not start.
+    pub async fn reach_node_by_proxy(&mut self, node: &str) -> Result<UdpProxy> {
+        let proxy = UdpProxy::start(self.quic.get(node).context("a founder")?).await?;
+        self.detours
+            .insert(node.to_owned(), proxy.address().to_owned());
+        Ok(proxy)
+    }
+
+    /// Has a gateway listen at the same address each time it is started from now
+    /// on.
+    ///
+    /// # Errors
+    /// When no port is free.
+    pub fn keep_place(&mut self, gateway: &str) -> Result<()> {
+        self.places.insert(gateway.to_owned(), free_address()?);
+        Ok(())
+    }
+
+    fn bus_url(&self, process: &str) -> String {
+        let other = self.buses.get(process).cloned();
+        other.unwrap_or_else(|| self.nats.url())
+    }
+
     /// Where certificates are.
     pub fn certs(&self) -> PathBuf {
         self.folder.path("certs")
@@ -126,14 +170,17 @@ impl Cluster {
                 bail!("no certificate: {made:?}");
             }
         }
-        let founders = self.quic.values().cloned().collect::<Vec<_>>().join(",");
+        let detours = &self.detours;
+        let founders = self.quic.iter();
+        let founders = founders.map(|(name, quic)| detours.get(name).unwrap_or(quic).as_str());
+        let founders = founders.collect::<Vec<_>>().join(",");
         let count = self.quic.len().to_string();
         let is_founder = self.quic.contains_key(name);
         let address = match self.quic.get(name) {
             Some(address) => address.clone(),
             None => free_udp_address()?,
         };
-        let mut command = command(["node", "--name", name, "--bus", &self.nats.url()]);
+        let mut command = command(["node", "--name", name, "--bus", &self.bus_url(name)]);
         command
             .args(["--admin", "127.0.0.1:0", "--quic", &address])
             .args(["--join", &founders, "--certs", certs])
@@ -141,6 +188,9 @@ impl Cluster {
             .arg(self.data(name));
         if is_founder {
             command.args(["--bootstrap-expect", &count]);
+        }
+        if let Some(detour) = self.detours.get(name) {
+            command.args(["--quic-advertise", detour]);
         }
         command.args(arguments);
         Ok(command)
@@ -167,9 +217,10 @@ impl Cluster {
 
     /// The command that runs a gateway, with further arguments.
     pub fn gateway_command(&self, name: &str, arguments: &[&str]) -> Command {
-        let mut command = command(["gateway", "--name", name, "--bus", &self.nats.url()]);
+        let mut command = command(["gateway", "--name", name, "--bus", &self.bus_url(name)]);
+        let place = self.places.get(name).map_or("127.0.0.1:0", String::as_str);
         command
-            .args(["--listen", "127.0.0.1:0", "--admin", "127.0.0.1:0"])
+            .args(["--listen", place, "--admin", "127.0.0.1:0"])
             .args(["--app", APP])
             .args(arguments);
         command
@@ -201,6 +252,16 @@ impl Cluster {
     pub async fn kill_node(&mut self, name: &str) -> Result<()> {
         let mut node = self.nodes.remove(name).context("it runs")?;
         node.kill().await?;
+        Ok(())
+    }
+
+    /// Ends a gateway at once; it says goodbye to nobody.
+    ///
+    /// # Errors
+    /// When it does not end in time.
+    pub async fn kill_gateway(&mut self, name: &str) -> Result<()> {
+        let mut gateway = self.gateways.remove(name).context("it runs")?;
+        gateway.kill().await?;
         Ok(())
     }
 

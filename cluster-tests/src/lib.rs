@@ -3,7 +3,9 @@
 //!
 //! [`process`] starts and ends servers and tools, [`client`] speaks to them;
 //! [`nats`] starts and ends the bus of a cluster, [`cluster`] all of one, and
-//! [`traffic`] goes through it.
+//! [`traffic`] goes through it; [`in_process`] starts gateways and a node inside
+//! the test. [`proxy`] disturbs what goes between processes,
+//! and [`verify`] has `dunlin verify` judge what came of it.
 //! Everything listens on free loopback ports and waits with deadlines.
 #![expect(
     clippy::disallowed_methods,
@@ -12,9 +14,12 @@
 
 pub mod client;
 pub mod cluster;
+pub mod in_process;
 pub mod nats;
 pub mod process;
+pub mod proxy;
 pub mod traffic;
+pub mod verify;
 
 use std::io::Write;
 use std::path::PathBuf;

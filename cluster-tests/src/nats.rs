@@ -224,6 +224,15 @@ impl Drop for NatsServer {
     }
 }
 
+/// A loopback address of those ports that is free now, for a server that comes
+/// back at the same place.
+///
+/// # Errors
+/// When there is none.
+pub fn free_address() -> Result<String> {
+    Ok(format!("127.0.0.1:{}", free_port()?))
+}
+
 fn free_port() -> Result<u16> {
     let places = PORTS.end - PORTS.start;
     for _ in 0..1_000 {

@@ -145,6 +145,19 @@ impl Connection {
         Ok((status, read_up_to(response, ADMIN_ANSWER_BYTES_MAX).await?))
     }
 
+    /// Asks for an event stream that goes on after a cursor.
+    pub(crate) async fn resume(
+        &mut self,
+        path: &str,
+        cursor: &str,
+    ) -> anyhow::Result<Response<Incoming>> {
+        let request = Request::get(path)
+            .header(HOST, &self.server.authority)
+            .header("last-event-id", cursor)
+            .body(Full::default())?;
+        Ok(self.send(request).await?)
+    }
+
     /// Publishes an event as an app's backend does. The answer and its text.
     pub(crate) async fn publish(
         &mut self,
@@ -152,6 +165,18 @@ impl Connection {
         channel: &str,
         event: &str,
         data: &str,
+    ) -> Result<(StatusCode, String), Failed> {
+        self.publish_once(app, channel, event, data, None).await
+    }
+
+    /// The same, with a key by which the server knows it again.
+    pub(crate) async fn publish_once(
+        &mut self,
+        app: &AppArgument,
+        channel: &str,
+        event: &str,
+        data: &str,
+        key: Option<&str>,
     ) -> Result<(StatusCode, String), Failed> {
         let body =
             serde_json::json!({ "name": event, "channel": channel, "data": data }).to_string();
@@ -162,9 +187,13 @@ impl Connection {
             query: "",
         };
         let query = auth::sign_request(&app.key, &app.secret, request, body.as_bytes(), now());
-        let request = Request::post(format!("{path}?{query}"))
+        let mut request = Request::post(format!("{path}?{query}"))
             .header(HOST, &self.server.authority)
-            .header(CONTENT_TYPE, "application/json")
+            .header(CONTENT_TYPE, "application/json");
+        if let Some(key) = key {
+            request = request.header("idempotency-key", key);
+        }
+        let request = request
             .body(Full::from(body))
             .map_err(|error| Failed::NotSent(error.into()))?;
         let response = self.send(request).await?;

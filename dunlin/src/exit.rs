@@ -1,10 +1,12 @@
-//! Exit codes, from sysexits(3), and errors that carry one.
+//! Exit codes, from sysexits(3) but for 1, and errors that carry one.
 
 use std::process::ExitCode;
 
 /// How a command ends when it fails.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Exit {
+    /// What was to be shown is not so.
+    Broken = 1,
     /// The command line is wrong.
     Usage = 64,
     /// Some of the input was refused.
@@ -20,7 +22,8 @@ pub(crate) enum Exit {
 }
 
 impl Exit {
-    pub(crate) const ALL: [Self; 6] = [
+    pub(crate) const ALL: [Self; 7] = [
+        Self::Broken,
         Self::Usage,
         Self::Data,
         Self::Unavailable,
@@ -31,6 +34,7 @@ impl Exit {
 
     pub(crate) fn meaning(self) -> &'static str {
         match self {
+            Self::Broken => "A promise did not hold (`dunlin verify`).",
             Self::Usage => "The command line is wrong.",
             Self::Data => "Some of the input was refused; the messages say which lines and why.",
             Self::Unavailable => "A server cannot be reached, or refuses.",

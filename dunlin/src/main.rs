@@ -33,6 +33,11 @@ mod process;
     reason = "shell: measures the runtime from a thread"
 )]
 mod telemetry;
+#[expect(
+    clippy::disallowed_methods,
+    reason = "shell: publishes and follows by the clock"
+)]
+mod verify;
 
 use std::process::ExitCode;
 
@@ -82,6 +87,7 @@ fn run(command: Command) -> Result<(), Failure> {
         Command::Node(options) => node::run(&options),
         Command::Pub(options) => cli::publish::run(&options),
         Command::Sub(options) => cli::subscribe::run(&options),
+        Command::Verify(options) => verify::run(&options),
         Command::Bench(options) => bench::run(&options),
         Command::Inspect(options) => cli::inspect::run(&options),
         Command::Nodes(options) => cli::inspect::run_nodes(&options),

@@ -48,6 +48,8 @@ pub(crate) enum Command {
     Pub(publish::Options),
     /// Print what arrives in channels.
     Sub(subscribe::Options),
+    /// Hold a running cluster to its promises: publish, follow, reconnect, and judge what came.
+    Verify(crate::verify::Options),
     /// Measure.
     Bench(crate::bench::Options),
     /// Look inside a running server, or inside its cluster through it.

@@ -47,7 +47,7 @@ fn cli() -> String {
     let mut command = super::Cli::command().term_width(100);
     command.build();
     help(&mut page, &mut command, "dunlin");
-    page.push_str("\n## Exit codes\n\nThose of sysexits(3).\n\n| code | meaning |\n|---|---|\n| 0 | Success. |\n");
+    page.push_str("\n## Exit codes\n\nThose of sysexits(3), but for 1.\n\n| code | meaning |\n|---|---|\n| 0 | Success. |\n");
     for exit in Exit::ALL {
         let _ = writeln!(page, "| {} | {} |", exit as u8, exit.meaning());
     }

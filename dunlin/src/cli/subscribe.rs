@@ -24,7 +24,7 @@ use crate::client::{ANSWER_TIMEOUT, problem, read};
 use crate::exit::{Exit, Failure};
 use event_stream::Parser;
 
-mod event_stream;
+pub(crate) mod event_stream;
 
 /// Channels of one event stream at most.
 const STREAM_CHANNELS: usize = gateway::protocol::sse::CHANNELS_MAX;

@@ -3,23 +3,23 @@
 
 /// One block: what stood between two blank lines.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub(super) struct Block {
-    pub(super) event: Option<String>,
+pub(crate) struct Block {
+    pub(crate) event: Option<String>,
     /// `None`: the block has no data, only, say, an id.
-    pub(super) data: Option<String>,
-    pub(super) id: Option<String>,
+    pub(crate) data: Option<String>,
+    pub(crate) id: Option<String>,
 }
 
 /// Puts lines together that arrive in pieces.
 #[derive(Debug, Default)]
-pub(super) struct Parser {
+pub(crate) struct Parser {
     line: Vec<u8>,
     block: Block,
 }
 
 impl Parser {
     /// Takes bytes; the blocks that they complete.
-    pub(super) fn feed(&mut self, bytes: &[u8]) -> Vec<Block> {
+    pub(crate) fn feed(&mut self, bytes: &[u8]) -> Vec<Block> {
         let mut blocks = Vec::new();
         for byte in bytes {
             if *byte != b'\n' {

@@ -1,0 +1,304 @@
+//! Real faults: real processes and a real nats-server, under load, harmed in
+//! every way that a test can. `dunlin verify` loads and judges: nothing that
+//! was acknowledged is lost, nothing comes twice or in another order, and no
+//! gap is silent.
+//!
+//! `make test` does each harm once or a few times, with a load that a busy
+//! machine can take. `make soak` sets `SOAK`, for the load and the counts of the
+//! bars in docs/guarantees.md.
+#![expect(
+    clippy::disallowed_methods,
+    reason = "shell: faults last for some time"
+)]
+
+use std::time::Duration;
+
+use anyhow::Result;
+use cluster_tests::client::metric_at;
+use cluster_tests::cluster::{BUS_HEALS, Cluster};
+use cluster_tests::nats::NatsServer;
+use cluster_tests::proxy::{TcpProxy, Way};
+use cluster_tests::traffic::Publisher;
+use cluster_tests::verify::{Load, Verdict, Verify};
+use cluster_tests::{PATIENCE, eventually};
+use rustix::process::Signal;
+use tokio::time::Instant;
+
+/// How long a fault lasts that is not over at once.
+const FAULT: Duration = Duration::from_secs(3);
+
+fn is_soak() -> bool {
+    std::env::var_os("SOAK").is_some()
+}
+
+fn load() -> Load {
+    if is_soak() {
+        Load {
+            rate: 2_000,
+            channels: 500,
+            size: 128,
+        }
+    } else {
+        Load {
+            rate: 200,
+            channels: 40,
+            size: 128,
+        }
+    }
+}
+
+/// How often a harm is done.
+fn times(few: u32) -> u32 {
+    if is_soak() { 10 } else { few }
+}
+
+/// Waits until every gateway takes publications; how long that took.
+async fn works(cluster: &Cluster) -> Result<Duration> {
+    let began = Instant::now();
+    for gateway in cluster.gateways.values() {
+        let mut number = 0;
+        while number < 20 {
+            let published = async {
+                let mut publisher = Publisher::connect(&gateway.clients).await?;
+                // Some channels of every node.
+                while number < 20 {
+                    let channel = format!("works-{number}");
+                    publisher.publish(&channel, "x").await?;
+                    number += 1;
+                }
+                anyhow::Ok(())
+            };
+            if let Err(error) = published.await {
+                assert!(began.elapsed() < 2 * PATIENCE, "in vain: {error:#}");
+                lasts(Duration::from_millis(20)).await;
+            }
+        }
+    }
+    Ok(began.elapsed())
+}
+
+/// The time that a fault takes, or that passes between two.
+async fn lasts(time: Duration) {
+    tokio::time::sleep(time).await;
+}
+
+fn told(what: &str, verdict: &Verdict) {
+    println!("{what}: {:#}", verdict.report);
+}
+
+#[tokio::test]
+async fn nothing_is_lost_while_nothing_happens() -> Result<()> {
+    let cluster = Cluster::start().await?;
+    let verify = Verify::start(&cluster, load(), &[]).await?;
+    lasts(FAULT).await;
+    let verdict = verify.judge().await?;
+    told("no fault", &verdict);
+    verdict.is_kept();
+    verdict.has_no_gaps();
+    assert!(verdict.figure("reconnects") > 0 && verdict.figure("unknown") == 0);
+    Ok(())
+}
+
+#[tokio::test]
+async fn nats_is_killed_and_restarted() -> Result<()> {
+    let mut cluster = Cluster::start().await?;
+    let verify = Verify::start(&cluster, load(), &[]).await?;
+    for _ in 0..times(2) {
+        cluster.nats.kill();
+        lasts(Duration::from_millis(500)).await;
+        cluster.nats.restart().await?;
+        works(&cluster).await?;
+        lasts(Duration::from_secs(1)).await;
+    }
+    let verdict = verify.judge().await?;
+    told("nats-server killed", &verdict);
+    verdict.is_kept();
+    // History holds far more than what is published meanwhile.
+    verdict.has_no_gaps();
+    Ok(())
+}
+
+#[tokio::test]
+async fn nats_stands_still_for_some_seconds() -> Result<()> {
+    let cluster = Cluster::start().await?;
+    let verify = Verify::start(&cluster, load(), &[]).await?;
+    for _ in 0..times(1) {
+        cluster.nats.pause()?;
+        lasts(FAULT).await;
+        cluster.nats.resume()?;
+        works(&cluster).await?;
+        lasts(Duration::from_secs(1)).await;
+    }
+    let verdict = verify.judge().await?;
+    told("nats-server stopped", &verdict);
+    verdict.is_kept();
+    verdict.has_no_gaps();
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_gateway_is_killed_and_restarted() -> Result<()> {
+    let mut cluster = Cluster::on(NatsServer::start().await?, &["n1", "n2", "n3"]).await?;
+    cluster.keep_place("g1")?;
+    cluster.add_all().await?;
+    cluster.ready().await;
+    let verify = Verify::start(&cluster, load(), &[]).await?;
+    for _ in 0..times(2) {
+        cluster.kill_gateway("g1").await?;
+        // Long enough that its clients are at the other one.
+        lasts(Duration::from_secs(1)).await;
+        cluster.add_gateway("g1", &[]).await?;
+        works(&cluster).await?;
+        lasts(Duration::from_secs(1)).await;
+    }
+    let verdict = verify.judge().await?;
+    told("gateway killed", &verdict);
+    verdict.is_kept();
+    verdict.has_no_gaps();
+    assert!(verdict.figure("disconnects") > 0);
+    Ok(())
+}
+
+/// What a gateway does not read in time, nats-server drops, and its connection
+/// with it.
+#[tokio::test]
+async fn a_gateway_stands_still_and_nats_drops_what_is_for_it() -> Result<()> {
+    // The least that goes with the largest message.
+    let nats = NatsServer::start_with("max_pending: 1MB\nwrite_deadline: \"200ms\"\n").await?;
+    let cluster = Cluster::start_on(nats).await?;
+    // More than the kernel's buffers hold, and less than the history of each
+    // channel.
+    let load = Load {
+        rate: 200,
+        channels: 200,
+        size: 16 * 1_024,
+    };
+    let verify = Verify::start(&cluster, load, &[]).await?;
+    let dropped = || cluster.nats.log().matches("Slow Consumer").count();
+    for _ in 0..times(1) {
+        let before = dropped();
+        cluster.gateway("g2").signal(Signal::STOP)?;
+        eventually("nats-server drops something", async || {
+            (dropped() > before).then_some(())
+        })
+        .await;
+        cluster.gateway("g2").signal(Signal::CONT)?;
+        works(&cluster).await?;
+        lasts(Duration::from_secs(1)).await;
+    }
+    let verdict = verify.judge().await?;
+    told("slow consumer", &verdict);
+    verdict.is_kept();
+    verdict.has_no_gaps();
+    Ok(())
+}
+
+/// All that nats-server kept comes at once, and its own queues have to take it.
+#[tokio::test]
+async fn a_gateway_stands_still_and_has_much_to_read_after_it() -> Result<()> {
+    let cluster = Cluster::start().await?;
+    let verify = Verify::start(&cluster, load(), &[]).await?;
+    for _ in 0..times(1) {
+        cluster.gateway("g2").signal(Signal::STOP)?;
+        lasts(2 * FAULT).await;
+        cluster.gateway("g2").signal(Signal::CONT)?;
+        works(&cluster).await?;
+        lasts(Duration::from_secs(1)).await;
+    }
+    let verdict = verify.judge().await?;
+    told("gateway stopped", &verdict);
+    verdict.is_kept();
+    verdict.has_no_gaps();
+    Ok(())
+}
+
+/// Each process's way to the bus is broken in one direction, then in the other,
+/// then in both; for so long that it may or may not be given up.
+#[tokio::test]
+async fn a_way_to_the_bus_is_broken_in_one_direction() -> Result<()> {
+    let mut cluster = Cluster::on(NatsServer::start().await?, &["n1", "n2", "n3"]).await?;
+    let mut proxies = Vec::new();
+    for process in ["g1", "n2"] {
+        let proxy = TcpProxy::start(&cluster.nats.address()).await?;
+        cluster.reach_bus_by(process, proxy.address());
+        proxies.push(proxy);
+    }
+    cluster.add_all().await?;
+    cluster.ready().await;
+    let verify = Verify::start(&cluster, load(), &[]).await?;
+    for _ in 0..times(1) {
+        for proxy in &proxies {
+            for way in [Way::ToServer, Way::ToClient, Way::Both] {
+                proxy.stall(way);
+                lasts(FAULT).await;
+                proxy.heal();
+                let took = works(&cluster).await?;
+                assert!(took < BUS_HEALS, "{way:?}: {took:?}");
+            }
+            proxy.cut();
+            works(&cluster).await?;
+        }
+    }
+    let verdict = verify.judge().await?;
+    told("bus broken one way", &verdict);
+    verdict.is_kept();
+    verdict.has_no_gaps();
+    Ok(())
+}
+
+/// A bus that is far away, for one gateway: everything is late, nothing else.
+#[tokio::test]
+async fn a_way_to_the_bus_is_long() -> Result<()> {
+    let mut cluster = Cluster::on(NatsServer::start().await?, &["n1", "n2", "n3"]).await?;
+    let proxy = TcpProxy::start(&cluster.nats.address()).await?;
+    cluster.reach_bus_by("g1", proxy.address());
+    cluster.add_all().await?;
+    cluster.ready().await;
+    let verify = Verify::start(&cluster, load(), &[]).await?;
+    proxy.delay(Way::Both, Duration::from_millis(100));
+    lasts(FAULT).await;
+    proxy.heal();
+    let verdict = verify.judge().await?;
+    told("bus far away", &verdict);
+    verdict.is_kept();
+    verdict.has_no_gaps();
+    Ok(())
+}
+
+/// Nodes lose a third of what they send to each other. They stay one cluster,
+/// and clients notice nothing.
+#[tokio::test]
+async fn nodes_lose_what_they_send_to_each_other() -> Result<()> {
+    let mut cluster = Cluster::on(NatsServer::start().await?, &["n1", "n2", "n3"]).await?;
+    let mut proxies = Vec::new();
+    for node in ["n1", "n2", "n3"] {
+        proxies.push(cluster.reach_node_by_proxy(node).await?);
+    }
+    cluster.add_all().await?;
+    cluster.ready().await;
+    let verify = Verify::start(&cluster, load(), &[]).await?;
+    for proxy in &proxies {
+        proxy.lose(Way::Both, 30);
+        proxy.delay(Way::Both, Duration::from_millis(20));
+    }
+    lasts(2 * FAULT).await;
+    // All of it: each node is alone.
+    for proxy in &proxies {
+        proxy.lose(Way::Both, 100);
+    }
+    lasts(FAULT).await;
+    for proxy in &proxies {
+        proxy.heal();
+    }
+    cluster.ready().await;
+    let verdict = verify.judge().await?;
+    told("nodes lose datagrams", &verdict);
+    verdict.is_kept();
+    verdict.has_no_gaps();
+    let mut owned = 0.0;
+    for node in cluster.nodes.values() {
+        owned += metric_at(&node.admin, "dunlin_shards_owned", &[]).await?;
+    }
+    assert_eq!(owned, 1_024.0, "of all shards");
+    Ok(())
+}
