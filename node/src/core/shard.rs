@@ -20,6 +20,7 @@ use proto::time::{Timers, Timestamp};
 
 use super::accord::Accord;
 use super::channel::Channel;
+use super::idempotency::{self, Keys};
 use super::interest::Recipients;
 use super::publish_table::{Admission, PublishTable};
 
@@ -76,6 +77,15 @@ pub enum Effect {
     Forget(GatewayRef),
     /// Count: a restatement has ended a difference.
     Healed,
+    /// Count: a publish was repeated with its idempotency key, and got the first
+    /// result.
+    Repeated,
+    /// Count: a publish was refused because of its idempotency key, which was
+    /// used for another request or (`full`) could not be remembered.
+    KeyRefused {
+        /// There was no room.
+        full: bool,
+    },
     /// Count: this node serves a shard from now on.
     Started(ShardId),
     /// Count: it serves it no longer.
@@ -105,6 +115,7 @@ pub struct Shard {
     namespaces: Arc<Namespaces>,
     channels: HashMap<ChannelKey, Channel>,
     gateways: HashMap<GatewayId, Gateway>,
+    keys: Keys,
     /// Channel states created so far, for epochs.
     created: u64,
     /// (gateway, channel) pairs that get publications.
@@ -145,6 +156,7 @@ impl Shard {
             namespaces,
             channels: HashMap::new(),
             gateways: HashMap::new(),
+            keys: Keys::default(),
             created: 0,
             interest: 0,
             timers: Timers::default(),
@@ -177,6 +189,11 @@ impl Shard {
         self.interest
     }
 
+    /// How many idempotency keys are remembered.
+    pub fn idempotency_keys(&self) -> usize {
+        self.keys.len()
+    }
+
     /// One channel, for those who look inside. `None`: it has no state.
     pub fn describe(&self, key: &ChannelKey) -> Option<ChannelState> {
         self.channels.get(key).map(Channel::describe)
@@ -199,8 +216,9 @@ impl Shard {
         let reply = match request {
             Request::Publish(publish) => {
                 let place = publish.place;
-                let result =
-                    self.sequenced(from, place, |shard| shard.publish(now, publish, effects));
+                let result = self.sequenced(from, place, |shard| {
+                    shard.publish_once(now, publish, effects)
+                });
                 Reply::Published {
                     shard: place.shard,
                     sequence: place.sequence,
@@ -279,6 +297,46 @@ impl Shard {
             .get_or_insert_with(|| PublishTable::starting_at(low_mark))
     }
 
+    /// Performs a publish once for its idempotency key, if it has one.
+    fn publish_once(
+        &mut self,
+        now: Timestamp,
+        publish: Publish,
+        effects: &mut Vec<Effect>,
+    ) -> PublishResult {
+        let Some(idempotency) = publish.idempotency else {
+            return self.publish(now, publish, effects);
+        };
+        match self.keys.admit(now, &idempotency) {
+            idempotency::Admission::New => {}
+            idempotency::Admission::Repeat(first) => {
+                effects.push(Effect::Repeated);
+                return Ok(Published::Accepted {
+                    fence: self.tenure.fence,
+                    position: first.position,
+                    copies: first.copies,
+                });
+            }
+            idempotency::Admission::Mismatch => {
+                effects.push(Effect::KeyRefused { full: false });
+                return Err(Refusal::IdempotencyMismatch);
+            }
+            idempotency::Admission::Full => {
+                effects.push(Effect::KeyRefused { full: true });
+                return Err(Refusal::IdempotencyFull);
+            }
+        }
+        let result = self.publish(now, publish, effects)?;
+        if let Published::Accepted {
+            position, copies, ..
+        } = result
+        {
+            let first = idempotency::Publication { position, copies };
+            self.keys.remember(now, &idempotency, first);
+        }
+        Ok(result)
+    }
+
     /// One step both hands the publication to the links and gives the result
     /// that acknowledges it. With a standby, its confirmation comes in between.
     fn publish(
@@ -354,6 +412,7 @@ impl Shard {
     }
 
     fn expire(&mut self, now: Timestamp) {
+        self.keys.expire(now);
         while let Some(key) = self.timers.pop_due(now) {
             let limits = self.namespaces.history(&key);
             let Some(channel) = self.channels.get_mut(&key) else {
