@@ -379,6 +379,17 @@ async fn message(stream: &mut TcpStream) -> Result<Option<Vec<u8>>> {
 }
 
 #[tokio::test]
+async fn pub_may_not_speak_as_the_server() -> Result<()> {
+    let server = Dev::start().await?;
+    let mut publishing = command(["pub", "x", "--event", "dunlin:gap"]);
+    publishing.args(["--url", &server.url()]);
+    let ended = run_command(publishing, "a\n").await?;
+    assert_eq!(ended.status.code(), Some(65), "{ended:?}");
+    assert!(ended.stderr.contains("reserved"), "{}", ended.stderr);
+    Ok(())
+}
+
+#[tokio::test]
 async fn pub_repeats_what_was_not_acknowledged_and_publishes_each_line_once() -> Result<()> {
     use Fate::{AnswerLost, Answered504, Passes, RequestLost};
     let server = Dev::start().await?;
