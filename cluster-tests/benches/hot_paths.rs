@@ -141,6 +141,7 @@ fn publish_at_owner(bencher: Bencher<'_, '_>) {
             data: "x".repeat(128).into(),
             exclude: None,
             accepted_at: UnixTime(0),
+            idempotency: None,
         };
         effects.clear();
         let input = Input::Request {

@@ -1,10 +1,5 @@
 //! Clients that come back with a cursor, at a server of one process; what
 //! clusters do when a part of them dies is in `faults.rs`.
-#![expect(
-    clippy::disallowed_methods,
-    reason = "shell: tests start processes and wait for them"
-)]
-
 use anyhow::{Context, Result};
 use cluster_tests::client::{EventStream, KEY, Pusher, get, metric, publish};
 use cluster_tests::eventually;

@@ -14,6 +14,7 @@ use hyper::client::conn::http1::{SendRequest, handshake};
 use hyper::header::{AUTHORIZATION, CONTENT_TYPE, HOST};
 use hyper::{Request, Response, StatusCode, Uri};
 use hyper_util::rt::TokioIo;
+use proto::error::ErrorCode;
 use proto::time::UnixTime;
 use tokio::net::TcpStream;
 
@@ -162,24 +163,16 @@ impl Connection {
     pub(crate) async fn publish(
         &mut self,
         app: &AppArgument,
-        channel: &str,
-        event: &str,
-        data: &str,
+        event: &Event<'_>,
     ) -> Result<(StatusCode, String), Failed> {
-        self.publish_once(app, channel, event, data, None).await
-    }
-
-    /// The same, with a key by which the server knows it again.
-    pub(crate) async fn publish_once(
-        &mut self,
-        app: &AppArgument,
-        channel: &str,
-        event: &str,
-        data: &str,
-        key: Option<&str>,
-    ) -> Result<(StatusCode, String), Failed> {
+        let Event {
+            channel,
+            name,
+            data,
+            idempotency_key,
+        } = event;
         let body =
-            serde_json::json!({ "name": event, "channel": channel, "data": data }).to_string();
+            serde_json::json!({ "name": name, "channel": channel, "data": data }).to_string();
         let path = format!("/apps/{}/events", app.id);
         let request = auth::Request {
             method: "POST",
@@ -190,8 +183,8 @@ impl Connection {
         let mut request = Request::post(format!("{path}?{query}"))
             .header(HOST, &self.server.authority)
             .header(CONTENT_TYPE, "application/json");
-        if let Some(key) = key {
-            request = request.header("idempotency-key", key);
+        if let Some(key) = idempotency_key {
+            request = request.header("idempotency-key", *key);
         }
         let request = request
             .body(Full::from(body))
@@ -239,6 +232,15 @@ impl Connection {
     }
 }
 
+/// Something to publish.
+pub(crate) struct Event<'a> {
+    pub(crate) channel: &'a str,
+    pub(crate) name: &'a str,
+    pub(crate) data: &'a str,
+    /// With it the same event may be sent again.
+    pub(crate) idempotency_key: Option<&'a str>,
+}
+
 /// Why there is no answer to a request.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum Failed {
@@ -262,6 +264,14 @@ async fn read_up_to(response: Response<Incoming>, bytes_max: usize) -> anyhow::R
         .context("the answer did not end")?;
     let body = body.map_err(|error| anyhow!("the answer broke off: {error}"))?;
     Ok(String::from_utf8_lossy(&body.to_bytes()).into_owned())
+}
+
+/// The code of an error answer, if it is one of ours.
+pub(crate) fn code(text: &str) -> Option<ErrorCode> {
+    let body: serde_json::Value = serde_json::from_str(text).ok()?;
+    let code = body.get("code")?.as_str()?;
+    let known = ErrorCode::ALL.iter();
+    known.copied().find(|known| known.as_str() == code)
 }
 
 /// The message of an error answer, or the whole answer if it has none.

@@ -6,19 +6,20 @@ use std::time::Duration;
 use axum::Router;
 use axum::body::{Body, Bytes};
 use axum::extract::{Path, Request, State};
-use axum::http::Method;
+use axum::http::{HeaderMap, HeaderValue, Method};
 use axum::response::{IntoResponse, Json, Response};
 use axum::routing::any;
 use futures_util::future::join_all;
 use http_body_util::{BodyExt, LengthLimitError, Limited};
 use hyper::body::Body as _;
-use proto::channel::ChannelKey;
+use proto::channel::{ChannelKey, ChannelName};
 use proto::error::ErrorCode;
+use proto::message::Digest;
 use proto::time::UnixTime;
 
 use crate::app::App;
-use crate::core::auth;
-use crate::core::uplink::Order;
+use crate::core::uplink::{Accepted, Order};
+use crate::core::{auth, idempotency};
 use crate::mesh;
 use crate::problem::Problem;
 use crate::protocol::pusher::event::{self, Event};
@@ -50,7 +51,15 @@ async fn events(
         Ok(authenticated) => authenticated,
         Err(problem) => return refused(problem, unread),
     };
-    match publish_event(&context, app, &signed, request.into_body()).await {
+    let (head, body) = request.into_parts();
+    let key = match idempotency_key(&head.headers) {
+        Ok(key) => key,
+        Err(error) => {
+            let problem = Problem::new(ErrorCode::BadRequest, error.to_string());
+            return refused(problem, unread);
+        }
+    };
+    match publish_event(&context, app, &signed, key, body).await {
         Ok(()) => Json(serde_json::json!({})).into_response(),
         Err(problem) => problem.into_response(),
     }
@@ -85,6 +94,15 @@ fn authenticate<'a>(
     Ok((app, signed))
 }
 
+fn idempotency_key(
+    headers: &HeaderMap,
+) -> Result<Option<idempotency::Key<'_>>, idempotency::Error> {
+    let values = idempotency::HEADERS
+        .into_iter()
+        .flat_map(|name| headers.get_all(name));
+    idempotency::Key::of(values.map(HeaderValue::as_bytes))
+}
+
 fn failed(context: &Context, error: &auth::Error) -> Problem {
     context
         .metrics
@@ -98,6 +116,7 @@ async fn publish_event(
     context: &Context,
     app: &App,
     signed: &auth::Signed,
+    key: Option<idempotency::Key<'_>>,
     body: Body,
 ) -> Result<(), Problem> {
     let body = read_body(body, app.payload_bytes_max * ESCAPED + BODY_OVERHEAD).await?;
@@ -106,7 +125,8 @@ async fn publish_event(
         .map_err(|error| failed(context, &error))?;
     let event = event::parse(&body, app.payload_bytes_max)
         .map_err(|invalid| Problem::new(invalid.code, invalid.message))?;
-    let published = publish(&context.mesh, app, event).await;
+    let repeatable = key.map(|key| (key, idempotency::body_digest(&body)));
+    let published = publish(&context.mesh, app, event, repeatable).await;
     let result = if published.is_ok() { "ok" } else { "failed" };
     context
         .metrics
@@ -160,15 +180,23 @@ fn too_large(bytes_max: usize) -> Problem {
 }
 
 /// Publishes an event into each of its channels. They are not one transaction:
-/// what was taken and what was not is told channel by channel.
-pub(crate) async fn publish(mesh: &mesh::Handle, app: &App, event: Event) -> Result<(), Problem> {
+/// what was taken and what was not is told channel by channel. With a key and
+/// the digest of its request, each channel takes it once.
+pub(crate) async fn publish(
+    mesh: &mesh::Handle,
+    app: &App,
+    event: Event,
+    repeatable: Option<(idempotency::Key<'_>, Digest)>,
+) -> Result<(), Problem> {
     let accepted_at = UnixTime::now();
     let orders = event.channels.iter().map(|channel| {
+        let key = ChannelKey {
+            app: app.id.clone(),
+            channel: channel.clone(),
+        };
         mesh.publish(Order {
-            key: ChannelKey {
-                app: app.id.clone(),
-                channel: channel.clone(),
-            },
+            idempotency: repeatable.map(|(name, body)| name.in_channel(&key, body)),
+            key,
             event: Arc::clone(&event.name),
             data: Arc::clone(&event.data),
             exclude: event.exclude,
@@ -176,25 +204,119 @@ pub(crate) async fn publish(mesh: &mesh::Handle, app: &App, event: Event) -> Res
         })
     });
     let results = join_all(orders).await;
+    outcome(&event.channels, &results, repeatable.is_some())
+}
+
+/// What a publisher is told. The failure that says least about what was
+/// published stands for all: not even a retry helps against a mismatch, and
+/// where one outcome is unknown, "nothing was published" would be wrong.
+fn outcome(
+    channels: &[ChannelName],
+    results: &[Result<Accepted, ErrorCode>],
+    has_key: bool,
+) -> Result<(), Problem> {
     let (mut accepted, mut failed) = (Vec::new(), Vec::new());
-    let mut first_failure = None;
-    for (channel, result) in event.channels.iter().zip(results) {
+    let mut code: Option<ErrorCode> = None;
+    for (channel, result) in channels.iter().zip(results) {
         match result {
             Ok(_) => accepted.push(channel.as_str()),
-            Err(code) => {
+            Err(failure) => {
                 failed.push(channel.as_str());
-                first_failure.get_or_insert(code);
+                // Of equals the first.
+                if code.is_none_or(|code| weight(code) < weight(*failure)) {
+                    code = Some(*failure);
+                }
             }
         }
     }
-    match first_failure {
-        None => Ok(()),
-        Some(code) => Err(Problem::new(code, reason(code))
-            .with("accepted", accepted)
-            .with("failed", failed)),
+    let Some(code) = code else {
+        return Ok(());
+    };
+    let mut message = format!("not all channels took the event: {}", code.meaning().trim());
+    if has_key && code.http_status() == 503 {
+        message.push_str(
+            " The same request with the same Idempotency-Key goes only into the channels that lack it.",
+        );
+    }
+    Err(Problem::new(code, message)
+        .with("accepted", accepted)
+        .with("failed", failed))
+}
+
+fn weight(code: ErrorCode) -> u8 {
+    match code {
+        ErrorCode::IdempotencyMismatch => 2,
+        ErrorCode::UnknownOutcome => 1,
+        _ => 0,
     }
 }
 
-fn reason(code: ErrorCode) -> String {
-    format!("not all channels took the event: {}", code.meaning().trim())
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proto::position::{Epoch, Offset, Position};
+    use serde_json::json;
+
+    fn told(results: &[Result<(), ErrorCode>], has_key: bool) -> Result<(), Problem> {
+        let channels: Vec<ChannelName> = (0..results.len())
+            .map(|number| format!("c{number}").parse().unwrap())
+            .collect();
+        let position = Position {
+            epoch: Epoch(1),
+            offset: Offset(1),
+        };
+        let results: Vec<_> = results
+            .iter()
+            .map(|result| {
+                result.map(|()| Accepted {
+                    position,
+                    copies: 1,
+                })
+            })
+            .collect();
+        outcome(&channels, &results, has_key)
+    }
+
+    #[test]
+    fn a_partial_failure_names_the_channels_and_what_is_least_certain() {
+        use ErrorCode::{IdempotencyMismatch, Overloaded, Unavailable, UnknownOutcome};
+        assert_eq!(told(&[Ok(()), Ok(())], true), Ok(()));
+        for (results, expected, accepted, failed) in [
+            (
+                vec![Ok(()), Err(Overloaded), Err(Unavailable)],
+                Overloaded,
+                vec!["c0"],
+                vec!["c1", "c2"],
+            ),
+            (
+                vec![Err(Overloaded), Err(UnknownOutcome), Ok(())],
+                UnknownOutcome,
+                vec!["c2"],
+                vec!["c0", "c1"],
+            ),
+            (
+                vec![Err(UnknownOutcome), Err(IdempotencyMismatch)],
+                IdempotencyMismatch,
+                vec![],
+                vec!["c0", "c1"],
+            ),
+        ] {
+            let problem = told(&results, true).unwrap_err();
+            assert_eq!(problem.code, expected, "{results:?}");
+            assert_eq!(problem.details["accepted"], json!(accepted));
+            assert_eq!(problem.details["failed"], json!(failed));
+        }
+    }
+
+    #[test]
+    fn only_a_key_that_may_be_used_again_is_recommended() {
+        let says = |code, has_key| {
+            let problem = told(&[Err(code)], has_key).unwrap_err();
+            problem.message.contains("same Idempotency-Key")
+        };
+        assert!(says(ErrorCode::UnknownOutcome, true));
+        assert!(says(ErrorCode::Overloaded, true));
+        assert!(!says(ErrorCode::UnknownOutcome, false));
+        assert!(!says(ErrorCode::IdempotencyMismatch, true));
+    }
 }

@@ -11,10 +11,10 @@ use serde_json::{Map, Value};
 /// A request that was not served.
 #[derive(Debug, Clone, PartialEq)]
 pub(crate) struct Problem {
-    code: ErrorCode,
-    message: String,
+    pub(crate) code: ErrorCode,
+    pub(crate) message: String,
     /// Further members of the body.
-    details: Map<String, Value>,
+    pub(crate) details: Map<String, Value>,
     allow: Option<&'static str>,
     closes: bool,
 }

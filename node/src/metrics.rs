@@ -16,6 +16,7 @@ pub struct Metrics {
     shard_bytes: IntCounterVec,
     shard_channels: IntGaugeVec,
     shard_interest: IntGaugeVec,
+    shard_idempotency_keys: IntGaugeVec,
     /// Shards that this node serves.
     pub shards_owned: IntGauge,
     /// Requests that made no sense.
@@ -28,6 +29,12 @@ pub struct Metrics {
     pub namespaces_differ: IntGauge,
     /// Differences about interest that a restatement has ended.
     pub interest_healed: IntCounter,
+    /// Publishes that were repeated with their idempotency key.
+    pub publishes_repeated: IntCounter,
+    /// Idempotency keys that came again with another request.
+    pub idempotency_mismatch: IntCounter,
+    /// Idempotency keys that could not be remembered.
+    pub idempotency_full: IntCounter,
     /// Beats of gateways of another cluster.
     pub stranger_gateways: IntCounter,
     /// Beats of nodes of another cluster.
@@ -68,6 +75,8 @@ pub struct ShardMetrics {
     pub channels: IntGauge,
     /// (gateway, channel) pairs.
     pub interest: IntGauge,
+    /// Idempotency keys that are remembered.
+    pub idempotency_keys: IntGauge,
 }
 
 impl Metrics {
@@ -105,6 +114,11 @@ impl Metrics {
             "Beats from processes of another cluster that uses this cluster's name on the bus, by what they are.",
             &["kind"],
         )?;
+        let keys_refused = counters(
+            "dunlin_idempotency_refusals_total",
+            "Publishes refused because of their idempotency key: it was used for another request (mismatch), or the shard remembers as many as it may (full).",
+            &["reason"],
+        )?;
         let gauge = |name: &str, help: &str| add(registry, IntGauge::new(name, help)?);
         Ok(Self {
             bus: BusMetrics {
@@ -141,6 +155,10 @@ impl Metrics {
                 "dunlin_shard_interest",
                 "Pairs of gateway and channel in a shard that get publications.",
             )?,
+            shard_idempotency_keys: gauges(
+                "dunlin_shard_idempotency_keys",
+                "Idempotency keys of a shard that are remembered.",
+            )?,
             shards_owned: gauge("dunlin_shards_owned", "Shards that this node serves.")?,
             map_version: gauge(
                 "dunlin_map_version",
@@ -158,6 +176,15 @@ impl Metrics {
                     "Differences between what a gateway wants and what this node knew, ended by a restatement.",
                 )?,
             )?,
+            publishes_repeated: add(
+                registry,
+                IntCounter::new(
+                    "dunlin_idempotent_repeats_total",
+                    "Publishes that were repeated with their idempotency key and got the first result.",
+                )?,
+            )?,
+            idempotency_mismatch: keys_refused.with_label_values(&["mismatch"]),
+            idempotency_full: keys_refused.with_label_values(&["full"]),
             stranger_gateways: strangers.with_label_values(&["gateway"]),
             stranger_nodes: strangers.with_label_values(&["node"]),
         })
@@ -173,6 +200,7 @@ impl Metrics {
             bytes: self.shard_bytes.with_label_values(&label),
             channels: self.shard_channels.with_label_values(&label),
             interest: self.shard_interest.with_label_values(&label),
+            idempotency_keys: self.shard_idempotency_keys.with_label_values(&label),
         }
     }
 
@@ -189,7 +217,12 @@ impl Metrics {
             // Not there: it was never served.
             let _ = counter.remove_label_values(&label);
         }
-        for gauge in [&self.shard_channels, &self.shard_interest] {
+        let gauges = [
+            &self.shard_channels,
+            &self.shard_interest,
+            &self.shard_idempotency_keys,
+        ];
+        for gauge in gauges {
             let _ = gauge.remove_label_values(&label);
         }
     }

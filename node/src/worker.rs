@@ -102,6 +102,9 @@ impl Worker {
             if let Some(metrics) = self.by_shard.get(&id) {
                 metrics.channels.set(shard.channels() as i64);
                 metrics.interest.set(shard.interest() as i64);
+                metrics
+                    .idempotency_keys
+                    .set(shard.idempotency_keys() as i64);
             }
         }
         effects
@@ -132,6 +135,19 @@ impl Worker {
             Effect::Reply { .. } | Effect::Forget(_) | Effect::Repair { .. } => true,
             Effect::Healed => {
                 self.metrics.interest_healed.inc();
+                false
+            }
+            Effect::Repeated => {
+                self.metrics.publishes_repeated.inc();
+                false
+            }
+            Effect::KeyRefused { full } => {
+                let counter = if *full {
+                    &self.metrics.idempotency_full
+                } else {
+                    &self.metrics.idempotency_mismatch
+                };
+                counter.inc();
                 false
             }
             Effect::Started(shard) => {

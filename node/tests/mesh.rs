@@ -85,6 +85,7 @@ fn publish(fence: u64, sequence: u64) -> Request {
         data: "d".into(),
         exclude: None,
         accepted_at: UnixTime(0),
+        idempotency: None,
     })
 }
 

@@ -64,16 +64,20 @@ error_codes! {
     MethodNotAllowed = "method_not_allowed", 405, "Use the method in the Allow header.";
     /// The body, the data or the name is larger than the app allows.
     TooLarge = "too_large", 413, "Send less, or raise the limit.";
+    /// The idempotency key has been used for another request, in at least one of the channels. Into that one nothing was published.
+    IdempotencyMismatch = "idempotency_mismatch", 422, "Use a new key for every new request, and repeat a request byte for byte.";
     /// The path is for WebSocket connections.
     UpgradeRequired = "upgrade_required", 426, "Connect with a WebSocket client.";
     /// The app has as many connections as it may have.
     OverQuota = "over_quota", 503, "Close connections, or raise connections_max.";
     /// A queue on the way is full. Nothing was published.
     Overloaded = "overloaded", 503, "Try again after the time in Retry-After.";
+    /// The owner of the channel remembers as many idempotency keys as it may. Nothing was published.
+    IdempotencyFull = "idempotency_full", 503, "Try again with the same key after the time in Retry-After, or without a key.";
     /// The channel's owner cannot be reached. Nothing was published.
     Unavailable = "unavailable", 503, "Try again after the time in Retry-After.";
     /// The owner was asked and did not answer in time: the publication may or may not be in the channel.
-    UnknownOutcome = "unknown_outcome", 503, "Try again only if a duplicate does no harm.";
+    UnknownOutcome = "unknown_outcome", 503, "Try again with the same Idempotency-Key. Without one, only if a duplicate does no harm.";
 }
 
 impl std::fmt::Display for ErrorCode {

@@ -110,7 +110,25 @@ pub struct Publish {
     pub exclude: Option<ConnectionId>,
     /// When the gateway accepted it.
     pub accepted_at: UnixTime,
+    /// The publisher's idempotency key, if it gave one.
+    pub idempotency: Option<Idempotency>,
 }
+
+/// A publish that its publisher may repeat, in a new place of a sequence or
+/// through another gateway. Digests: what publishers choose is long, and the
+/// owner only compares it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Idempotency {
+    /// Of app, channel and the publisher's key.
+    pub key: Digest,
+    /// Of the publisher's whole request: the same key with another one is a
+    /// mistake.
+    pub body: Digest,
+}
+
+/// The first 16 bytes of a SHA-256.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub struct Digest(pub u128);
 
 /// Registers interest and asks for what was missed, as one atomic message.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -338,6 +356,10 @@ pub enum Refusal {
     Forgotten,
     /// A bound of the shard is reached.
     Overloaded,
+    /// The idempotency key has been used for another request.
+    IdempotencyMismatch,
+    /// The shard remembers as many idempotency keys as it may.
+    IdempotencyFull,
 }
 
 /// A piece of a link: entries `first`, `first + 1`, … A batch without entries

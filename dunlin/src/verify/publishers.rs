@@ -11,7 +11,7 @@ use tokio::time::{Instant, MissedTickBehavior};
 
 use super::ledger::Outcome;
 use super::{LOOK_EVERY, OPEN_MAX, Run, Tasks, wire};
-use crate::client::{Connection, Failed, problem};
+use crate::client::{Connection, Event, Failed, problem};
 
 /// Publications per second of one publisher. Few: each waits for its answer, and
 /// when nothing is answered it is they who have something under way.
@@ -137,10 +137,13 @@ impl Publisher {
                 Err(error) => return Answer::NotYet(format!("{error:#}")),
             },
         };
-        let key = run.options.idempotent.then_some(key);
-        let name = &run.channels[channel];
-        let sending = connection.publish_once(&run.app, name, "verify", data, key);
-        let (status, body) = match sending.await {
+        let event = Event {
+            channel: &run.channels[channel],
+            name: "verify",
+            data,
+            idempotency_key: run.options.idempotent.then_some(key),
+        };
+        let (status, body) = match connection.publish(&run.app, &event).await {
             Ok(answer) => answer,
             Err(failed) => {
                 self.connection = None;

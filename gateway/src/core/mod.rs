@@ -26,6 +26,7 @@ pub mod discovery;
 pub mod edge;
 pub mod fanout;
 pub mod hub;
+pub mod idempotency;
 pub mod limits;
 pub mod outbox;
 pub mod requests;

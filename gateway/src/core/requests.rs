@@ -46,7 +46,7 @@ mod tests {
     use proto::channel::{CHANNEL_BYTES_MAX, ChannelKey};
     use proto::codec;
     use proto::id::{ConnectionId, GatewayRef, ID_BYTES_MAX, Incarnation};
-    use proto::message::{Message, Publish, Requests, Sequenced};
+    use proto::message::{Digest, Idempotency, Message, Publish, Requests, Sequenced};
     use proto::publication::EVENT_BYTES_MAX;
     use proto::shard::{Fence, ShardId};
     use proto::time::UnixTime;
@@ -72,6 +72,10 @@ mod tests {
                 number: u64::MAX,
             }),
             accepted_at: UnixTime(u64::MAX),
+            idempotency: Some(Idempotency {
+                key: Digest(u128::MAX),
+                body: Digest(u128::MAX),
+            }),
         })
     }
 

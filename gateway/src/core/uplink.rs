@@ -13,7 +13,7 @@ use std::time::Duration;
 use proto::channel::ChannelKey;
 use proto::error::ErrorCode;
 use proto::id::ConnectionId;
-use proto::message::{Publish, PublishResult, Published, Refusal, Request, Sequenced};
+use proto::message::{Idempotency, Publish, PublishResult, Published, Refusal, Request, Sequenced};
 use proto::position::Position;
 use proto::shard::{Fence, ShardId};
 use proto::time::{Timestamp, UnixTime};
@@ -57,6 +57,8 @@ pub struct Order {
     pub exclude: Option<ConnectionId>,
     /// When it was accepted.
     pub accepted_at: UnixTime,
+    /// Its publisher's idempotency key, if there is one.
+    pub idempotency: Option<Idempotency>,
 }
 
 /// A publication that the owner has taken.
@@ -229,6 +231,8 @@ impl Uplink {
             // and cannot know.
             Ok(Published::Skipped) | Err(Refusal::Forgotten) => Err(ErrorCode::UnknownOutcome),
             Err(Refusal::Overloaded) => Err(ErrorCode::Overloaded),
+            Err(Refusal::IdempotencyMismatch) => Err(ErrorCode::IdempotencyMismatch),
+            Err(Refusal::IdempotencyFull) => Err(ErrorCode::IdempotencyFull),
             Err(Refusal::NotOwner { .. } | Refusal::OutOfSequence { .. }) => return None,
         };
         let at = self
@@ -278,6 +282,7 @@ impl Sent {
                 data: Arc::clone(&order.data),
                 exclude: order.exclude,
                 accepted_at: order.accepted_at,
+                idempotency: order.idempotency,
             }),
         }
     }
@@ -300,6 +305,7 @@ mod tests {
             data: data.into(),
             exclude: None,
             accepted_at: UnixTime(0),
+            idempotency: None,
         }
     }
 

@@ -6,6 +6,7 @@
 //!              │                      ▲          │
 //!              ├─ Gateways            │          ├─ Channel ── History, Interest
 //!              ├─ Neighbours         map         ├─ PublishTable (one per gateway)
+//!              │                                 ├─ Keys         (idempotency)
 //!              └─ route                          └─ Accord       (one per gateway)
 //! ```
 //!
@@ -22,6 +23,7 @@ pub mod cluster;
 pub mod formation;
 pub mod gateways;
 pub mod history;
+pub mod idempotency;
 pub mod inspection;
 pub mod interest;
 pub mod neighbours;

@@ -161,7 +161,12 @@ impl Outbound {
                 Effect::Forget(gateway) => self.forget(now, &gateway, parcels),
                 Effect::Repair { to, repair } => self.want(&to, &repair, parcels),
                 // For the worker.
-                Effect::Healed | Effect::Started(_) | Effect::Stopped(_) | Effect::Unroutable => {}
+                Effect::Healed
+                | Effect::Repeated
+                | Effect::KeyRefused { .. }
+                | Effect::Started(_)
+                | Effect::Stopped(_)
+                | Effect::Unroutable => {}
             }
         }
         self.flush(now, parcels);

@@ -53,7 +53,9 @@ impl PublishTable {
         self.forget_below(low_mark);
         // Everything below has been answered, by an earlier owner if not here.
         self.next = self.next.max(low_mark);
-        if sequence > self.next {
+        // After the last number there is no next one. Nobody comes to it by
+        // counting, but the number is from outside.
+        if sequence > self.next || sequence == u64::MAX {
             return Admission::OutOfSequence {
                 expected: self.next,
             };
@@ -79,6 +81,12 @@ impl PublishTable {
     pub fn record(&mut self, result: PublishResult) {
         self.next += 1;
         self.results.push_back(result);
+    }
+
+    /// Lets go of all results. Who asks for one is told that it is forgotten,
+    /// and nothing is performed again.
+    pub fn forget_results(&mut self) {
+        self.results = VecDeque::new();
     }
 
     fn forget_below(&mut self, low_mark: u64) {
@@ -144,6 +152,26 @@ mod tests {
             Admission::OutOfSequence { expected: next }
         );
         assert_eq!(table.admit(next, 2), Admission::Next);
+    }
+
+    /// Nobody counts that far; but the number comes from outside.
+    #[test]
+    fn the_last_number_is_no_sequence() {
+        let last = u64::MAX;
+        let mut table = PublishTable::starting_at(last);
+        assert_eq!(
+            table.admit(last, last),
+            Admission::OutOfSequence { expected: last }
+        );
+        let mut table = PublishTable::starting_at(1);
+        assert_eq!(
+            table.admit(last, last),
+            Admission::OutOfSequence { expected: last }
+        );
+        let mut table = PublishTable::starting_at(last - 1);
+        assert_eq!(table.admit(last - 1, last - 1), Admission::Next);
+        table.record(skipped());
+        assert_eq!(table.admit(last - 1, 1), Admission::Repeat(skipped()));
     }
 
     proptest! {

@@ -8,7 +8,7 @@
 
 mod following;
 
-use std::collections::HashMap;
+use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -26,6 +26,7 @@ use proto::time::{Timers, Timestamp};
 
 use super::accord::Accord;
 use super::channel::Channel;
+use super::idempotency::{self, Keys};
 use super::interest::Recipients;
 use super::publish_table::{Admission, PublishTable};
 use super::tombstones::Tombstones;
@@ -33,6 +34,8 @@ use super::tombstones::Tombstones;
 /// Channels of one shard at most; more are refused. With 1,024 shards this is
 /// 67 million in a cluster.
 const CHANNELS_MAX: usize = 65_536;
+/// Publish tables of gateways that are silent at most; the oldest goes first.
+const SILENT_MAX: usize = 256;
 /// How soon a channel is looked at again at the earliest.
 const CHECK_EVERY: Duration = Duration::from_secs(1);
 /// How long the repair log has a publication. Longer than the bus is away when
@@ -95,6 +98,15 @@ pub enum Effect {
     },
     /// Count: a restatement has ended a difference.
     Healed,
+    /// Count: a publish was repeated with its idempotency key, and got the first
+    /// result.
+    Repeated,
+    /// Count: a publish was refused because of its idempotency key, which was
+    /// used for another request or (`full`) could not be remembered.
+    KeyRefused {
+        /// There was no room.
+        full: bool,
+    },
     /// Count: this node serves a shard from now on.
     Started(ShardId),
     /// Count: it serves it no longer.
@@ -127,6 +139,10 @@ pub struct Shard {
     tombstones: Tombstones,
     repair: Recent<ChannelKey>,
     gateways: HashMap<GatewayId, Gateway>,
+    /// How far gateways had come that have been forgotten since. What they had
+    /// in flight may have waited at the bus all the time.
+    silent: VecDeque<(GatewayRef, PublishTable)>,
+    keys: Keys,
     /// Channel states created so far, for epochs.
     created: u64,
     /// (gateway, channel) pairs that get publications.
@@ -169,6 +185,8 @@ impl Shard {
             tombstones: Tombstones::default(),
             repair: Recent::new(REPAIR_BYTES_MAX, REPAIR_AGE),
             gateways: HashMap::new(),
+            silent: VecDeque::new(),
+            keys: Keys::default(),
             created: 0,
             interest: 0,
             timers: Timers::default(),
@@ -201,6 +219,11 @@ impl Shard {
         self.interest
     }
 
+    /// How many idempotency keys are remembered.
+    pub fn idempotency_keys(&self) -> usize {
+        self.keys.len()
+    }
+
     /// One channel, for those who look inside. `None`: it has no state.
     pub fn describe(&self, key: &ChannelKey) -> Option<ChannelState> {
         self.channels.get(key).map(Channel::describe)
@@ -223,8 +246,9 @@ impl Shard {
         let reply = match request {
             Request::Publish(publish) => {
                 let place = publish.place;
-                let result =
-                    self.sequenced(from, place, |shard| shard.publish(now, publish, effects));
+                let result = self.sequenced(from, place, |shard| {
+                    shard.publish_once(now, publish, effects)
+                });
                 Reply::Published {
                     shard: place.shard,
                     sequence: place.sequence,
@@ -298,9 +322,57 @@ impl Shard {
     }
 
     fn table(&mut self, from: &GatewayRef, low_mark: u64) -> &mut PublishTable {
-        self.gateway(from)
-            .publishes
-            .get_or_insert_with(|| PublishTable::starting_at(low_mark))
+        let gateway = self
+            .gateways
+            .get_mut(&from.id)
+            .expect("meet() has noted it");
+        let silent = &mut self.silent;
+        gateway.publishes.get_or_insert_with(|| {
+            let known = silent.iter().position(|(known, _)| known == from);
+            known
+                .and_then(|at| silent.remove(at))
+                .map_or_else(|| PublishTable::starting_at(low_mark), |(_, table)| table)
+        })
+    }
+
+    /// Performs a publish once for its idempotency key, if it has one.
+    fn publish_once(
+        &mut self,
+        now: Timestamp,
+        publish: Publish,
+        effects: &mut Vec<Effect>,
+    ) -> PublishResult {
+        let Some(idempotency) = publish.idempotency else {
+            return self.publish(now, publish, effects);
+        };
+        match self.keys.admit(now, &idempotency) {
+            idempotency::Admission::New => {}
+            idempotency::Admission::Repeat(first) => {
+                effects.push(Effect::Repeated);
+                return Ok(Published::Accepted {
+                    fence: self.tenure.fence,
+                    position: first.position,
+                    copies: first.copies,
+                });
+            }
+            idempotency::Admission::Mismatch => {
+                effects.push(Effect::KeyRefused { full: false });
+                return Err(Refusal::IdempotencyMismatch);
+            }
+            idempotency::Admission::Full => {
+                effects.push(Effect::KeyRefused { full: true });
+                return Err(Refusal::IdempotencyFull);
+            }
+        }
+        let result = self.publish(now, publish, effects)?;
+        if let Published::Accepted {
+            position, copies, ..
+        } = result
+        {
+            let first = idempotency::Publication { position, copies };
+            self.keys.remember(now, &idempotency, first);
+        }
+        Ok(result)
     }
 
     /// One step both hands the publication to the links and gives the result
@@ -401,6 +473,7 @@ impl Shard {
     fn expire(&mut self, now: Timestamp) {
         self.tombstones.expire(now);
         self.release_repaired(now);
+        self.keys.expire(now);
         while let Some(key) = self.timers.pop_due(now) {
             let limits = self.namespaces.history(&key);
             let Some(channel) = self.channels.get_mut(&key) else {

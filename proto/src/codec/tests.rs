@@ -98,9 +98,31 @@ fn golden_publish() {
             data: "hello".into(),
             exclude: None,
             accepted_at: UnixTime(1_000_000),
+            idempotency: None,
         })),
         expect![
-            "0181a872657175657374739392a467772d3107029181a77075626c697368969409040b0a92a66170702d6964a4726f6f6da76d657373616765a568656c6c6fc0ce000f4240"
+            "0181a872657175657374739392a467772d3107029181a77075626c697368979409040b0a92a66170702d6964a4726f6f6da76d657373616765a568656c6c6fc0ce000f4240c0"
+        ],
+    );
+}
+
+#[test]
+fn golden_publish_with_a_key() {
+    check(
+        &requests(Request::Publish(Publish {
+            place: place(),
+            key: key(),
+            event: "message".into(),
+            data: "hello".into(),
+            exclude: None,
+            accepted_at: UnixTime(1_000_000),
+            idempotency: Some(Idempotency {
+                key: Digest(0x0123_4567_89ab_cdef_0123_4567_89ab_cdef),
+                body: Digest(7),
+            }),
+        })),
+        expect![
+            "0181a872657175657374739392a467772d3107029181a77075626c697368979409040b0a92a66170702d6964a4726f6f6da76d657373616765a568656c6c6fc0ce000f424092c4100123456789abcdef0123456789abcdefc41000000000000000000000000000000007"
         ],
     );
 }
@@ -203,6 +225,18 @@ fn golden_published() {
         &published(Err(Refusal::Overloaded)),
         expect![
             "0181a77265706c6965739492a66e6f64652d310307029181a97075626c697368656493090b81a3457272aa6f7665726c6f61646564"
+        ],
+    );
+    check(
+        &published(Err(Refusal::IdempotencyMismatch)),
+        expect![
+            "0181a77265706c6965739492a66e6f64652d310307029181a97075626c697368656493090b81a3457272b46964656d706f74656e63795f6d69736d61746368"
+        ],
+    );
+    check(
+        &published(Err(Refusal::IdempotencyFull)),
+        expect![
+            "0181a77265706c6965739492a66e6f64652d310307029181a97075626c697368656493090b81a3457272b06964656d706f74656e63795f66756c6c"
         ],
     );
 }

@@ -238,6 +238,7 @@ fn publish(ticket: u64) -> Input {
             data: "d".into(),
             exclude: None,
             accepted_at: UnixTime(0),
+            idempotency: None,
         },
     }
 }

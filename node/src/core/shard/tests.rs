@@ -1,6 +1,6 @@
 use super::*;
 use proto::id::Incarnation;
-use proto::message::{Join, Joined, Leave, Missed, RestateEnd, Since};
+use proto::message::{Digest, Idempotency, Join, Joined, Leave, Missed, RestateEnd, Since};
 use proto::namespace::{HistoryLimits, Namespace};
 use proto::position::{GapReason, Offset, Position};
 use proto::time::UnixTime;
@@ -61,6 +61,7 @@ fn publish(channel: &str, sequence: u64) -> Request {
         data: format!("{sequence}").into(),
         exclude: None,
         accepted_at: UnixTime(0),
+        idempotency: None,
     })
 }
 
@@ -661,4 +662,192 @@ fn channels_that_nobody_wants_any_more_go_however_that_came_about() {
         tick(&mut shard);
         assert_eq!((shard.channels(), shard.interest()), (0, 0));
     }
+}
+
+const FULL_KEYS: u128 = idempotency::KEYS_MAX as u128;
+
+/// From a gateway of this number, with a key and a body.
+fn keyed(
+    shard: &mut Shard,
+    at: u64,
+    gateway: u64,
+    sequence: u64,
+    key: u128,
+    body: u128,
+) -> Vec<Effect> {
+    let mut request = publish("c", sequence);
+    if let Request::Publish(publish) = &mut request {
+        publish.place.low_mark = sequence;
+        publish.idempotency = Some(Idempotency {
+            key: Digest(key),
+            body: Digest(body),
+        });
+    }
+    let from = GatewayRef {
+        id: format!("g{gateway}").parse().unwrap(),
+        incarnation: Incarnation(1),
+    };
+    ask(shard, at, from, request)
+}
+
+fn refusal(effects: &[Effect]) -> &Refusal {
+    match effects.last() {
+        Some(Effect::Reply {
+            reply:
+                Reply::Published {
+                    result: Err(refusal),
+                    ..
+                },
+            ..
+        }) => refusal,
+        other => panic!("a refusal expected, got {other:?}"),
+    }
+}
+
+#[test]
+fn a_publish_with_a_known_key_gets_the_first_result_through_whichever_gateway() {
+    let mut shard = shard();
+    let first = accepted(&keyed(&mut shard, 0, 1, 1, 7, 1));
+    for (gateway, sequence) in [(1, 2), (2, 1)] {
+        let again = keyed(&mut shard, 1, gateway, sequence, 7, 1);
+        assert_eq!(again[0], Effect::Repeated);
+        assert_eq!((again.len(), accepted(&again)), (2, first), "not delivered");
+    }
+    let other = keyed(&mut shard, 1, 2, 2, 8, 1);
+    assert_eq!(accepted(&other).offset, Offset(2), "another key is another");
+}
+
+#[test]
+fn a_key_with_another_body_is_refused_and_its_place_closed() {
+    let mut shard = shard();
+    keyed(&mut shard, 0, 1, 1, 7, 1);
+    for _ in 0..2 {
+        let refused = keyed(&mut shard, 0, 1, 2, 7, 2);
+        assert_eq!(*refusal(&refused), Refusal::IdempotencyMismatch);
+    }
+    assert_eq!(
+        accepted(&keyed(&mut shard, 0, 1, 3, 9, 2)).offset,
+        Offset(2)
+    );
+}
+
+/// The sequence comes first: a publish that was sent again is what it was, even
+/// when its key has run out meanwhile.
+#[test]
+fn a_resend_needs_no_key() {
+    let mut shard = shard();
+    let first = keyed(&mut shard, 0, 1, 1, 7, 1);
+    let later = 10 * 60 * 1_000;
+    shard.handle(Timestamp(later), Input::Tick, &mut Vec::new());
+    assert_eq!(shard.idempotency_keys(), 0);
+    let again = keyed(&mut shard, later, 1, 1, 7, 1);
+    assert_eq!(again[..], first[1..]);
+}
+
+#[test]
+fn what_was_refused_may_be_tried_again_with_its_key() {
+    let mut shard = shard();
+    for number in 0..CHANNELS_MAX {
+        shard.channel(&key(&format!("c{number}"))).unwrap();
+    }
+    let refused = keyed(&mut shard, 0, 1, 1, 7, 1);
+    assert_eq!(*refusal(&refused), Refusal::Overloaded);
+    let freed = shard.channels.remove(&key("c0"));
+    assert!(freed.is_some());
+    assert_eq!(
+        accepted(&keyed(&mut shard, 0, 1, 2, 7, 1)).offset,
+        Offset(1)
+    );
+}
+
+#[test]
+fn a_full_table_refuses_keys_and_nothing_else() {
+    let mut shard = shard();
+    let position = Position {
+        epoch: Epoch(1),
+        offset: Offset(1),
+    };
+    for key in 0..FULL_KEYS {
+        let known = Idempotency {
+            key: Digest(key),
+            body: Digest(0),
+        };
+        let first = idempotency::Publication {
+            position,
+            copies: 1,
+        };
+        shard.keys.remember(Timestamp(0), &known, first);
+    }
+    let refused = keyed(&mut shard, 0, 1, 1, FULL_KEYS, 0);
+    assert_eq!(refused[0], Effect::KeyRefused { full: true });
+    assert_eq!(*refusal(&refused), Refusal::IdempotencyFull);
+    assert_eq!(
+        accepted(&keyed(&mut shard, 0, 1, 2, 3, 0)),
+        position,
+        "known"
+    );
+    let unkeyed = ask(&mut shard, 0, gateway(1), publish("c", 1));
+    assert_eq!(accepted(&unkeyed).offset, Offset(1));
+    // The refusal was the place's result; a new try comes in a new place.
+    let later = 120_000;
+    assert_eq!(
+        accepted(&keyed(&mut shard, later, 1, 3, FULL_KEYS, 0)).offset,
+        Offset(2)
+    );
+}
+
+#[test]
+fn a_skip_that_meets_a_performed_publish_gets_its_result() {
+    let mut shard = shard();
+    let first = ask(&mut shard, 0, gateway(1), publish("c", 1));
+    let skipped = ask(&mut shard, 0, gateway(1), Request::Skip(place(1)));
+    assert_eq!(skipped[..], first[1..]);
+}
+
+#[test]
+fn a_gateway_that_is_unknown_here_begins_at_its_low_mark() {
+    let mut shard = shard();
+    let mut sixth = publish("c", 6);
+    if let Request::Publish(publish) = &mut sixth {
+        publish.place.low_mark = 5;
+    }
+    let hole = ask(&mut shard, 0, gateway(1), sixth.clone());
+    assert_eq!(*refusal(&hole), Refusal::OutOfSequence { expected: 5 });
+    let fifth = Request::Skip(Sequenced {
+        low_mark: 5,
+        ..place(5)
+    });
+    ask(&mut shard, 0, gateway(1), fifth);
+    assert_eq!(
+        accepted(&ask(&mut shard, 0, gateway(1), sixth)).offset,
+        Offset(1)
+    );
+}
+
+/// What a gateway had in flight may wait at the bus for longer than we remember
+/// a gateway that is silent.
+#[test]
+fn a_gateway_that_was_forgotten_cannot_publish_the_same_again() {
+    let mut shard = shard();
+    let first = ask(&mut shard, 0, gateway(1), publish("c", 1));
+    shard.handle(
+        Timestamp(60_000),
+        Input::Forget(gateway(1)),
+        &mut Vec::new(),
+    );
+    let again = ask(&mut shard, 60_000, gateway(1), publish("c", 1));
+    assert_eq!(*refusal(&again), Refusal::Forgotten);
+    let next = accepted(&ask(&mut shard, 60_000, gateway(1), publish("c", 2)));
+    assert_eq!(
+        (next.epoch, next.offset),
+        (accepted(&first).epoch, Offset(2))
+    );
+    // Another life counts from one.
+    shard.handle(
+        Timestamp(60_000),
+        Input::Forget(gateway(1)),
+        &mut Vec::new(),
+    );
+    let other = ask(&mut shard, 60_000, gateway(2), publish("c", 1));
+    assert_eq!(accepted(&other).offset, Offset(3));
 }
