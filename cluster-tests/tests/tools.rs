@@ -311,6 +311,8 @@ enum Fate {
     AnswerLost,
     /// A proxy on the way has lost patience.
     Answered504,
+    /// There is no room for its key.
+    KeysFull,
 }
 
 /// Stands before a server. Each request has a fate, in turn, and then they all
@@ -343,6 +345,15 @@ async fn serve(
         let fate = fates.next().unwrap_or(Fate::Passes);
         if fate == Fate::RequestLost {
             return Ok(());
+        }
+        if fate == Fate::KeysFull {
+            let body = r#"{"error":"no room","code":"idempotency_full","status":503}"#;
+            let length = body.len();
+            let full = format!(
+                "HTTP/1.1 503 Service Unavailable\r\ncontent-length: {length}\r\n\r\n{body}"
+            );
+            client.write_all(full.as_bytes()).await?;
+            continue;
         }
         server.write_all(&request).await?;
         let answer = message(&mut server).await?.context("an answer")?;
@@ -418,5 +429,35 @@ async fn pub_repeats_what_was_not_acknowledged_and_publishes_each_line_once() ->
     }
     publish(&server, "lines", "e", "end").await?;
     assert_eq!(sub.line().await?, "end", "no line came twice");
+    Ok(())
+}
+
+/// A stream of lines is not to wait until there is room for keys again. Without
+/// one, what may have been published is not sent again.
+#[tokio::test]
+async fn pub_goes_on_without_keys_when_there_is_no_room_for_them() -> Result<()> {
+    let server = Dev::start().await?;
+    let mut sub = Tool::subscribe(&server, &["lines"]).await?;
+    let publishing = async |fates: Vec<Fate>| {
+        let way = unreliable_way(&server.clients, fates).await?;
+        let url = format!("http://{way}");
+        run_command(command(["pub", "lines", "--url", &url]), "a\nb\n").await
+    };
+    let ended = publishing(vec![Fate::KeysFull]).await?;
+    assert!(
+        ended.status.success() && ended.stderr.is_empty(),
+        "{ended:?}"
+    );
+    let ended = publishing(vec![Fate::KeysFull, Fate::AnswerLost]).await?;
+    assert_eq!(ended.status.code(), Some(69), "{ended:?}");
+    assert!(
+        ended.stderr.contains("line 1") && ended.stderr.contains("may or may not be published"),
+        "{}",
+        ended.stderr
+    );
+    publish(&server, "lines", "e", "end").await?;
+    for line in ["a", "b", "a", "end"] {
+        assert_eq!(sub.line().await?, line);
+    }
     Ok(())
 }
