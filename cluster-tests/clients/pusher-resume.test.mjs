@@ -89,12 +89,15 @@ test("a publisher that excludes itself is not given its own event when it comes 
   const other = new RawClient(t);
   await other.established();
   await other.subscribe(name);
+  const moved = new Inbox();
+  client.bind("dunlin:position", (position) => moved.push(position));
   await publisher().trigger(name, "own", "x", { socket_id: client.connection.socket_id });
   await other.frame("own", name);
   await publisher().trigger(name, "e", "1");
   await events.when("1", (all) => all.length >= 1);
   await publisher().trigger(name, "own too", "x", { socket_id: client.connection.socket_id });
   await other.frame("own too", name);
+  await moved.when("its new position", (all) => all.some(({ offset }) => offset === 3));
   await miss(async () => {});
   await publisher().trigger(name, "e", "2");
   await events.when("2", (all) => all.length >= 2);

@@ -233,6 +233,7 @@ async fn a_way_to_the_bus_is_broken_in_one_direction() -> Result<()> {
                 lasts(FAULT).await;
                 proxy.heal();
                 let took = works(&cluster).await?;
+                println!("{way:?}: works again after {took:?}");
                 assert!(took < BUS_HEALS, "{way:?}: {took:?}");
             }
             proxy.cut();
