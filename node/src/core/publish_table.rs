@@ -83,6 +83,12 @@ impl PublishTable {
         self.results.push_back(result);
     }
 
+    /// Lets go of all results. Who asks for one is told that it is forgotten,
+    /// and nothing is performed again.
+    pub fn forget_results(&mut self) {
+        self.results = VecDeque::new();
+    }
+
     fn forget_below(&mut self, low_mark: u64) {
         let first = self.next - self.results.len() as u64;
         let seen = low_mark

@@ -3,7 +3,7 @@
 
 mod following;
 
-use std::collections::HashMap;
+use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -27,6 +27,8 @@ use super::publish_table::{Admission, PublishTable};
 /// Channels of one shard at most; more are refused. With 1,024 shards this is
 /// 67 million in a cluster.
 const CHANNELS_MAX: usize = 65_536;
+/// Publish tables of gateways that are silent at most; the oldest goes first.
+const SILENT_MAX: usize = 256;
 /// How soon a channel is looked at again at the earliest.
 const CHECK_EVERY: Duration = Duration::from_secs(1);
 
@@ -115,6 +117,9 @@ pub struct Shard {
     namespaces: Arc<Namespaces>,
     channels: HashMap<ChannelKey, Channel>,
     gateways: HashMap<GatewayId, Gateway>,
+    /// How far gateways had come that have been forgotten since. What they had
+    /// in flight may have waited at the bus all the time.
+    silent: VecDeque<(GatewayRef, PublishTable)>,
     keys: Keys,
     /// Channel states created so far, for epochs.
     created: u64,
@@ -156,6 +161,7 @@ impl Shard {
             namespaces,
             channels: HashMap::new(),
             gateways: HashMap::new(),
+            silent: VecDeque::new(),
             keys: Keys::default(),
             created: 0,
             interest: 0,
@@ -292,9 +298,17 @@ impl Shard {
     }
 
     fn table(&mut self, from: &GatewayRef, low_mark: u64) -> &mut PublishTable {
-        self.gateway(from)
-            .publishes
-            .get_or_insert_with(|| PublishTable::starting_at(low_mark))
+        let gateway = self
+            .gateways
+            .get_mut(&from.id)
+            .expect("meet() has noted it");
+        let silent = &mut self.silent;
+        gateway.publishes.get_or_insert_with(|| {
+            let known = silent.iter().position(|(known, _)| known == from);
+            known
+                .and_then(|at| silent.remove(at))
+                .map_or_else(|| PublishTable::starting_at(low_mark), |(_, table)| table)
+        })
     }
 
     /// Performs a publish once for its idempotency key, if it has one.

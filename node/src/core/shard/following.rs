@@ -5,7 +5,7 @@ use proto::id::{GatewayId, GatewayRef, Incarnation};
 use proto::message::{InterestDigest, Join, Joined, Leave, Refusal, Reply, RestateEnd};
 use proto::time::Timestamp;
 
-use super::{Effect, Gateway, Shard, Tenure};
+use super::{Effect, Gateway, SILENT_MAX, Shard, Tenure};
 use crate::core::accord::Verdict;
 use crate::core::interest::Change;
 
@@ -42,7 +42,14 @@ impl Shard {
     pub(super) fn forget(&mut self, now: Timestamp, gateway: &GatewayRef) {
         let known = self.gateways.get(&gateway.id);
         if known.is_some_and(|known| known.me == *gateway) {
-            self.gateways.remove(&gateway.id);
+            let known = self.gateways.remove(&gateway.id);
+            if let Some(mut table) = known.and_then(|known| known.publishes) {
+                table.forget_results();
+                if self.silent.len() >= SILENT_MAX {
+                    self.silent.pop_front();
+                }
+                self.silent.push_back((gateway.clone(), table));
+            }
             self.drop_interest(now, &gateway.id, |_, _| true);
         }
     }

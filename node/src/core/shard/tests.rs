@@ -567,7 +567,7 @@ fn channels_that_nobody_wants_any_more_go_however_that_came_about() {
     }
 }
 
-const FULL_KEYS: u128 = crate::core::idempotency::KEYS_MAX as u128;
+const FULL_KEYS: u128 = idempotency::KEYS_MAX as u128;
 
 /// From a gateway of this number, with a key and a body.
 fn keyed(
@@ -725,4 +725,32 @@ fn a_gateway_that_is_unknown_here_begins_at_its_low_mark() {
         accepted(&ask(&mut shard, 0, gateway(1), sixth)).offset,
         Offset(1)
     );
+}
+
+/// What a gateway had in flight may wait at the bus for longer than we remember
+/// a gateway that is silent.
+#[test]
+fn a_gateway_that_was_forgotten_cannot_publish_the_same_again() {
+    let mut shard = shard();
+    let first = ask(&mut shard, 0, gateway(1), publish("c", 1));
+    shard.handle(
+        Timestamp(60_000),
+        Input::Forget(gateway(1)),
+        &mut Vec::new(),
+    );
+    let again = ask(&mut shard, 60_000, gateway(1), publish("c", 1));
+    assert_eq!(*refusal(&again), Refusal::Forgotten);
+    let next = accepted(&ask(&mut shard, 60_000, gateway(1), publish("c", 2)));
+    assert_eq!(
+        (next.epoch, next.offset),
+        (accepted(&first).epoch, Offset(2))
+    );
+    // Another life counts from one.
+    shard.handle(
+        Timestamp(60_000),
+        Input::Forget(gateway(1)),
+        &mut Vec::new(),
+    );
+    let other = ask(&mut shard, 60_000, gateway(2), publish("c", 1));
+    assert_eq!(accepted(&other).offset, Offset(3));
 }
