@@ -1,12 +1,19 @@
-//! The tools that administer: `inspect`, `nodes`, `certs`, `config`.
+//! The tools that administer: `inspect`, `nodes`, `certs`, `config`; and `pub`
+//! on a way to the server that fails.
+#![expect(
+    clippy::disallowed_methods,
+    reason = "shell: tests stand between processes"
+)]
 
 use std::os::unix::fs::PermissionsExt;
 use std::path::PathBuf;
 
 use anyhow::{Context, Result};
 use cluster_tests::client::{get, publish};
-use cluster_tests::process::{Dev, Ended, command, run, run_command};
+use cluster_tests::process::{Dev, Ended, Tool, command, run, run_command};
 use serde_json::Value;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::{TcpListener, TcpStream};
 
 /// Asks a server, with a token or none.
 async fn inspect(arguments: &[&str], admin: &str, token: &str) -> Result<Ended> {
@@ -291,5 +298,166 @@ async fn a_test_can_have_the_wall_clock_wrong() -> Result<()> {
     let late = Dev::start_command(late).await?;
     let refused = publish(&late, "a", "e", "d").await;
     assert!(refused.is_err(), "its signature is an hour early");
+    Ok(())
+}
+
+/// What becomes of a request on its way.
+#[derive(Debug, Clone, Copy, PartialEq)]
+enum Fate {
+    Passes,
+    /// The connection breaks before the server has it.
+    RequestLost,
+    /// The connection breaks after the server has answered.
+    AnswerLost,
+    /// A proxy on the way has lost patience.
+    Answered504,
+    /// There is no room for its key.
+    KeysFull,
+}
+
+/// Stands before a server. Each request has a fate, in turn, and then they all
+/// pass. Its address.
+async fn unreliable_way(server: &str, fates: Vec<Fate>) -> Result<String> {
+    let listener = TcpListener::bind("127.0.0.1:0").await?;
+    let address = listener.local_addr()?.to_string();
+    let server = server.to_owned();
+    tokio::spawn(async move {
+        let mut fates = fates.into_iter();
+        // One client with one connection at a time.
+        loop {
+            let (client, _) = listener.accept().await?;
+            serve(client, &server, &mut fates).await?;
+        }
+        #[expect(unreachable_code, reason = "gives the task its type")]
+        anyhow::Ok(())
+    });
+    Ok(address)
+}
+
+/// Until the connection ends or is broken.
+async fn serve(
+    mut client: TcpStream,
+    server: &str,
+    fates: &mut impl Iterator<Item = Fate>,
+) -> Result<()> {
+    let mut server = TcpStream::connect(server).await?;
+    while let Some(request) = message(&mut client).await? {
+        let fate = fates.next().unwrap_or(Fate::Passes);
+        if fate == Fate::RequestLost {
+            return Ok(());
+        }
+        if fate == Fate::KeysFull {
+            let body = r#"{"error":"no room","code":"idempotency_full","status":503}"#;
+            let length = body.len();
+            let full = format!(
+                "HTTP/1.1 503 Service Unavailable\r\ncontent-length: {length}\r\n\r\n{body}"
+            );
+            client.write_all(full.as_bytes()).await?;
+            continue;
+        }
+        server.write_all(&request).await?;
+        let answer = message(&mut server).await?.context("an answer")?;
+        match fate {
+            Fate::AnswerLost => return Ok(()),
+            Fate::Answered504 => {
+                let late = b"HTTP/1.1 504 Gateway Timeout\r\ncontent-length: 0\r\n\r\n";
+                client.write_all(late).await?;
+            }
+            _ => client.write_all(&answer).await?,
+        }
+    }
+    Ok(())
+}
+
+/// Reads a request or an answer with its body. `None`: the other side has ended.
+async fn message(stream: &mut TcpStream) -> Result<Option<Vec<u8>>> {
+    let mut bytes = Vec::new();
+    loop {
+        let text = String::from_utf8_lossy(&bytes).to_lowercase();
+        if let Some((head, body)) = text.split_once("\r\n\r\n") {
+            let length = head
+                .lines()
+                .find_map(|line| line.strip_prefix("content-length: "))
+                .context("a length")?;
+            if body.len() >= length.parse()? {
+                return Ok(Some(bytes));
+            }
+        }
+        if stream.read_buf(&mut bytes).await? == 0 {
+            return Ok(None);
+        }
+    }
+}
+
+#[tokio::test]
+async fn pub_may_not_speak_as_the_server() -> Result<()> {
+    let server = Dev::start().await?;
+    let mut publishing = command(["pub", "x", "--event", "dunlin:gap"]);
+    publishing.args(["--url", &server.url()]);
+    let ended = run_command(publishing, "a\n").await?;
+    assert_eq!(ended.status.code(), Some(65), "{ended:?}");
+    assert!(ended.stderr.contains("reserved"), "{}", ended.stderr);
+    Ok(())
+}
+
+#[tokio::test]
+async fn pub_repeats_what_was_not_acknowledged_and_publishes_each_line_once() -> Result<()> {
+    use Fate::{AnswerLost, Answered504, Passes, RequestLost};
+    let server = Dev::start().await?;
+    let mut sub = Tool::subscribe(&server, &["lines"]).await?;
+    let fates = vec![
+        AnswerLost,
+        AnswerLost,
+        Passes,
+        RequestLost,
+        Passes,
+        Answered504,
+        AnswerLost,
+    ];
+    let lines = ["same", "same", "other", "same", "last"];
+    for _ in 0..2 {
+        let way = unreliable_way(&server.clients, fates.clone()).await?;
+        let url = format!("http://{way}");
+        let publishing = command(["pub", "lines", "--url", &url]);
+        let ended = run_command(publishing, &lines.join("\n")).await?;
+        assert!(ended.status.success(), "{ended:?}");
+        assert!(ended.stderr.contains("line 1 waits"), "{}", ended.stderr);
+        // Lines that are equal, in a run or in two, are lines of their own.
+        for line in lines {
+            assert_eq!(sub.line().await?, line);
+        }
+    }
+    publish(&server, "lines", "e", "end").await?;
+    assert_eq!(sub.line().await?, "end", "no line came twice");
+    Ok(())
+}
+
+/// A stream of lines is not to wait until there is room for keys again. Without
+/// one, what may have been published is not sent again.
+#[tokio::test]
+async fn pub_goes_on_without_keys_when_there_is_no_room_for_them() -> Result<()> {
+    let server = Dev::start().await?;
+    let mut sub = Tool::subscribe(&server, &["lines"]).await?;
+    let publishing = async |fates: Vec<Fate>| {
+        let way = unreliable_way(&server.clients, fates).await?;
+        let url = format!("http://{way}");
+        run_command(command(["pub", "lines", "--url", &url]), "a\nb\n").await
+    };
+    let ended = publishing(vec![Fate::KeysFull]).await?;
+    assert!(
+        ended.status.success() && ended.stderr.is_empty(),
+        "{ended:?}"
+    );
+    let ended = publishing(vec![Fate::KeysFull, Fate::AnswerLost]).await?;
+    assert_eq!(ended.status.code(), Some(69), "{ended:?}");
+    assert!(
+        ended.stderr.contains("line 1") && ended.stderr.contains("may or may not be published"),
+        "{}",
+        ended.stderr
+    );
+    publish(&server, "lines", "e", "end").await?;
+    for line in ["a", "b", "a", "end"] {
+        assert_eq!(sub.line().await?, line);
+    }
     Ok(())
 }

@@ -14,6 +14,7 @@ use hyper::client::conn::http1::{SendRequest, handshake};
 use hyper::header::{AUTHORIZATION, CONTENT_TYPE, HOST};
 use hyper::{Request, Response, StatusCode, Uri};
 use hyper_util::rt::TokioIo;
+use proto::error::ErrorCode;
 use proto::time::UnixTime;
 use tokio::net::TcpStream;
 
@@ -149,12 +150,16 @@ impl Connection {
     pub(crate) async fn publish(
         &mut self,
         app: &AppArgument,
-        channel: &str,
-        event: &str,
-        data: &str,
+        event: &Event<'_>,
     ) -> Result<(StatusCode, String), Failed> {
+        let Event {
+            channel,
+            name,
+            data,
+            idempotency_key,
+        } = event;
         let body =
-            serde_json::json!({ "name": event, "channel": channel, "data": data }).to_string();
+            serde_json::json!({ "name": name, "channel": channel, "data": data }).to_string();
         let path = format!("/apps/{}/events", app.id);
         let request = auth::Request {
             method: "POST",
@@ -162,9 +167,13 @@ impl Connection {
             query: "",
         };
         let query = auth::sign_request(&app.key, &app.secret, request, body.as_bytes(), now());
-        let request = Request::post(format!("{path}?{query}"))
+        let mut request = Request::post(format!("{path}?{query}"))
             .header(HOST, &self.server.authority)
-            .header(CONTENT_TYPE, "application/json")
+            .header(CONTENT_TYPE, "application/json");
+        if let Some(key) = idempotency_key {
+            request = request.header("idempotency-key", *key);
+        }
+        let request = request
             .body(Full::from(body))
             .map_err(|error| Failed::NotSent(error.into()))?;
         let response = self.send(request).await?;
@@ -210,6 +219,15 @@ impl Connection {
     }
 }
 
+/// Something to publish.
+pub(crate) struct Event<'a> {
+    pub(crate) channel: &'a str,
+    pub(crate) name: &'a str,
+    pub(crate) data: &'a str,
+    /// With it the same event may be sent again.
+    pub(crate) idempotency_key: Option<&'a str>,
+}
+
 /// Why there is no answer to a request.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum Failed {
@@ -233,6 +251,14 @@ async fn read_up_to(response: Response<Incoming>, bytes_max: usize) -> anyhow::R
         .context("the answer did not end")?;
     let body = body.map_err(|error| anyhow!("the answer broke off: {error}"))?;
     Ok(String::from_utf8_lossy(&body.to_bytes()).into_owned())
+}
+
+/// The code of an error answer, if it is one of ours.
+pub(crate) fn code(text: &str) -> Option<ErrorCode> {
+    let body: serde_json::Value = serde_json::from_str(text).ok()?;
+    let code = body.get("code")?.as_str()?;
+    let known = ErrorCode::ALL.iter();
+    known.copied().find(|known| known.as_str() == code)
 }
 
 /// The message of an error answer, or the whole answer if it has none.

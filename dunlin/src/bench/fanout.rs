@@ -14,7 +14,7 @@ use super::report::Report;
 use super::subscribers::Received;
 use super::{floor, frames};
 use crate::cli::{AppArgument, AppText};
-use crate::client::{Server, problem};
+use crate::client::{Event, Server, problem};
 use crate::exit::{Exit, Failure};
 
 /// How long connections rest before memory is read.
@@ -218,7 +218,13 @@ async fn publish(
     for (published, channel) in (1..=options.publications()).zip(in_turn) {
         interval.tick().await;
         let data = frames::data(now_ns(), options.size as usize);
-        let (status, body) = connection.publish(app, channel, "b", &data).await?;
+        let event = Event {
+            channel,
+            name: "b",
+            data: &data,
+            idempotency_key: None,
+        };
+        let (status, body) = connection.publish(app, &event).await?;
         if status != StatusCode::OK {
             bail!(
                 "publication {published} was not taken: {}",

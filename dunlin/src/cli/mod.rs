@@ -155,6 +155,12 @@ pub(crate) fn runtime() -> Result<tokio::runtime::Runtime, Failure> {
     runtime.map_err(|error| Exit::Software.with(error))
 }
 
+/// For deadlines.
+#[expect(clippy::disallowed_methods, reason = "shell: tools have patience")]
+pub(crate) fn now() -> proto::time::Timestamp {
+    proto::time::Timestamp::now()
+}
+
 /// Waits before trying again.
 #[expect(clippy::disallowed_methods, reason = "shell: tools wait for servers")]
 pub(crate) async fn wait(duration: std::time::Duration) {

@@ -1,20 +1,33 @@
 //! `dunlin pub`: publishes stdin, line by line, in order: the next line is sent
 //! when the one before it has been acknowledged.
+//!
+//! Each line has an idempotency key, so one that was not acknowledged is sent
+//! again and is still published once. Owners remember keys for two minutes; a
+//! line is given up before that.
 
 use std::time::Duration;
 
 use clap::Args;
 use hyper::StatusCode;
 use proto::channel::ChannelName;
+use proto::error::ErrorCode;
+use proto::time::Timestamp;
 use tokio::io::{AsyncBufRead, AsyncBufReadExt, BufReader};
 
-use super::{ServerArguments, Target};
-use crate::client::{Connection, Failed, problem};
+use super::{ServerArguments, Target, now};
+use crate::client::{Connection, Event, Failed, code, problem};
 use crate::exit::{Exit, Failure};
+use crate::process::fill_random;
 
-/// How often and how long to try to reach a server that is not there (yet).
-const CONNECT_EVERY: Duration = Duration::from_millis(500);
-const CONNECT_TRIES: u32 = 20;
+/// How long to try to reach a server that is not there (yet).
+const CONNECT_FOR: Duration = Duration::from_secs(10);
+/// How long to repeat a line that a server has had. The last try and what the
+/// gateway makes of it end well before the owner forgets the key.
+const REPEAT_FOR: Duration = Duration::from_secs(60);
+const TRY_EVERY: Duration = Duration::from_millis(500);
+/// For how long keys are left out when there is no room for them: a stream of
+/// lines is not to be sent twice over, nor to wait for two minutes.
+const KEYLESS_FOR: Duration = Duration::from_secs(1);
 /// Bytes of a line that any server might take.
 const LINE_BYTES_MAX: usize = gateway::app::PAYLOAD_BYTES_LIMIT;
 
@@ -40,7 +53,9 @@ pub(crate) fn run(options: &Options) -> Result<(), Failure> {
 
 async fn publish(options: &Options, target: &Target) -> Result<(), Failure> {
     let mut input = BufReader::with_capacity(64 * 1_024, tokio::io::stdin());
-    let mut connection = None;
+    let mut publisher = Publisher::new(options, target).map_err(|error| {
+        Exit::Software.because(format!("the system gave no random bytes: {error}"))
+    })?;
     let mut line = Vec::new();
     let (mut number, mut refused) = (0_u64, 0_u64);
     loop {
@@ -65,7 +80,7 @@ async fn publish(options: &Options, target: &Target) -> Result<(), Failure> {
             refused += 1;
             continue;
         };
-        if let Verdict::Refused(why) = one(options, target, &mut connection, number, text).await? {
+        if let Verdict::Refused(why) = publisher.line(number, text).await? {
             eprintln!("dunlin: line {number} was refused: {why}");
             refused += 1;
         }
@@ -106,69 +121,154 @@ enum Verdict {
     Refused(String),
 }
 
-/// Publishes one line. A failure that leaves open whether the line was
-/// published ends the command: sending it again could publish it twice.
-async fn one(
-    options: &Options,
-    target: &Target,
-    connection: &mut Option<Connection>,
-    number: u64,
-    text: &str,
-) -> Result<Verdict, Failure> {
-    let gave_up = |why: String| {
-        Exit::Unavailable.because(format!("line {number} was not acknowledged: {why}"))
-    };
-    let mut tries = 0;
-    loop {
-        let answer = attempt(options, target, connection, text).await;
-        let (status, body) = match answer {
-            Ok(answer) => answer,
-            // As certain as an answer: trying again cannot publish it twice.
-            Err(Failed::NotSent(error)) => {
-                *connection = None;
-                tries += 1;
-                if tries > CONNECT_TRIES {
-                    return Err(gave_up(format!("{error:#}")));
-                }
-                // The first time it may only be that the server has closed a
-                // connection that was idle for long.
-                if tries > 1 {
-                    if tries == 2 {
-                        eprintln!("dunlin: line {number} waits: {error:#}");
-                    }
-                    super::wait(CONNECT_EVERY).await;
-                }
+/// What to do after a try.
+enum Next {
+    Done(Verdict),
+    /// Try again at once, in another way.
+    AtOnce,
+    /// Wait and try again; why.
+    Again(String),
+    /// No line will fare better.
+    GiveUp(String),
+}
+
+struct Publisher<'a> {
+    options: &'a Options,
+    target: &'a Target,
+    connection: Option<Connection>,
+    /// What all keys of this run begin with.
+    run: String,
+    /// Until when no keys are used: the server remembers as many as it may.
+    keyless_until: Timestamp,
+}
+
+/// One line while it is tried.
+struct Line<'a> {
+    text: &'a str,
+    /// Its idempotency key. With one it may be sent again whatever became of
+    /// it; without, only if it was certainly not published.
+    key: Option<String>,
+    /// Whether it may have been published.
+    unknown: bool,
+    /// Whether a server has had it.
+    sent: bool,
+}
+
+impl<'a> Publisher<'a> {
+    fn new(options: &'a Options, target: &'a Target) -> std::io::Result<Self> {
+        let mut random = [0; 16];
+        fill_random(&mut random)?;
+        Ok(Self {
+            options,
+            target,
+            connection: None,
+            run: format!("dunlin-pub-{}", hex::encode(random)),
+            keyless_until: Timestamp(0),
+        })
+    }
+
+    /// Publishes one line: once, however often it has to be sent.
+    async fn line(&mut self, number: u64, text: &str) -> Result<Verdict, Failure> {
+        let began = now();
+        let has_key = began >= self.keyless_until;
+        let mut line = Line {
+            text,
+            key: has_key.then(|| format!("{}-{number}", self.run)),
+            unknown: false,
+            sent: false,
+        };
+        let mut tries = 0;
+        loop {
+            let had_connection = self.connection.is_some();
+            let why = match self.attempt(&mut line).await {
+                Next::Done(verdict) => return Ok(verdict),
+                Next::AtOnce => continue,
+                Next::GiveUp(why) => return Err(gave_up(number, &line, &why)),
+                Next::Again(why) => why,
+            };
+            let patience = if line.sent { REPEAT_FOR } else { CONNECT_FOR };
+            if now().since(began) >= patience || (line.unknown && line.key.is_none()) {
+                return Err(gave_up(number, &line, &why));
+            }
+            tries += 1;
+            // The first time it may only be that the server has closed a
+            // connection that was idle for long.
+            if tries == 1 && had_connection && !line.sent {
                 continue;
             }
+            if tries <= 2 {
+                eprintln!("dunlin: line {number} waits: {why}");
+            }
+            super::wait(TRY_EVERY).await;
+        }
+    }
+
+    async fn attempt(&mut self, line: &mut Line<'_>) -> Next {
+        match self.send(line).await {
+            Ok((status, body)) => {
+                line.sent = true;
+                self.judge(line, status, &body)
+            }
+            Err(Failed::NotSent(error)) => {
+                self.connection = None;
+                Next::Again(format!("{error:#}"))
+            }
             Err(Failed::Unknown(error)) => {
-                return Err(gave_up(format!(
-                    "{error:#}; it may or may not be published"
-                )));
+                self.connection = None;
+                (line.sent, line.unknown) = (true, true);
+                Next::Again(format!("{error:#}"))
             }
-        };
-        return match status {
-            StatusCode::OK => Ok(Verdict::Acknowledged),
+        }
+    }
+
+    fn judge(&mut self, line: &mut Line<'_>, status: StatusCode, body: &str) -> Next {
+        let why = problem(status, body);
+        match status {
+            StatusCode::OK => Next::Done(Verdict::Acknowledged),
             StatusCode::BAD_REQUEST | StatusCode::PAYLOAD_TOO_LARGE => {
-                Ok(Verdict::Refused(problem(status, &body)))
+                Next::Done(Verdict::Refused(why))
             }
-            _ => Err(gave_up(problem(status, &body))),
+            _ if !status.is_server_error() => Next::GiveUp(why),
+            _ => {
+                match code(body) {
+                    Some(ErrorCode::Overloaded | ErrorCode::Unavailable) => {}
+                    Some(ErrorCode::IdempotencyFull) => {
+                        self.keyless_until = now() + KEYLESS_FOR;
+                        if !line.unknown && line.key.take().is_some() {
+                            return Next::AtOnce;
+                        }
+                    }
+                    // A proxy's answer tells nothing, either.
+                    _ => line.unknown = true,
+                }
+                Next::Again(why)
+            }
+        }
+    }
+
+    /// Sends on the connection that is there, or on a new one.
+    async fn send(&mut self, line: &Line<'_>) -> Result<(StatusCode, String), Failed> {
+        let open = match &mut self.connection {
+            Some(open) => open,
+            none => none.insert(self.target.url.connect().await.map_err(Failed::NotSent)?),
         };
+        let event = Event {
+            channel: self.options.channel.as_str(),
+            name: &self.options.event,
+            data: line.text,
+            idempotency_key: line.key.as_deref(),
+        };
+        open.publish(&self.target.app, &event).await
     }
 }
 
-/// Publishes on the connection that is there, or on a new one.
-async fn attempt(
-    options: &Options,
-    target: &Target,
-    connection: &mut Option<Connection>,
-    text: &str,
-) -> Result<(StatusCode, String), Failed> {
-    let open = match connection {
-        Some(open) => open,
-        None => connection.insert(target.url.connect().await.map_err(Failed::NotSent)?),
+fn gave_up(number: u64, line: &Line<'_>, why: &str) -> Failure {
+    let doubt = if line.unknown {
+        "; it may or may not be published"
+    } else {
+        ""
     };
-    open.publish(&target.app, options.channel.as_str(), &options.event, text)
-        .await
+    Exit::Unavailable.because(format!("line {number} was not acknowledged: {why}{doubt}"))
 }
 
 #[cfg(test)]
