@@ -2,7 +2,7 @@
 
 import assert from "node:assert/strict";
 import { test } from "node:test";
-import { RawClient, channelName, publisher } from "./support.mjs";
+import { RawClient, app, channelName, publisher, server } from "./support.mjs";
 
 /** What the API answered to a request that it refused. */
 async function refusal(request) {
@@ -67,6 +67,28 @@ test("names that are the server's own are refused", async () => {
     assert.deepEqual([status, code], [400, "bad_request"]);
     assert.match(error, /reserved/);
   }
+});
+
+test("a signed request with a header of its own", async (t) => {
+  // The SDK signs and has no place for headers, so the request is sent by hand.
+  const name = channelName();
+  const raw = await subscriber(t, name);
+  const post = (data, headers) => {
+    const body = JSON.stringify({ name: "e", channel: name, data });
+    const path = `/apps/${app.id}/events`;
+    const query = publisher().createSignedQueryString({ method: "POST", path, body, params: {} });
+    return fetch(new URL(`${path}?${query}`, server), { method: "POST", body, headers });
+  };
+  for (const header of ["Idempotency-Key", "X-Idempotency-Key"]) {
+    const response = await post("once", { [header]: "order-17" });
+    assert.deepEqual([response.status, await response.json()], [200, {}]);
+  }
+  const other = await post("other", { "Idempotency-Key": "order-17" });
+  assert.deepEqual([other.status, (await other.json()).code], [422, "idempotency_mismatch"]);
+  await post("last", {});
+  const data = (frames) => frames.filter(({ event }) => event === "e").map((frame) => frame.data);
+  await raw.frames.when("the last", (frames) => data(frames).includes("last"));
+  assert.deepEqual(data(raw.frames.items), ["once", "last"]);
 });
 
 test("a body far over the limit is refused in the same way, and the next request is served", async () => {

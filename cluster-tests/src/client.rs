@@ -131,9 +131,18 @@ pub async fn post_event(server: &Dev, body: &Value) -> Result<Answer> {
 /// # Errors
 /// When there is no answer in time.
 pub async fn post_event_to(address: &str, body: &Value) -> Result<Answer> {
+    post_event_with(address, "", body).await
+}
+
+/// Posts a body to the API at an address, signed, with further header lines.
+///
+/// # Errors
+/// When there is no answer in time.
+pub async fn post_event_with(address: &str, headers: &str, body: &Value) -> Result<Answer> {
     let body = body.to_string();
     let query = signed_query("POST", EVENTS, &body, SECRET, UnixTime::now());
-    request(address, "POST", &format!("{EVENTS}?{query}"), "", &body).await
+    let target = format!("{EVENTS}?{query}");
+    request(address, "POST", &target, headers, &body).await
 }
 
 /// The bytes of a signed request that publishes, on a connection that stays.

@@ -14,7 +14,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 use bytes::Bytes;
-use cluster_tests::client::{EventStream, KEY, Pusher, get, post_event_to};
+use cluster_tests::client::{EventStream, KEY, Pusher, get, post_event_to, post_event_with};
 use cluster_tests::eventually;
 use futures_util::future::{BoxFuture, try_join_all};
 use gateway::app::{App, Apps};
@@ -448,6 +448,159 @@ impl Bus for Liar {
     fn stats(&self) -> Stats {
         self.inner.stats()
     }
+}
+
+/// Keeps to itself what it is told to.
+#[derive(Debug)]
+struct Thief {
+    inner: MemoryBus,
+    /// Publishes into the channel `away`, so many more.
+    publishes: AtomicU64,
+    /// Answers to publishes, while this is not zero.
+    answers: AtomicU64,
+}
+
+impl Thief {
+    fn new() -> Arc<Self> {
+        Arc::new(Self {
+            inner: MemoryBus::default(),
+            publishes: AtomicU64::new(0),
+            answers: AtomicU64::new(0),
+        })
+    }
+
+    fn steals(&self, request: &Request) -> bool {
+        let Request::Publish(publish) = request else {
+            return false;
+        };
+        let less = |left: u64| left.checked_sub(1);
+        publish.key.channel.as_str() == "away"
+            && self
+                .publishes
+                .fetch_update(Ordering::Relaxed, Ordering::Relaxed, less)
+                .is_ok()
+    }
+}
+
+impl Bus for Thief {
+    fn publish(&self, subject: &Subject, payload: Bytes) -> Result<(), Error> {
+        let rest = match codec::decode(&payload) {
+            Ok(Message::Requests(mut requests)) => {
+                requests.requests.retain(|request| !self.steals(request));
+                codec::encode(&Message::Requests(requests))
+            }
+            Ok(Message::Replies(mut replies)) if self.answers.load(Ordering::Relaxed) > 0 => {
+                let is_other = |reply: &Reply| !matches!(reply, Reply::Published { .. });
+                replies.replies.retain(is_other);
+                codec::encode(&Message::Replies(replies))
+            }
+            _ => payload,
+        };
+        self.inner.publish(subject, rest)
+    }
+
+    fn subscribe(&self, subject: Subject) -> BoxFuture<'_, Result<Subscription, Error>> {
+        self.inner.subscribe(subject)
+    }
+
+    fn name(&self) -> &'static str {
+        "thief"
+    }
+
+    fn stats(&self) -> Stats {
+        self.inner.stats()
+    }
+}
+
+/// What a subscriber of these channels gets until `end` comes in all of them.
+async fn until_the_end(client: &mut Pusher, channels: usize) -> Result<Vec<(String, String)>> {
+    let text = |value: &serde_json::Value| value.as_str().unwrap_or_default().to_owned();
+    let (mut got, mut ended) = (Vec::new(), 0);
+    while ended < channels {
+        let frame = client.frame().await?;
+        if frame["data"] == "end" {
+            ended += 1;
+        } else {
+            got.push((text(&frame["channel"]), text(&frame["data"])));
+        }
+    }
+    got.sort();
+    Ok(got)
+}
+
+#[tokio::test]
+async fn a_publish_into_several_channels_is_resent_only_where_it_was_lost() -> Result<()> {
+    let bus = Thief::new();
+    let pair = start(Arc::clone(&bus) as BusHandle).await?;
+    let address = pair.address.to_string();
+    let mut client = Pusher::connect_to(&address).await?;
+    for channel in ["here", "away", "there"] {
+        client.subscribe(channel).await?;
+    }
+    bus.publishes.store(3, Ordering::Relaxed);
+    let channels = ["here", "away", "there"];
+    for data in ["1", "end"] {
+        let event = json!({ "name": "e", "channels": channels, "data": data });
+        assert_eq!(post_event_to(&address, &event).await?.status, 200, "{data}");
+    }
+    let got = until_the_end(&mut client, 3).await?;
+    assert_eq!(
+        got,
+        ["away", "here", "there"].map(|c| (c.into(), "1".into()))
+    );
+    assert_eq!(bus.publishes.load(Ordering::Relaxed), 0);
+    pair.stop.send(true)?;
+    Ok(())
+}
+
+/// One owner out of reach, then all of them unable to answer: the same request
+/// with the same key completes what is missing and nothing else.
+#[tokio::test]
+async fn a_request_that_failed_in_part_is_completed_by_repeating_it_with_its_key() -> Result<()> {
+    let bus = Thief::new();
+    let pair = start(Arc::clone(&bus) as BusHandle).await?;
+    let address = pair.address.to_string();
+    let mut client = Pusher::connect_to(&address).await?;
+    for channel in ["here", "away"] {
+        client.subscribe(channel).await?;
+    }
+    let event = |data: &str| json!({ "name": "e", "channels": ["here", "away"], "data": data });
+    let post = async |key: &str, data: &str| {
+        let header = format!("Idempotency-Key: {key}\r\n");
+        post_event_with(&address, &header, &event(data)).await
+    };
+    bus.publishes.store(u64::MAX, Ordering::Relaxed);
+    let answer = post("one", "1").await?;
+    let told = answer.json();
+    assert_eq!(
+        (answer.status, answer.code().as_str()),
+        (503, "unknown_outcome")
+    );
+    assert_eq!(
+        (&told["accepted"], &told["failed"]),
+        (&json!(["here"]), &json!(["away"]))
+    );
+    let message = told["error"].as_str().context("a text")?;
+    assert!(message.contains("same Idempotency-Key"), "{message}");
+    bus.publishes.store(0, Ordering::Relaxed);
+    assert_eq!(post("one", "1").await?.status, 200);
+
+    bus.answers.store(1, Ordering::Relaxed);
+    let answer = post("two", "2").await?;
+    assert_eq!(
+        (answer.status, answer.code().as_str()),
+        (503, "unknown_outcome")
+    );
+    assert_eq!(answer.json()["failed"], json!(["here", "away"]));
+    bus.answers.store(0, Ordering::Relaxed);
+    assert_eq!(post("two", "2").await?.status, 200);
+
+    assert_eq!(post("end", "end").await?.status, 200);
+    let got = until_the_end(&mut client, 2).await?;
+    let expected = [("away", "1"), ("away", "2"), ("here", "1"), ("here", "2")];
+    assert_eq!(got, expected.map(|(c, d)| (c.into(), d.into())));
+    pair.stop.send(true)?;
+    Ok(())
 }
 
 /// Loses everything while it is off.

@@ -409,6 +409,13 @@ mod tests {
             })),
             Some(4301)
         );
+        // The server's own events are no more a client's than others are.
+        assert_eq!(
+            told(Ok(Command::Unsupported {
+                event: "dunlin:gap".into()
+            })),
+            None
+        );
         assert_eq!(
             told(Ok(Command::Unsupported {
                 event: "foo".into()

@@ -208,6 +208,10 @@ mod tests {
                 r#"{"name":"dunlin:gap","data":"","channel":"x"}"#,
                 "reserved",
             ),
+            (
+                r#"{"name":"dunlin:","data":"","channels":["x","y"]}"#,
+                "reserved",
+            ),
             (r#"{"name":"e","channel":"x"}"#, "data"),
             (r#"{"name":"e","data":""}"#, "channels"),
             (r#"{"name":"e","data":"","channels":[]}"#, "channels"),
