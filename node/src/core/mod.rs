@@ -21,6 +21,7 @@ pub mod channel;
 pub mod cluster;
 pub mod formation;
 pub mod gateways;
+pub mod gossip;
 pub mod history;
 pub mod inspection;
 pub mod interest;
