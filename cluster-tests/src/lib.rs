@@ -12,8 +12,10 @@
 
 pub mod client;
 pub mod cluster;
+pub mod invariants;
 pub mod nats;
 pub mod process;
+pub mod sim;
 pub mod traffic;
 
 use std::io::Write;
