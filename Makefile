@@ -2,7 +2,7 @@
 SHELL := /bin/sh
 export RUST_BACKTRACE ?= 0
 
-.PHONY: help dev cluster test verify fix soak bench
+.PHONY: help dev cluster test verify fix sim reproduce soak bench
 
 help:
 	@echo 'make dev     run everything in one process (cargo run --release -- dev)'
@@ -10,6 +10,8 @@ help:
 	@echo 'make test    install what the tests need, then everything that must pass'
 	@echo 'make verify  the same checks, but installs nothing and writes nothing'
 	@echo 'make fix     format, apply lints, write the reference pages'
+	@echo 'make sim     many seeds of the simulation, as SEEDS=n says'
+	@echo 'make reproduce SEED=n   one of them, with everything that happens'
 	@echo 'make soak    the promises again and again, 100,000 channels, then the benchmark'
 	@echo 'make bench   what a delivery costs, beside the floor'
 
@@ -34,6 +36,12 @@ fix:
 	cargo clippy --workspace --all-targets --fix --allow-dirty --allow-staged
 	cargo fmt --all
 	UPDATE_REFERENCE=1 cargo test -p cluster-tests --test docs
+
+sim:
+	cargo run --release -p cluster-tests --example sim -- --seeds $(or $(SEEDS),2000)
+
+reproduce:
+	cargo run --release -p cluster-tests --example sim -- --reproduce $(SEED)
 
 soak:
 	for n in 1 2 3 4 5 6 7 8 9 10; do cargo test --release -p cluster-tests --test delivery || exit 1; done

@@ -15,9 +15,11 @@
 pub mod client;
 pub mod cluster;
 pub mod in_process;
+pub mod invariants;
 pub mod nats;
 pub mod process;
 pub mod proxy;
+pub mod sim;
 pub mod traffic;
 pub mod verify;
 

@@ -37,6 +37,13 @@ fn pure_code_imports_nothing_of_the_world() {
     let mut pure = files("node/src/core", ".rs");
     pure.extend(files("gateway/src/core", ".rs"));
     pure.extend(files("gateway/src/protocol", ".rs"));
+    pure.extend(files("cluster-tests/src/invariants", ".rs"));
+    let sweep = |path: &PathBuf| path.ends_with("sim/sweep.rs");
+    pure.extend(
+        files("cluster-tests/src/sim", ".rs")
+            .into_iter()
+            .filter(|path| !sweep(path)),
+    );
     pure.extend(
         files("proto/src", ".rs")
             .into_iter()

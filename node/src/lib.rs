@@ -7,7 +7,7 @@
 //!
 //! The other half is a node's place in the cluster, [`Membership`]: `membership`
 //! joins, registers and leads, over `raft`, `peers` and `gossip`, as
-//! `core::{cluster, formation, placement}` decide.
+//! `core::{cluster, formation, placement, gossip}` decide.
 
 mod addresses;
 pub mod core;

@@ -297,7 +297,7 @@ impl ClusterMetrics {
         &self,
         cluster: &crate::core::cluster::Cluster,
         standing: &crate::raft::Standing,
-        rumours: &crate::gossip::Rumours,
+        rumours: &crate::core::gossip::Rumours,
     ) {
         self.is_leader.set(i64::from(standing.leads));
         self.term.set(standing.term as i64);

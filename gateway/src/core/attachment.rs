@@ -260,11 +260,16 @@ impl Attachment {
         (self.asked, self.owed) = (None, false);
         let answered = joined.position;
         match (&joined.missed, self.position) {
-            (Missed::Gap(gap), Some(position)) => {
-                if let Since::Delivered(asked) = since {
+            (Missed::Gap(gap), Some(position)) => match since {
+                Since::Delivered(asked) => self.close_gap(*gap, asked, position, steps),
+                // What has ended for the client has ended for us.
+                Since::Cursor(asked)
+                    if asked.epoch == position.epoch && answered.epoch != position.epoch =>
+                {
                     self.close_gap(*gap, asked, position, steps);
                 }
-            }
+                Since::Cursor(_) | Since::Now => {}
+            },
             (Missed::Publications(publications), Some(position)) => {
                 if position.epoch == answered.epoch {
                     for publication in publications {

@@ -369,6 +369,12 @@ impl Edge {
         self.shards.iter().map(|shard| shard.channels.len()).sum()
     }
 
+    /// Whether a channel is followed, or was a moment ago.
+    pub fn follows(&self, key: &ChannelKey) -> bool {
+        let shard = &self.shards[usize::from(self.sharding.shard_of(key).0)];
+        shard.channels.contains_key(key)
+    }
+
     fn tick(&mut self, now: Timestamp, effects: &mut Vec<Effect>) {
         while let Some(timer) = self.timers.pop_due(now) {
             match timer {

@@ -23,6 +23,8 @@ use super::attachment::FollowId;
 
 mod resuming;
 
+pub use resuming::{Given, Return};
+
 /// A connection of this worker. Reused after the connection has gone.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct ConnectionIndex(pub u32);

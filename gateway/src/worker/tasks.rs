@@ -98,7 +98,7 @@ impl Worker {
                 key,
                 cursor,
                 resumption,
-            } => state.resumed(&key, cursor, resumption),
+            } => state.resumed(&key, cursor, &resumption),
             Mail::Broadcast(broadcast) => {
                 if let Some(channel) = state.hub.live(&broadcast.key) {
                     let audience = state.hub.audience(channel);

@@ -22,6 +22,7 @@ pub mod channel;
 pub mod cluster;
 pub mod formation;
 pub mod gateways;
+pub mod gossip;
 pub mod history;
 pub mod idempotency;
 pub mod inspection;

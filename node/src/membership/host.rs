@@ -15,7 +15,7 @@ use super::{Identity, MembershipConfig};
 use crate::addresses::Addresses;
 use crate::core::cluster::{Cluster, Command, Outcome, RaftId, Registration};
 use crate::core::formation::{Pledge, Status, may_pledge, may_release};
-use crate::gossip::{News, Rumours};
+use crate::core::gossip::{News, Rumours};
 use crate::peers::Peers;
 use crate::peers::wire::{Call, Reply};
 use crate::raft::store::{Store, StoreError};

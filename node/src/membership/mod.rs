@@ -21,7 +21,8 @@ use tokio::sync::{mpsc, watch};
 
 use crate::View;
 use crate::core::cluster::{Cluster, Command, Outcome, RaftId};
-use crate::gossip::{Gossip, News, Rumours};
+use crate::core::gossip::{News, Rumours};
+use crate::gossip::Gossip;
 use crate::metrics::ClusterMetrics;
 use crate::peers::Peers;
 use crate::peers::tls::{Tls, TlsError};

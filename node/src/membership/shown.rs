@@ -10,7 +10,7 @@ use tokio::sync::watch;
 
 use super::Phase;
 use crate::core::cluster::{Cluster, Member};
-use crate::gossip::Rumours;
+use crate::core::gossip::Rumours;
 use crate::raft::Standing;
 
 /// Senders of what a [`crate::View`] shows, and of the rest that is watched.

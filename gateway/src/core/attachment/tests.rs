@@ -491,6 +491,36 @@ fn a_gap_is_for_those_whom_it_concerns_and_others_are_asked_for_again() {
     assert!(!steps.iter().any(|step| matches!(step, Step::Gap { .. })));
 }
 
+/// One question was for both, so one answer must do: asking for the client
+/// again would be answered in the same way for ever.
+#[test]
+fn a_life_that_is_over_ends_for_a_client_that_came_back_and_for_all_others() {
+    let mut attachment = with_a_window();
+    assert_eq!(attachment.detach(), Ask::Join);
+    assert_eq!(resume(&mut attachment, 3, 5).1, Ask::Join);
+    attachment.set_asked(2);
+    assert_eq!(attachment.asked_since(), Since::Cursor(at(5)));
+    let latest = Position {
+        epoch: Epoch(8),
+        offset: Offset(2),
+    };
+    let answer = Joined {
+        fence: Fence(2),
+        position: latest,
+        missed: Missed::Gap(Gap {
+            reason: GapReason::NewEpoch,
+            earliest: Offset(1),
+            latest,
+        }),
+    };
+    let mut steps = Vec::new();
+    assert_eq!(attachment.joined(answer, &mut steps), Ask::No);
+    let told = steps.iter().any(|step| matches!(step, Step::Gap { .. }));
+    assert!(told, "those who have followed all the time");
+    assert_eq!(resumed(&steps), [(3, 5, "epoch".into())]);
+    assert_eq!(attachment.position(), Some(latest));
+}
+
 #[test]
 fn who_comes_back_first_has_its_cursor_in_the_first_join_and_fills_the_window() {
     let mut attachment = Attachment::default();

@@ -1,12 +1,46 @@
 //! Connections that have come back with a cursor and wait to be told what they
 //! missed.
+//!
+//! The edge answers for the lowest cursor of a channel's connections here, as of
+//! where the channel stands at the edge. The worker may be behind that, by what
+//! waits for its sweep: so a connection goes on where the channel stands here,
+//! and one that is ahead of that waits for the sweep.
+
+use std::sync::Arc;
 
 use proto::channel::ChannelKey;
-use proto::position::Position;
+use proto::position::{Gap, Offset, Position};
+use proto::publication::Publication;
+
+use crate::core::attachment::{Resumption, concerns};
 
 use super::{
     ChannelIndex, ConnectionIndex, Hub, List, Resuming, Returned, Subscriber, Subscription,
 };
+
+/// Connections that are told in one go; the edge is asked again for the rest, so
+/// that others get their turn.
+const TOGETHER: usize = 256;
+
+/// Connections that are helped, and with what.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Return {
+    /// Who.
+    pub back: Vec<Returned>,
+    /// What they are given.
+    pub given: Given,
+    /// Whether the edge is to be asked for others.
+    pub ask: bool,
+}
+
+/// What connections are given that have come back.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Given {
+    /// To each of them those that come after its cursor.
+    Publications(Vec<Arc<Publication>>),
+    /// The word that it cannot be given, and where they go on.
+    Gap(Gap),
+}
 
 impl Hub {
     /// The cursor that the edge is to be asked about for those who have come
@@ -39,9 +73,94 @@ impl Hub {
         }
     }
 
-    /// The edge has answered. Where the channel stands here; `None`: the answer
-    /// is to something else than was last asked.
-    pub fn answered(
+    /// The edge has answered. Whom that helps, some at a time; they go on with
+    /// everybody else, or wait for the rest. `None`: it is an answer to something
+    /// else than was last asked. `sweeps`: whether publications wait here.
+    pub fn resumed(
+        &mut self,
+        key: &ChannelKey,
+        cursor: Position,
+        resumption: &Resumption,
+        sweeps: impl FnOnce(ChannelIndex) -> bool,
+    ) -> Option<Return> {
+        let (channel, position) = self.answered(key, cursor)?;
+        let (back, given) = match resumption {
+            Resumption::Gap(gap) => self.with_gap(channel, position, cursor, gap),
+            Resumption::Whole(publications) => {
+                // What is beyond comes by the sweep that it waits for here.
+                let end = end(publications, cursor).min(position.offset);
+                let back = self.with_publications(channel, position, cursor, end);
+                for one in &back {
+                    self.go_live(channel, one.recipient.connection);
+                }
+                (back, given(publications, end))
+            }
+            Resumption::Part(publications) => {
+                let offset = end(publications, cursor);
+                let back = self.with_publications(channel, position, cursor, offset);
+                for one in &back {
+                    let cursor = Position { offset, ..cursor };
+                    self.advance(channel, one.recipient.connection, cursor);
+                }
+                (back, given(publications, offset))
+            }
+        };
+        let ask = self.is_to_ask(channel, position, sweeps(channel));
+        Some(Return { back, given, ask })
+    }
+
+    fn with_publications(
+        &self,
+        channel: ChannelIndex,
+        position: Position,
+        cursor: Position,
+        end: Offset,
+    ) -> Vec<Returned> {
+        self.returned(channel, TOGETHER, |theirs| {
+            theirs.epoch == cursor.epoch
+                && theirs.epoch == position.epoch
+                && (cursor.offset..=end).contains(&theirs.offset)
+        })
+    }
+
+    fn with_gap(
+        &mut self,
+        channel: ChannelIndex,
+        position: Position,
+        cursor: Position,
+        gap: &Gap,
+    ) -> (Vec<Returned>, Given) {
+        // They go on where the channel stands here.
+        let told = Gap {
+            latest: position,
+            ..*gap
+        };
+        let back = self.returned(channel, TOGETHER, |theirs| {
+            // In another epoch than what waits here for its sweep, or behind
+            // it, nobody can be put; but one that is ahead of the owner lies.
+            let behind = theirs.epoch != position.epoch || theirs.offset <= position.offset;
+            gap.latest.epoch == position.epoch
+                && concerns(gap, cursor, theirs)
+                && (behind || theirs.offset > gap.latest.offset)
+        });
+        for one in &back {
+            self.go_live(channel, one.recipient.connection);
+        }
+        (back, Given::Gap(told))
+    }
+
+    /// Whether the edge is to be asked for those that are left. Whoever has seen
+    /// elsewhere what waits to be swept here is helped when it has been.
+    fn is_to_ask(&self, channel: ChannelIndex, position: Position, sweeps: bool) -> bool {
+        let ahead =
+            |theirs: Position| theirs.epoch != position.epoch || theirs.offset > position.offset;
+        let left = &self.channels[channel.0 as usize].resuming;
+        left.iter().any(|one| !(sweeps && ahead(one.cursor)))
+    }
+
+    /// Where the channel stands here; `None`: the answer is to something else
+    /// than was last asked.
+    pub(super) fn answered(
         &mut self,
         key: &ChannelKey,
         cursor: Position,
@@ -54,7 +173,7 @@ impl Hub {
     }
 
     /// At most `count` of those who wait and are meant.
-    pub fn returned(
+    pub(super) fn returned(
         &self,
         index: ChannelIndex,
         count: usize,
@@ -66,7 +185,7 @@ impl Hub {
     }
 
     /// One that waited gets what comes after the channel's position here.
-    pub fn go_live(&mut self, index: ChannelIndex, connection: ConnectionIndex) {
+    pub(super) fn go_live(&mut self, index: ChannelIndex, connection: ConnectionIndex) {
         let Some((at, link)) = self.link(connection, index) else {
             return;
         };
@@ -84,7 +203,12 @@ impl Hub {
     }
 
     /// One that waits has got a first part, and stands here now.
-    pub fn advance(&mut self, index: ChannelIndex, connection: ConnectionIndex, cursor: Position) {
+    pub(super) fn advance(
+        &mut self,
+        index: ChannelIndex,
+        connection: ConnectionIndex,
+        cursor: Position,
+    ) {
         if let Some((_, link)) = self.link(connection, index)
             && link.list == List::Resuming
         {
@@ -108,4 +232,16 @@ impl Hub {
         }
         taken
     }
+}
+
+/// Where publications that come after a cursor end.
+fn end(publications: &[Arc<Publication>], cursor: Position) -> Offset {
+    publications
+        .last()
+        .map_or(cursor.offset, |last| last.offset)
+}
+
+fn given(publications: &[Arc<Publication>], end: Offset) -> Given {
+    let until = publications.partition_point(|publication| publication.offset <= end);
+    Given::Publications(publications[..until].to_vec())
 }

@@ -1,6 +1,11 @@
 use super::*;
 use proptest::prelude::*;
-use proto::position::{Epoch, Offset};
+use proto::position::{Epoch, Gap, GapReason, Offset};
+use proto::publication::Publication;
+use proto::time::UnixTime;
+use std::sync::Arc;
+
+use crate::core::attachment::Resumption;
 use std::collections::{BTreeMap, BTreeSet};
 
 fn key(n: u8) -> ChannelKey {
@@ -219,4 +224,144 @@ proptest! {
                 prop_assert_eq!(hub.subscriptions(), all.map(BTreeSet::len).sum::<usize>());
         }
     }
+}
+
+fn publications(offsets: std::ops::RangeInclusive<u64>) -> Vec<Arc<Publication>> {
+    let publication = |offset| Publication {
+        offset: Offset(offset),
+        event: "e".into(),
+        data: "d".into(),
+        exclude: None,
+        accepted_at: UnixTime(0),
+    };
+    offsets
+        .map(|offset| Arc::new(publication(offset)))
+        .collect()
+}
+
+/// A channel that stands at 9 here, and clients that have come back.
+fn with_clients(cursors: &[u64]) -> (Hub, ChannelIndex) {
+    let mut hub = Hub::default();
+    let mut follow = None;
+    for (client, cursor) in (0..).zip(cursors) {
+        if let Subscribed::First(first) = resume(&mut hub, client, *cursor) {
+            follow = Some(first);
+        }
+    }
+    let index = hub.attached(&key(0), follow.expect("first"), position(9));
+    (hub, index.expect("attached"))
+}
+
+/// Who is helped with which offsets, and whether the edge is to be asked again.
+fn resumed(
+    hub: &mut Hub,
+    cursor: u64,
+    resumption: &Resumption,
+    sweeps: bool,
+) -> (Vec<u32>, Vec<u64>, bool) {
+    let returned = hub.resumed(&key(0), position(cursor), resumption, |_| sweeps);
+    let Return { back, given, ask } = returned.expect("it was asked");
+    let who = back.iter().map(|one| one.recipient.connection.0).collect();
+    let what = match given {
+        Given::Publications(all) => all.iter().map(|p| p.offset.0).collect(),
+        Given::Gap(gap) => vec![gap.latest.offset.0],
+    };
+    (who, what, ask)
+}
+
+/// The edge is at 12, three publications wait here for their sweep, and one
+/// client has seen the first of them elsewhere.
+#[test]
+fn a_client_goes_on_where_the_channel_stands_at_the_worker() {
+    let (mut hub, index) = with_clients(&[7, 10]);
+    assert_eq!(hub.ask(index), Some(position(7)));
+    let whole = Resumption::Whole(publications(8..=12));
+    let told = resumed(&mut hub, 7, &whole, true);
+    assert_eq!(
+        told,
+        (vec![0], vec![8, 9], false),
+        "the other waits for the sweep"
+    );
+    assert_eq!(hub.audience(index), 1);
+    hub.set_position(index, position(12));
+    assert!(hub.waits(index));
+    assert_eq!(hub.ask(index), Some(position(10)));
+    let whole = Resumption::Whole(publications(11..=12));
+    assert_eq!(
+        resumed(&mut hub, 10, &whole, false),
+        (vec![1], vec![11, 12], false)
+    );
+    assert_eq!(hub.audience(index), 2);
+    assert!(!hub.waits(index));
+}
+
+#[test]
+fn who_is_ahead_of_the_edge_is_asked_for_again_if_nothing_waits_here() {
+    let (mut hub, index) = with_clients(&[7, 10]);
+    assert_eq!(hub.ask(index), Some(position(7)));
+    let whole = Resumption::Whole(publications(8..=9));
+    assert_eq!(
+        resumed(&mut hub, 7, &whole, false),
+        (vec![0], vec![8, 9], true)
+    );
+}
+
+#[test]
+fn a_part_is_given_and_the_rest_waited_for() {
+    let (mut hub, index) = with_clients(&[2, 4]);
+    assert_eq!(hub.ask(index), Some(position(2)));
+    let part = Resumption::Part(publications(3..=5));
+    assert_eq!(
+        resumed(&mut hub, 2, &part, false),
+        (vec![0, 1], vec![3, 4, 5], true)
+    );
+    assert_eq!(hub.audience(index), 0);
+    assert_eq!(hub.ask(index), Some(position(5)));
+    let returned = hub.resumed(
+        &key(0),
+        position(5),
+        &Resumption::Whole(publications(6..=9)),
+        |_| false,
+    );
+    assert!(
+        returned
+            .unwrap()
+            .back
+            .iter()
+            .all(|one| one.told && one.cursor == position(5))
+    );
+    assert_eq!(hub.audience(index), 2);
+}
+
+#[test]
+fn a_gap_leads_to_where_the_channel_stands_here() {
+    let gap = |reason, earliest, latest| {
+        Resumption::Gap(Gap {
+            reason,
+            earliest: Offset(earliest),
+            latest,
+        })
+    };
+    let (mut hub, index) = with_clients(&[2, 6]);
+    assert_eq!(hub.ask(index), Some(position(2)));
+    let expired = gap(GapReason::Expired, 5, position(11));
+    assert_eq!(
+        resumed(&mut hub, 2, &expired, false),
+        (vec![0], vec![9], true)
+    );
+    // The edge has gone on to another epoch, and that waits here for its sweep.
+    let (mut hub, index) = with_clients(&[2]);
+    assert_eq!(hub.ask(index), Some(position(2)));
+    let other = Position {
+        epoch: Epoch(2),
+        offset: Offset(1),
+    };
+    let lost = gap(GapReason::NewEpoch, 1, other);
+    assert_eq!(resumed(&mut hub, 2, &lost, true), (vec![], vec![9], true));
+    hub.set_position(index, other);
+    assert_eq!(hub.ask(index), Some(position(2)));
+    assert_eq!(
+        resumed(&mut hub, 2, &lost, false),
+        (vec![0], vec![1], false)
+    );
 }

@@ -8,7 +8,7 @@ use proto::id::ClusterUuid;
 use super::{ASK, CALLERS_MAX, Host};
 use crate::core::cluster::{Command, RaftId, Registration};
 use crate::core::formation::{Succession, succession};
-use crate::gossip::Rumour;
+use crate::core::gossip::Rumour;
 use crate::peers::Serve;
 use crate::peers::wire::{Call, Hello, Refusal, Reply, may_meet};
 use crate::raft::store::StoreError;

@@ -1,0 +1,135 @@
+//! What the system promises, one file for each promise: a check of a trace of
+//! the simulation, and tests that it notices a bad one.
+//!
+//! To come, each with what it is about: `one_owner` (never two accept under one
+//! fence), `no_stale_answer` (nothing is answered that a later owner does not
+//! hold), `no_ghost` (nobody stays in a roster who has gone).
+
+pub mod acked_is_recoverable;
+pub mod bounded_queues;
+pub mod contiguous_offsets;
+pub mod exactly_once;
+pub mod interest_heals;
+pub mod liveness;
+pub mod no_duplicate_delivery;
+pub mod no_ghost_interest;
+pub mod no_silent_gap;
+pub mod same_order_everywhere;
+
+use crate::sim::trace::Trace;
+
+/// A promise was broken.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Violation {
+    /// By which entry of the trace.
+    pub entry: usize,
+    /// How.
+    pub what: String,
+}
+
+/// What a promise has to say of a trace.
+pub type Verdict = Result<(), Violation>;
+
+/// How a promise is checked.
+pub type Check = fn(&Trace) -> Verdict;
+
+/// Every promise, by name.
+pub const ALL: [(&str, Check); 10] = [
+    ("contiguous_offsets", contiguous_offsets::check),
+    ("exactly_once", exactly_once::check),
+    ("same_order_everywhere", same_order_everywhere::check),
+    ("no_duplicate_delivery", no_duplicate_delivery::check),
+    ("no_silent_gap", no_silent_gap::check),
+    ("acked_is_recoverable", acked_is_recoverable::check),
+    ("interest_heals", interest_heals::check),
+    ("no_ghost_interest", no_ghost_interest::check),
+    ("bounded_queues", bounded_queues::check),
+    ("liveness", liveness::check),
+];
+
+/// Breaks a promise.
+fn broken(entry: usize, what: impl Into<String>) -> Verdict {
+    Err(Violation {
+        entry,
+        what: what.into(),
+    })
+}
+
+#[cfg(test)]
+mod testing {
+    //! Facts for made-up traces.
+
+    use proto::position::{Epoch, Gap, GapReason, Offset, Position};
+
+    use crate::sim::trace::{Answer, Fact, Order};
+
+    pub(super) fn at(epoch: u64, offset: u64) -> Position {
+        Position {
+            epoch: Epoch(epoch),
+            offset: Offset(offset),
+        }
+    }
+
+    pub(super) fn published(epoch: u64, offset: u64, order: Order) -> Fact {
+        Fact::Published {
+            node: 0,
+            fence: 1,
+            channel: 0,
+            position: at(epoch, offset),
+            order,
+        }
+    }
+
+    pub(super) fn asked(order: Order) -> Fact {
+        Fact::Asked {
+            order,
+            gateway: 0,
+            channel: 0,
+            probe: false,
+        }
+    }
+
+    pub(super) fn accepted(order: Order, epoch: u64, offset: u64) -> Fact {
+        Fact::Answered {
+            order,
+            answer: Answer::Accepted(at(epoch, offset)),
+        }
+    }
+
+    pub(super) fn subscribed() -> Fact {
+        Fact::Subscribed {
+            connection: 1,
+            channel: 0,
+            cursor: None,
+        }
+    }
+
+    pub(super) fn attached(epoch: u64, offset: u64) -> Fact {
+        Fact::Attached {
+            connection: 1,
+            channel: 0,
+            position: at(epoch, offset),
+        }
+    }
+
+    pub(super) fn delivered(epoch: u64, offset: u64, order: Order) -> Fact {
+        Fact::Delivered {
+            connection: 1,
+            channel: 0,
+            position: at(epoch, offset),
+            order,
+        }
+    }
+
+    pub(super) fn gap(epoch: u64, offset: u64) -> Fact {
+        Fact::Gap {
+            connection: 1,
+            channel: 0,
+            gap: Gap {
+                reason: GapReason::Expired,
+                earliest: Offset(offset),
+                latest: at(epoch, offset),
+            },
+        }
+    }
+}

@@ -1,0 +1,300 @@
+//! Mistakes planted on purpose, to see that the simulation finds them.
+//!
+//! Each is a wrapper around what goes into a core or comes out of it, or
+//! changes a message on its way. The product has no switch for any of them.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+
+use gateway::core::attachment::{Resumption, Step};
+use node::core::outbound::{Kind, Parcel};
+use node::core::shard::Effect;
+use proto::channel::ChannelKey;
+use proto::id::{GatewayRef, Incarnation};
+use proto::message::{GatewayBeat, Reply, Request, Since};
+use proto::position::{Epoch, Position};
+use proto::publication::Publication;
+use proto::shard::ShardId;
+use proto::subject::Address;
+
+use super::worker::{Mail, Told, Worker};
+
+/// What is done wrong.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Mistake {
+    /// A node sends no beats after the last batch of a link.
+    NoTailBeat,
+    /// An owner takes joins and leaves as they come, whatever their versions.
+    UnversionedInterest,
+    /// Beats of gateways do not say what they want.
+    NoDigests,
+    /// A publish whose time has run out leaves a hole in the sequence.
+    NoSkip,
+    /// An owner does not know what it has done when it is asked again.
+    ForgottenResults,
+    /// A gateway delivers what comes by the link, whatever its offset.
+    LinkOrder,
+    /// A channel that is made anew has the epoch of the one before, and its
+    /// offsets begin anew.
+    KeptEpoch,
+    /// A gateway delivers what is repaired at once, whatever its offset.
+    RepairUnordered,
+    /// A gateway's window answers though the channel is not attached.
+    WindowUnattached,
+    /// A join does not reach back to the lowest cursor that waits.
+    JoinFromNow,
+}
+
+impl Mistake {
+    /// All of them.
+    pub const ALL: [Self; 10] = [
+        Self::NoTailBeat,
+        Self::UnversionedInterest,
+        Self::NoDigests,
+        Self::NoSkip,
+        Self::ForgottenResults,
+        Self::LinkOrder,
+        Self::KeptEpoch,
+        Self::RepairUnordered,
+        Self::WindowUnattached,
+        Self::JoinFromNow,
+    ];
+}
+
+/// A mistake at one life of a node.
+#[derive(Debug, Default)]
+pub struct AtNode {
+    mistake: Option<Mistake>,
+    /// Versions as they were, by those that the owner was given.
+    versions: BTreeMap<u64, u64>,
+    /// Who really asked, and in which place, by the name that the owner was
+    /// given.
+    strangers: BTreeMap<Incarnation, (GatewayRef, u64)>,
+    performed: BTreeSet<(GatewayRef, ShardId, u64)>,
+    /// What channels have been seen, and by how much their offsets are shown
+    /// too low.
+    seen: BTreeMap<ChannelKey, Seen>,
+}
+
+/// A channel at one life of a node.
+#[derive(Debug, Clone, Copy)]
+struct Seen {
+    epoch: Epoch,
+    head: u64,
+    less: u64,
+    /// Its state has gone.
+    evicted: bool,
+}
+
+/// Versions that the owner is given begin here: above all real ones.
+const VERSIONS: u64 = 1 << 40;
+
+impl AtNode {
+    /// None, or one.
+    pub fn new(mistake: Option<Mistake>) -> Self {
+        Self {
+            mistake,
+            ..Self::default()
+        }
+    }
+
+    /// Changes a request before the owner gets it.
+    pub fn request(&mut self, from: &mut GatewayRef, request: &mut Request) {
+        match self.mistake {
+            Some(Mistake::UnversionedInterest) => {
+                let version = match request {
+                    Request::Join(join) => &mut join.version,
+                    Request::Leave(leave) => &mut leave.version,
+                    _ => return,
+                };
+                let next = VERSIONS + self.versions.len() as u64;
+                self.versions.insert(next, *version);
+                *version = next;
+            }
+            Some(Mistake::ForgottenResults) => {
+                let Request::Publish(publish) = request else {
+                    return;
+                };
+                let place = &mut publish.place;
+                let performed = (from.clone(), place.shard, place.sequence);
+                if !self.performed.contains(&performed) {
+                    return;
+                }
+                let incarnation = Incarnation(VERSIONS + self.strangers.len() as u64);
+                self.strangers
+                    .insert(incarnation, (from.clone(), place.sequence));
+                from.id = "stranger".parse().expect("a valid id");
+                from.incarnation = incarnation;
+                (place.sequence, place.low_mark) = (1, 1);
+            }
+            Some(Mistake::KeptEpoch) => {
+                if let Request::Join(join) = request
+                    && let Since::Delivered(have) | Since::Cursor(have) = &mut join.since
+                    && let Some(seen) = self.seen.get(&join.key)
+                    && seen.epoch == have.epoch
+                {
+                    have.offset.0 += seen.less;
+                }
+            }
+            _ => {}
+        }
+    }
+
+    /// Changes what the owner wants done.
+    pub fn effect(&mut self, effect: &mut Effect) {
+        match self.mistake {
+            Some(Mistake::UnversionedInterest) => {
+                if let Effect::Reply { reply, .. } = effect
+                    && let Reply::Joined { version, .. } | Reply::Left { version, .. } = reply
+                    && let Some(real) = self.versions.get(version)
+                {
+                    *version = *real;
+                }
+            }
+            Some(Mistake::ForgottenResults) => {
+                let Effect::Reply { to, reply } = effect else {
+                    return;
+                };
+                let Reply::Published {
+                    shard,
+                    sequence,
+                    result: Ok(_),
+                } = reply
+                else {
+                    return;
+                };
+                if let Some((real, place)) = self.strangers.get(&to.incarnation) {
+                    *to = real.clone();
+                    *sequence = *place;
+                }
+                self.performed.insert((to.clone(), *shard, *sequence));
+            }
+            Some(Mistake::KeptEpoch) => self.keep_epoch(effect),
+            _ => {}
+        }
+    }
+
+    fn keep_epoch(&mut self, effect: &mut Effect) {
+        let Effect::Deliver { entry, .. } = effect else {
+            return;
+        };
+        let head = entry.publication.offset.0;
+        let seen = self.seen.entry(entry.key.clone()).or_insert(Seen {
+            epoch: entry.epoch,
+            head,
+            less: 0,
+            evicted: false,
+        });
+        if seen.evicted && seen.epoch == entry.epoch {
+            seen.less = head - 1;
+        }
+        (seen.epoch, seen.head, seen.evicted) = (entry.epoch, head, false);
+        if seen.less > 0 && seen.less < head {
+            let mut publication = (*entry.publication).clone();
+            publication.offset.0 -= seen.less;
+            entry.publication = publication.into();
+        }
+    }
+
+    /// Channels whose state has gone, as `is_gone` knows them.
+    pub fn evicted(&mut self, is_gone: impl Fn(&ChannelKey) -> bool) {
+        if self.mistake == Some(Mistake::KeptEpoch) {
+            for (key, seen) in &mut self.seen {
+                seen.evicted |= is_gone(key);
+            }
+        }
+    }
+
+    /// Whether a message of a node is sent.
+    pub fn sends(&self, parcel: &Parcel) -> bool {
+        let tail_beat = parcel.kind == Kind::Beat && matches!(parcel.to, Address::Gateway(_));
+        self.mistake != Some(Mistake::NoTailBeat) || !tail_beat
+    }
+}
+
+/// Whether a request of a gateway is sent.
+pub fn asks(mistake: Option<Mistake>, request: &Request) -> bool {
+    mistake != Some(Mistake::NoSkip) || !matches!(request, Request::Skip(_))
+}
+
+/// Changes what a gateway asks.
+pub fn asked(mistake: Option<Mistake>, request: &mut Request) {
+    if mistake == Some(Mistake::JoinFromNow)
+        && let Request::Join(join) = request
+        && let Since::Cursor(_) = join.since
+    {
+        join.since = Since::Now;
+    }
+}
+
+/// What a gateway has delivered, kept by channel and beyond the attachments of
+/// that channel: for [`Mistake::WindowUnattached`].
+#[derive(Debug, Default)]
+pub struct Windows(BTreeMap<ChannelKey, (Epoch, Vec<Arc<Publication>>)>);
+
+impl Windows {
+    /// Something is told to workers.
+    pub fn see(&mut self, mistake: Option<Mistake>, key: &ChannelKey, step: &Step) {
+        if mistake != Some(Mistake::WindowUnattached) {
+            return;
+        }
+        match step {
+            Step::Deliver {
+                epoch, publication, ..
+            } => {
+                let fresh = || (*epoch, Vec::new());
+                let window = self.0.entry(key.clone()).or_insert_with(fresh);
+                let next = window.1.last().map(|last| last.offset.next());
+                if window.0 != *epoch || next.is_some_and(|next| next != publication.offset) {
+                    *window = fresh();
+                }
+                window.1.push(Arc::clone(publication));
+            }
+            Step::Gap { .. } => {
+                self.0.remove(key);
+            }
+            _ => {}
+        }
+    }
+
+    /// Answers a worker at once, if that can be done; the rest is for the edge.
+    pub fn answer(&self, told: Told, worker: &mut Worker) -> Told {
+        let Told::Follow(key, follow, Some(cursor)) = told else {
+            return told;
+        };
+        let window = self.0.get(&key).filter(|(epoch, _)| *epoch == cursor.epoch);
+        let reaches = |all: &&Vec<Arc<Publication>>| {
+            let (Some(first), Some(last)) = (all.first(), all.last()) else {
+                return false;
+            };
+            (first.offset..=last.offset.next()).contains(&cursor.offset.next())
+        };
+        let Some(all) = window.map(|(_, all)| all).filter(reaches) else {
+            return Told::Follow(key, follow, Some(cursor));
+        };
+        let missed = all.iter().filter(|p| p.offset > cursor.offset);
+        let missed: Vec<_> = missed.cloned().collect();
+        let position = Position {
+            offset: missed.last().map_or(cursor.offset, |last| last.offset),
+            ..cursor
+        };
+        worker.mail(Mail::Attached {
+            key: key.clone(),
+            follow,
+            position,
+        });
+        worker.mail(Mail::Resumed {
+            key: key.clone(),
+            cursor,
+            resumption: Resumption::Whole(missed),
+        });
+        Told::Follow(key, follow, None)
+    }
+}
+
+/// Changes a beat of a gateway.
+pub fn beat(mistake: Option<Mistake>, beat: &mut GatewayBeat) {
+    if mistake == Some(Mistake::NoDigests) {
+        beat.interest.clear();
+    }
+}

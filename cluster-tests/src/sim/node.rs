@@ -1,0 +1,516 @@
+//! A node: its cores, driven as `node/src/{ingress,worker,egress,gossip}.rs`
+//! drive them, task by task. A task that stands still lets its mail pile up.
+
+use std::collections::VecDeque;
+use std::mem;
+use std::sync::Arc;
+
+use bytes::Bytes;
+use node::core::cluster::Cluster;
+use node::core::gateways::{self, Gateways};
+use node::core::gossip::{self, Gossip, News, Rumours};
+use node::core::neighbours::{self, Neighbours};
+use node::core::outbound::{self, Outbound, Parcel};
+use node::core::routing::{Route, route};
+use node::core::shard::Effect;
+use node::core::shards::{Input, Part, Shards};
+use proto::channel::ChannelKey;
+use proto::codec;
+use proto::id::{GatewayRef, NodeRef};
+use proto::message::{
+    Answer, ChannelState, GatewayBeat, Message, NodeBeat, Reply, Request, Requests,
+};
+use proto::namespace::Namespaces;
+use proto::shard::{ShardId, ShardMap};
+use proto::time::Timestamp;
+
+use super::mistakes::{AtNode, Mistake};
+use super::trace::{Fact, Trace};
+use super::workload::{channel_of, order_of};
+
+/// Tasks that drive shards.
+const WORKERS: usize = 2;
+/// The task that sends.
+pub const EGRESS: usize = WORKERS;
+/// Tasks that can stand still.
+pub const TASKS: usize = WORKERS + 1;
+/// Batches that may wait for a task, as in the shells.
+pub const MAILBOX: usize = 1_024;
+/// Rounds of effects that are sent together at most.
+const ROUND: usize = 256;
+
+/// One life of a node, once it is registered.
+#[derive(Debug)]
+pub struct Node {
+    /// Its number.
+    pub number: u8,
+    /// Its name, and this life.
+    pub me: NodeRef,
+    namespaces: Arc<Namespaces>,
+    /// The map as the node's mesh side sees it.
+    pub map: Arc<ShardMap>,
+    gateways: Gateways,
+    neighbours: Neighbours,
+    workers: Vec<Worker>,
+    outbound: Outbound,
+    /// What waits for the egress.
+    effects: VecDeque<Vec<Effect>>,
+    egress_stands: bool,
+    /// The map that the egress has not taken yet, and whether the node led.
+    news_of_map: Option<bool>,
+    /// What nodes tell each other of each other.
+    pub gossip: Gossip,
+    gossip_effects: Vec<gossip::Effect>,
+    /// What this node has heard of the others.
+    pub rumours: Rumours,
+    mistake: AtNode,
+    buffer: Vec<Effect>,
+}
+
+#[derive(Debug)]
+struct Worker {
+    shards: Shards,
+    mail: VecDeque<Vec<Input>>,
+    stands: bool,
+    /// The map that it has not taken yet.
+    map: Option<Arc<ShardMap>>,
+}
+
+/// What a node is told before it starts.
+#[derive(Debug)]
+pub struct Start {
+    /// Its number.
+    pub number: u8,
+    /// What it says of itself to other nodes.
+    pub news: News,
+    /// What channels keep.
+    pub namespaces: Arc<Namespaces>,
+    /// What it does wrong.
+    pub mistake: Option<Mistake>,
+    /// For choices that should differ between nodes.
+    pub seed: u64,
+}
+
+/// Why a node ends by itself.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Superseded;
+
+/// What a node wants sent.
+#[derive(Debug, Default)]
+pub struct Outgoing {
+    /// To the bus.
+    pub parcels: Vec<Parcel>,
+    /// To other nodes, by their Raft ids.
+    pub datagrams: Vec<(u64, Bytes)>,
+}
+
+impl Node {
+    /// A node that is registered and has heard of nobody.
+    pub fn new(start: Start, cluster: &Cluster, map: Arc<ShardMap>, trace: &mut Trace) -> Self {
+        let Start {
+            number,
+            news,
+            namespaces,
+            mistake,
+            seed,
+        } = start;
+        let me = NodeRef {
+            id: news.name.clone(),
+            incarnation: news.incarnation,
+        };
+        let worker = |index| {
+            let part = Part { index, of: WORKERS };
+            let shards = Shards::new(me.clone(), part, Arc::clone(&namespaces), Arc::clone(&map));
+            Worker {
+                shards,
+                mail: VecDeque::new(),
+                stands: false,
+                map: Some(Arc::clone(&map)),
+            }
+        };
+        let mut node = Self {
+            number,
+            gateways: Gateways::default(),
+            neighbours: Neighbours::new(me.clone(), namespaces.digest()),
+            workers: (0..WORKERS).map(worker).collect(),
+            outbound: Outbound::new(me.clone(), namespaces.digest(), Arc::clone(&map)),
+            effects: VecDeque::new(),
+            egress_stands: false,
+            news_of_map: None,
+            gossip: Gossip::new(news, members(cluster), seed),
+            gossip_effects: Vec::new(),
+            rumours: Rumours::new(),
+            mistake: AtNode::new(mistake),
+            buffer: Vec::new(),
+            me,
+            namespaces,
+            map,
+        };
+        // As the shell does: before anything else, and nothing to be sent yet.
+        for worker in 0..WORKERS {
+            node.work(Timestamp(0), worker, trace);
+        }
+        node.effects.clear();
+        node
+    }
+
+    /// Another map is agreed, or who leads has changed meanwhile.
+    pub fn follow(
+        &mut self,
+        now: Timestamp,
+        cluster: &Cluster,
+        map: &Arc<ShardMap>,
+        leads: bool,
+        trace: &mut Trace,
+        out: &mut Outgoing,
+    ) {
+        self.gossip(now, gossip::Input::Members(members(cluster)), out);
+        if Arc::ptr_eq(map, &self.map) {
+            return;
+        }
+        self.map = Arc::clone(map);
+        self.news_of_map = Some(leads);
+        for worker in &mut self.workers {
+            worker.map = Some(Arc::clone(map));
+        }
+        self.run(now, trace, out);
+    }
+
+    /// A message has come from the bus.
+    pub fn hear(
+        &mut self,
+        now: Timestamp,
+        bytes: &[u8],
+        trace: &mut Trace,
+        out: &mut Outgoing,
+    ) -> Result<(), Superseded> {
+        match codec::decode(bytes) {
+            Ok(Message::Requests(requests)) => self.requests(now, requests),
+            Ok(Message::GatewayBeat(beat)) => self.gateway_beat(now, beat),
+            Ok(Message::NodeBeat(beat)) => self.node_beat(now, &beat)?,
+            other => panic!("no process sends this to a node: {other:?}"),
+        }
+        self.run(now, trace, out);
+        Ok(())
+    }
+
+    /// Half a second has passed for the ingress.
+    pub fn tick_ingress(&mut self, now: Timestamp, trace: &mut Trace, out: &mut Outgoing) {
+        self.neighbours.differing(now);
+        self.forget(now);
+        self.run(now, trace, out);
+    }
+
+    /// A second has passed for the shard workers.
+    pub fn tick_workers(&mut self, now: Timestamp, trace: &mut Trace, out: &mut Outgoing) {
+        for worker in &mut self.workers {
+            worker.mail.push_back(vec![Input::Tick]);
+        }
+        self.run(now, trace, out);
+        let workers = &self.workers;
+        self.mistake.evicted(|key| {
+            let all = workers.iter().map(|worker| worker.shards.describe(key));
+            let mut here = all.filter_map(|answer| match answer {
+                Answer::Channel(info) => Some(info.state.is_none()),
+                _ => None,
+            });
+            here.next() == Some(true)
+        });
+    }
+
+    /// Time for tail beats.
+    pub fn tick_links(&mut self, now: Timestamp, out: &mut Outgoing) {
+        if !self.egress_stands {
+            self.outbound.tick(now, &mut out.parcels);
+            self.check(out);
+        }
+    }
+
+    /// Time to say that the node is there.
+    pub fn beat(&mut self, out: &mut Outgoing) {
+        if !self.egress_stands {
+            out.parcels.extend(self.outbound.beat());
+        }
+    }
+
+    /// Gossip is told something.
+    pub fn gossip(&mut self, now: Timestamp, input: gossip::Input<'_>, out: &mut Outgoing) {
+        let mut effects = mem::take(&mut self.gossip_effects);
+        self.gossip.handle(now, input, &mut effects);
+        for effect in effects.drain(..) {
+            match effect {
+                gossip::Effect::Send { to, bytes } => out.datagrams.push((to, bytes)),
+                gossip::Effect::Rumours(rumours) => self.rumours = rumours,
+                gossip::Effect::Address { .. }
+                | gossip::Effect::Noticed(_)
+                | gossip::Effect::Failed(_) => {}
+            }
+        }
+        self.gossip_effects = effects;
+    }
+
+    /// A task stands still from now on, or goes on.
+    pub fn stall(&mut self, task: usize, stands: bool) {
+        match self.workers.get_mut(task) {
+            Some(worker) => worker.stands = stands,
+            None => self.egress_stands = stands,
+        }
+    }
+
+    /// Lets every task do what it has to do.
+    pub fn run(&mut self, now: Timestamp, trace: &mut Trace, out: &mut Outgoing) {
+        for worker in 0..WORKERS {
+            self.work(now, worker, trace);
+        }
+        if self.egress_stands {
+            return;
+        }
+        if let Some(leads) = self.news_of_map.take() {
+            let map = Arc::clone(&self.map);
+            out.parcels.extend(self.outbound.follow(map, leads));
+        }
+        while !self.effects.is_empty() {
+            let round = self.effects.len().min(ROUND);
+            let effects = self.effects.drain(..round).flatten();
+            self.outbound.send(now, effects, &mut out.parcels);
+        }
+        self.check(out);
+    }
+
+    /// What an owner here knows of a channel; `None`: the node does not serve
+    /// it, or has not said everything that it knows.
+    pub fn describe(&self, shard: ShardId, key: &ChannelKey) -> Option<Option<ChannelState>> {
+        let worker = &self.workers[usize::from(shard.0) % WORKERS];
+        if worker.stands || worker.map.is_some() {
+            return None;
+        }
+        match worker.shards.describe(key) {
+            Answer::Channel(info) => Some(info.state),
+            _ => None,
+        }
+    }
+
+    /// Which lives of gateways the node goes by.
+    pub fn gateways(&self, now: Timestamp) -> Vec<GatewayRef> {
+        let known = self.gateways.describe(now).into_iter();
+        let life = |known: proto::message::GatewayInfo| GatewayRef {
+            id: known.name,
+            incarnation: known.incarnation,
+        };
+        known.map(life).collect()
+    }
+
+    /// How much waits, for each queue.
+    pub fn queues(&self) -> [(&'static str, usize); 2] {
+        let mail = self.workers.iter().map(|worker| worker.mail.len()).max();
+        [
+            ("the mailbox of a shard worker", mail.unwrap_or(0)),
+            ("the mailbox of the egress", self.effects.len()),
+        ]
+    }
+
+    /// One line for people.
+    pub fn state(&self) -> String {
+        let served = self
+            .workers
+            .iter()
+            .flat_map(|worker| worker.shards.served());
+        let served: Vec<String> = served
+            .map(|(id, shard)| format!("{id}@{}", shard.fence()))
+            .collect();
+        format!(
+            "incarnation {}, map {}, serves {}",
+            self.me.incarnation.0,
+            self.map.version,
+            served.join(" ")
+        )
+    }
+
+    fn check(&self, out: &mut Outgoing) {
+        out.parcels.retain(|parcel| self.mistake.sends(parcel));
+    }
+
+    fn requests(&mut self, now: Timestamp, requests: Requests) {
+        let Requests {
+            from,
+            map_version,
+            requests,
+        } = requests;
+        let heard = self.gateways.asked(now, &from, map_version);
+        if !self.met(now, &from, heard) {
+            return;
+        }
+        let mut mail: [Vec<Input>; WORKERS] = Default::default();
+        let mut answers = Vec::new();
+        for mut request in requests {
+            match route(&self.map.sharding, &request) {
+                Route::Shard(shard) => {
+                    let mut from = from.clone();
+                    self.mistake.request(&mut from, &mut request);
+                    mail[usize::from(shard.0) % WORKERS].push(Input::Request {
+                        from,
+                        shard,
+                        request,
+                    });
+                }
+                Route::Node => answers.extend(self.answer(request)),
+            }
+        }
+        self.tell(mail);
+        let to = |reply| Effect::Reply {
+            to: from.clone(),
+            reply,
+        };
+        self.effects
+            .push_back(answers.into_iter().map(to).collect());
+    }
+
+    fn answer(&self, request: Request) -> Option<Reply> {
+        let Request::Map { since } = request else {
+            return None;
+        };
+        let update = outbound::update(&self.map, since)?;
+        let namespaces = (*self.namespaces).clone();
+        Some(Reply::Map { update, namespaces })
+    }
+
+    fn gateway_beat(&mut self, now: Timestamp, beat: GatewayBeat) {
+        if self.map.rows.is_empty() {
+            return;
+        }
+        let heard = self.gateways.beat(now, self.map.cluster, &beat);
+        if !self.met(now, &beat.from, heard) {
+            return;
+        }
+        let mut mail: [Vec<Input>; WORKERS] = Default::default();
+        for interest in beat.interest {
+            let from = beat.from.clone();
+            mail[usize::from(interest.shard.0) % WORKERS].push(Input::Beat { from, interest });
+        }
+        self.tell(mail);
+    }
+
+    fn node_beat(&mut self, now: Timestamp, beat: &NodeBeat) -> Result<(), Superseded> {
+        if self.map.rows.is_empty() {
+            return Ok(());
+        }
+        match self.neighbours.beat(now, self.map.cluster, beat) {
+            neighbours::Heard::Echo => self.gateways.echo(now),
+            neighbours::Heard::Superseded { .. } => return Err(Superseded),
+            neighbours::Heard::Fine
+            | neighbours::Heard::NamespacesDiffer
+            | neighbours::Heard::Stranger { .. } => {}
+        }
+        Ok(())
+    }
+
+    fn met(&mut self, now: Timestamp, from: &GatewayRef, heard: gateways::Heard) -> bool {
+        match heard {
+            gateways::Heard::Known => true,
+            gateways::Heard::New => {
+                self.tell_all(|| Input::Met(from.clone()));
+                self.forget(now);
+                true
+            }
+            gateways::Heard::Gone { newer } => {
+                let reply = Reply::Gone { newer };
+                let to = from.clone();
+                self.effects.push_back(vec![Effect::Reply { to, reply }]);
+                false
+            }
+            gateways::Heard::Stranger { .. } => false,
+        }
+    }
+
+    fn forget(&mut self, now: Timestamp) {
+        while let Some(gateway) = self.gateways.forget(now) {
+            self.tell_all(|| Input::Forget(gateway.clone()));
+        }
+    }
+
+    fn tell(&mut self, mail: [Vec<Input>; WORKERS]) {
+        for (worker, inputs) in self.workers.iter_mut().zip(mail) {
+            if !inputs.is_empty() {
+                worker.mail.push_back(inputs);
+            }
+        }
+    }
+
+    fn tell_all(&mut self, input: impl Fn() -> Input) {
+        for worker in &mut self.workers {
+            worker.mail.push_back(vec![input()]);
+        }
+    }
+
+    /// A shard worker does what it has to do: the map first.
+    fn work(&mut self, now: Timestamp, at: usize, trace: &mut Trace) {
+        let worker = &mut self.workers[at];
+        if worker.stands {
+            return;
+        }
+        let mut effects = mem::take(&mut self.buffer);
+        if let Some(map) = worker.map.take() {
+            worker.shards.handle(now, Input::Map(map), &mut effects);
+        }
+        loop {
+            if !effects.is_empty() {
+                let mut round = Vec::new();
+                for mut effect in effects.drain(..) {
+                    self.mistake.effect(&mut effect);
+                    if tells(self.number, &effect, trace) {
+                        round.push(effect);
+                    }
+                }
+                if !round.is_empty() {
+                    self.effects.push_back(round);
+                }
+            }
+            let worker = &mut self.workers[at];
+            let Some(inputs) = worker.mail.pop_front() else {
+                break;
+            };
+            for input in inputs {
+                worker.shards.handle(now, input, &mut effects);
+            }
+        }
+        self.buffer = effects;
+    }
+}
+
+/// Writes down what an effect says, and whether it is to be sent.
+fn tells(node: u8, effect: &Effect, trace: &mut Trace) -> bool {
+    match effect {
+        Effect::Deliver { entry, .. } => {
+            trace.add(Fact::Published {
+                node,
+                fence: entry.fence.0,
+                channel: channel_of(&entry.key),
+                position: proto::position::Position {
+                    epoch: entry.epoch,
+                    offset: entry.publication.offset,
+                },
+                order: order_of(&entry.publication),
+            });
+            true
+        }
+        Effect::Reply { .. } | Effect::Forget(_) | Effect::Repair { .. } => true,
+        Effect::Started(shard) | Effect::Stopped(shard) => {
+            trace.add(Fact::Serves {
+                node,
+                shard: shard.0,
+                begins: matches!(effect, Effect::Started(_)),
+            });
+            false
+        }
+        Effect::Healed | Effect::Repeated | Effect::KeyRefused { .. } => false,
+        // Every process here has a map of this cluster.
+        Effect::Unroutable => panic!("n{node} was asked for a shard that does not exist"),
+    }
+}
+
+fn members(cluster: &Cluster) -> gossip::Members {
+    let members = cluster.members().values();
+    members
+        .map(|member| (member.registration.raft_id, member.incarnation))
+        .collect()
+}

@@ -1,0 +1,443 @@
+//! What happened in a world, as facts that invariants judge. Compact, without
+//! texts: a run has tens of thousands, and nearly all runs are thrown away.
+
+use std::collections::HashMap;
+use std::fmt;
+
+use proto::error::ErrorCode;
+use proto::position::{Gap, Position};
+
+use super::clock::Moment;
+use super::faults::Fault;
+
+/// A process of the world.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Process {
+    /// A node, by number.
+    Node(u8),
+    /// A gateway, by number.
+    Gateway(u8),
+}
+
+impl fmt::Display for Process {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Node(number) => write!(f, "n{number}"),
+            Self::Gateway(number) => write!(f, "g{number}"),
+        }
+    }
+}
+
+/// A channel of the world, by number.
+pub type Channel = u8;
+/// A connection: one for each time that a client connects.
+pub type Connection = u32;
+/// A publish, as its publisher asked for it. Its number is its payload.
+pub type Order = u32;
+
+/// What became of a publish, as far as its publisher was told.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Answer {
+    /// It is in the channel.
+    Accepted(Position),
+    /// It is not, or nobody knows.
+    Failed(ErrorCode),
+}
+
+/// One thing that happened.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub enum Fact {
+    /// A process runs: a node is registered, a gateway has its map.
+    Started {
+        /// Which one.
+        process: Process,
+        /// Its incarnation.
+        incarnation: u64,
+    },
+    /// A process has ended, by itself or not.
+    Ended {
+        /// Which one.
+        process: Process,
+    },
+    /// A node begins to serve a shard, or ends to.
+    Serves {
+        /// Which node.
+        node: u8,
+        /// Which shard.
+        shard: u16,
+        /// Whether it begins.
+        begins: bool,
+    },
+    /// An owner has put a publication into a channel.
+    Published {
+        /// Which node.
+        node: u8,
+        /// Under which fence.
+        fence: u64,
+        /// The channel.
+        channel: Channel,
+        /// Where it stands.
+        position: Position,
+        /// Which publish it was.
+        order: Order,
+    },
+    /// A publisher asks a gateway.
+    Asked {
+        /// For this.
+        order: Order,
+        /// Which gateway.
+        gateway: u8,
+        /// Into which channel.
+        channel: Channel,
+        /// After the faults, to see whether it works again.
+        probe: bool,
+    },
+    /// A publisher was answered. One whose gateway has ended never is.
+    Answered {
+        /// On this.
+        order: Order,
+        /// How.
+        answer: Answer,
+    },
+    /// A client has a connection.
+    Connected {
+        /// Its name.
+        connection: Connection,
+        /// To which gateway.
+        gateway: u8,
+    },
+    /// A connection has ended.
+    Closed {
+        /// Which one.
+        connection: Connection,
+    },
+    /// A client asks for a channel.
+    Subscribed {
+        /// On which connection.
+        connection: Connection,
+        /// For which one.
+        channel: Channel,
+        /// Where it stood when it was last here.
+        cursor: Option<Position>,
+    },
+    /// It does not want it any more.
+    Unsubscribed {
+        /// On which connection.
+        connection: Connection,
+        /// Which one.
+        channel: Channel,
+    },
+    /// A client was told that everything after this position comes.
+    Attached {
+        /// On which connection.
+        connection: Connection,
+        /// Of which channel.
+        channel: Channel,
+        /// After this.
+        position: Position,
+    },
+    /// A client got a publication.
+    Delivered {
+        /// On which connection.
+        connection: Connection,
+        /// Of which channel.
+        channel: Channel,
+        /// Where it stands.
+        position: Position,
+        /// Which publish it was.
+        order: Order,
+    },
+    /// A client was told of a gap.
+    Gap {
+        /// On which connection.
+        connection: Connection,
+        /// In which channel.
+        channel: Channel,
+        /// Which one.
+        gap: Gap,
+    },
+    /// A gateway wants a channel and its owner does not know that, or the
+    /// other way round.
+    Differs {
+        /// Which gateway.
+        gateway: u8,
+        /// Which channel.
+        channel: Channel,
+        /// Whether the gateway wants it.
+        wanted: bool,
+    },
+    /// Both say the same again, or one of them has gone.
+    Agrees {
+        /// Which gateway.
+        gateway: u8,
+        /// Which channel.
+        channel: Channel,
+    },
+    /// An owner that knows of a later life of a gateway keeps the interest of
+    /// an earlier one.
+    Ghost {
+        /// Which node.
+        node: u8,
+        /// Which gateway.
+        gateway: u8,
+        /// In which channel.
+        channel: Channel,
+    },
+    /// A queue was never so long.
+    Queued {
+        /// Whose.
+        process: Process,
+        /// Which one.
+        queue: &'static str,
+        /// How much waits.
+        length: usize,
+        /// How much may.
+        bound: usize,
+    },
+    /// A fault begins.
+    Begins(Fault),
+    /// It ends.
+    Ends(Fault),
+    /// No fault is left.
+    Healing,
+    /// And every process runs. From here on all promises of healing count.
+    Whole,
+    /// Everything must have healed. Then come the probes.
+    Settled,
+    /// The last one.
+    End,
+}
+
+/// A fact, and when.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Entry {
+    /// When.
+    pub at: Moment,
+    /// In which step of the world.
+    pub step: u64,
+    /// What.
+    pub fact: Fact,
+}
+
+/// Everything that happened, in order.
+#[derive(Debug, Default)]
+pub struct Trace {
+    /// The entries.
+    pub entries: Vec<Entry>,
+    /// What clients remember: where they stand, and where they stood before.
+    cursors: HashMap<(Connection, Channel), [Position; 2]>,
+    now: Moment,
+    step: u64,
+}
+
+impl Trace {
+    /// What is added from now on happens now.
+    pub fn set_now(&mut self, now: Moment, step: u64) {
+        (self.now, self.step) = (now, step);
+    }
+
+    /// Where the client of a connection stands in a channel, and where it stood
+    /// before: what is written to a client may not reach it any more.
+    pub fn cursors(&self, connection: Connection, channel: Channel) -> Option<[Position; 2]> {
+        self.cursors.get(&(connection, channel)).copied()
+    }
+
+    fn remember(&mut self, fact: &Fact) {
+        let (connection, channel, position) = match fact {
+            Fact::Attached {
+                connection,
+                channel,
+                position,
+            }
+            | Fact::Delivered {
+                connection,
+                channel,
+                position,
+                ..
+            } => (*connection, *channel, *position),
+            Fact::Gap {
+                connection,
+                channel,
+                gap,
+            } => (*connection, *channel, gap.latest),
+            _ => return,
+        };
+        let cursors = self.cursors.entry((connection, channel));
+        let cursors = cursors.or_insert([position; 2]);
+        *cursors = [position, cursors[0]];
+    }
+
+    /// Adds a fact.
+    pub fn add(&mut self, fact: Fact) {
+        self.remember(&fact);
+        self.entries.push(Entry {
+            at: self.now,
+            step: self.step,
+            fact,
+        });
+    }
+
+    /// The facts with their places.
+    pub fn facts(&self) -> impl Iterator<Item = (usize, &Fact)> {
+        let facts = self.entries.iter().map(|entry| &entry.fact);
+        facts.enumerate()
+    }
+
+    /// A trace that somebody made up: a fact every millisecond.
+    pub fn of(facts: impl IntoIterator<Item = Fact>) -> Self {
+        let mut trace = Self::default();
+        for (step, fact) in (1..).zip(facts) {
+            trace.set_now(Moment::ms(step), step);
+            trace.add(fact);
+        }
+        trace
+    }
+
+    /// The same with times, in milliseconds.
+    pub fn timed(facts: impl IntoIterator<Item = (u64, Fact)>) -> Self {
+        let mut trace = Self::default();
+        for (step, (at, fact)) in (1..).zip(facts) {
+            trace.set_now(Moment::ms(at), step);
+            trace.add(fact);
+        }
+        trace
+    }
+}
+
+impl fmt::Display for Entry {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let (secs, micros) = (self.at.0 / 1_000_000, self.at.0 % 1_000_000);
+        write!(f, "{secs:>3}.{micros:06} #{:<7} {}", self.step, self.fact)
+    }
+}
+
+impl fmt::Display for Fact {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Started {
+                process,
+                incarnation,
+            } => write!(f, "{process} runs as incarnation {incarnation}"),
+            Self::Ended { process } => write!(f, "{process} has ended"),
+            Self::Serves {
+                node,
+                shard,
+                begins,
+            } => {
+                let what = if *begins {
+                    "serves"
+                } else {
+                    "serves no longer"
+                };
+                write!(f, "n{node} {what} shard {shard}")
+            }
+            Self::Published {
+                node,
+                fence,
+                channel,
+                position,
+                order,
+            } => write!(
+                f,
+                "n{node} puts order {order} into channel {channel} at {position}, fence {fence}"
+            ),
+            Self::Asked {
+                order,
+                gateway,
+                channel,
+                probe,
+            } => {
+                let what = if *probe { "probe" } else { "order" };
+                write!(f, "g{gateway} takes {what} {order} for channel {channel}")
+            }
+            Self::Answered { order, answer } => match answer {
+                Answer::Accepted(position) => write!(f, "order {order} is accepted at {position}"),
+                Answer::Failed(code) => write!(f, "order {order} fails: {code}"),
+            },
+            Self::Connected {
+                connection,
+                gateway,
+            } => write!(f, "connection {connection} begins at g{gateway}"),
+            Self::Closed { connection } => write!(f, "connection {connection} ends"),
+            Self::Subscribed {
+                connection,
+                channel,
+                cursor: None,
+            } => write!(f, "connection {connection} wants channel {channel}"),
+            Self::Subscribed {
+                connection,
+                channel,
+                cursor: Some(cursor),
+            } => write!(
+                f,
+                "connection {connection} wants channel {channel} after {cursor}"
+            ),
+            Self::Unsubscribed {
+                connection,
+                channel,
+            } => write!(f, "connection {connection} wants channel {channel} no more"),
+            Self::Attached {
+                connection,
+                channel,
+                position,
+            } => write!(
+                f,
+                "connection {connection} has channel {channel} from {position}"
+            ),
+            Self::Delivered {
+                connection,
+                channel,
+                position,
+                order,
+            } => write!(
+                f,
+                "connection {connection} gets order {order} of channel {channel} at {position}"
+            ),
+            Self::Gap {
+                connection,
+                channel,
+                gap,
+            } => write!(
+                f,
+                "connection {connection} is told of a gap in channel {channel}: {}, earliest {}, on after {}",
+                gap.reason.as_str(),
+                gap.earliest,
+                gap.latest
+            ),
+            Self::Differs {
+                gateway,
+                channel,
+                wanted,
+            } => {
+                let what = if *wanted { "wants" } else { "does not want" };
+                write!(
+                    f,
+                    "g{gateway} {what} channel {channel}, and its owner knows otherwise"
+                )
+            }
+            Self::Agrees { gateway, channel } => {
+                write!(f, "g{gateway} and the owner of channel {channel} agree")
+            }
+            Self::Ghost {
+                node,
+                gateway,
+                channel,
+            } => write!(
+                f,
+                "n{node} keeps interest of an earlier life of g{gateway} in channel {channel}"
+            ),
+            Self::Queued {
+                process,
+                queue,
+                length,
+                bound,
+            } => write!(f, "{process}: {length} in {queue}, of {bound} at most"),
+            Self::Begins(fault) => write!(f, "--- {fault}"),
+            Self::Ends(fault) => write!(f, "--- over: {fault}"),
+            Self::Healing => f.write_str("=== no fault is left"),
+            Self::Whole => f.write_str("=== every process runs"),
+            Self::Settled => f.write_str("=== everything must have healed"),
+            Self::End => f.write_str("=== the end"),
+        }
+    }
+}

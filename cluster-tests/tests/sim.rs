@@ -1,0 +1,128 @@
+//! The simulation: promises hold whatever goes wrong, and every planted mistake
+//! is found. `SEEDS=n` runs more seeds, `make sim SEEDS=n` runs them fast.
+#![expect(
+    clippy::disallowed_methods,
+    reason = "shell: how many seeds is told by the environment"
+)]
+
+use cluster_tests::sim::Options;
+use cluster_tests::sim::mistakes::Mistake;
+use cluster_tests::sim::sweep::sweep;
+use cluster_tests::sim::world::World;
+
+/// Seeds of a run, unless `SEEDS` says otherwise.
+const SEEDS: u64 = 500;
+/// Within so many seeds each planted mistake is found.
+const MISTAKE_SEEDS: u64 = 200;
+
+#[test]
+fn no_seed_breaks_a_promise() {
+    let seeds = std::env::var("SEEDS").ok();
+    let seeds = seeds.map_or(SEEDS, |seeds| seeds.parse().expect("SEEDS is a number"));
+    let swept = sweep(0, seeds, &Options::default(), false);
+    println!("{seeds} seeds, {:.1} per second", swept.rate());
+    if let Some((_, report)) = swept.failures.first() {
+        panic!("{report}");
+    }
+}
+
+#[test]
+fn a_seed_is_the_same_world_again() {
+    for seed in 0..6 {
+        let lived = || {
+            let mut world = World::new(seed, &Options::default());
+            world.run(u64::MAX);
+            world.trace.entries
+        };
+        let (first, second) = (lived(), lived());
+        let differs = first.iter().zip(&second).find(|(a, b)| a != b);
+        assert_eq!(differs, None, "seed {seed}");
+        assert_eq!(first.len(), second.len(), "seed {seed}");
+    }
+}
+
+#[test]
+fn other_sizes_of_cluster_keep_the_promises_too() {
+    for (nodes, gateways) in [(1, 1), (1, 3), (5, 2)] {
+        let options = Options {
+            nodes,
+            gateways,
+            ..Options::default()
+        };
+        let swept = sweep(1_000, 8, &options, false);
+        if let Some((_, report)) = swept.failures.first() {
+            panic!("{nodes} nodes, {gateways} gateways: {report}");
+        }
+    }
+}
+
+/// The promise by which a mistake is found.
+fn found(mistake: Mistake) -> String {
+    let options = Options {
+        mistake: Some(mistake),
+        ..Options::default()
+    };
+    let swept = sweep(0, MISTAKE_SEEDS, &options, false);
+    let first = swept.failures.first();
+    let (seed, report) = first.unwrap_or_else(|| panic!("{mistake:?} is not found"));
+    println!("{mistake:?}: seed {seed}");
+    report.clone()
+}
+
+fn breaks(mistake: Mistake, promises: &[&str]) {
+    let report = found(mistake);
+    let named = promises
+        .iter()
+        .any(|promise| report.contains(&format!("breaks {promise} ")));
+    assert!(named, "{mistake:?} breaks something else: {report}");
+}
+
+#[test]
+fn a_node_that_forgets_the_tail_beat_is_found() {
+    breaks(Mistake::NoTailBeat, &["acked_is_recoverable"]);
+}
+
+#[test]
+fn an_owner_that_ignores_versions_of_interest_is_found() {
+    breaks(Mistake::UnversionedInterest, &["interest_heals"]);
+}
+
+#[test]
+fn a_gateway_that_says_nothing_of_its_interest_is_found() {
+    breaks(Mistake::NoDigests, &["interest_heals"]);
+}
+
+#[test]
+fn a_publish_that_expires_without_a_skip_is_found() {
+    breaks(Mistake::NoSkip, &["liveness"]);
+}
+
+#[test]
+fn an_owner_that_forgets_results_is_found() {
+    breaks(Mistake::ForgottenResults, &["exactly_once"]);
+}
+
+#[test]
+fn a_gateway_that_trusts_the_order_of_links_is_found() {
+    breaks(Mistake::LinkOrder, &["no_silent_gap"]);
+}
+
+#[test]
+fn an_epoch_that_outlives_its_channel_is_found() {
+    breaks(Mistake::KeptEpoch, &["contiguous_offsets"]);
+}
+
+#[test]
+fn a_gateway_that_delivers_repairs_as_they_come_is_found() {
+    breaks(Mistake::RepairUnordered, &["no_silent_gap"]);
+}
+
+#[test]
+fn a_window_that_answers_while_unattached_is_found() {
+    breaks(Mistake::WindowUnattached, &["no_silent_gap"]);
+}
+
+#[test]
+fn a_join_that_does_not_reach_back_is_found() {
+    breaks(Mistake::JoinFromNow, &["liveness"]);
+}
