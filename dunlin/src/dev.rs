@@ -133,7 +133,7 @@ impl Identity {
         let mut random = [0; 24];
         fill_random(&mut random)?;
         let (cluster, seed) = random.split_at(16);
-        let incarnation = Incarnation(UnixTime::now().0 / 1_000);
+        let incarnation = Incarnation(UnixTime::now().0);
         let word = |bytes: &[u8]| {
             bytes
                 .iter()

@@ -39,7 +39,7 @@ async fn serve(config: Gateway, tokens: Option<Arc<Tokens>>) -> Result<(), Failu
         cluster: config.bus.cluster.clone(),
         gateway: GatewayRef {
             id: config.name.clone(),
-            incarnation: Incarnation(UnixTime::now().0 / 1_000),
+            incarnation: Incarnation(UnixTime::now().0),
         },
         listen: config.clients.listen,
         apps,

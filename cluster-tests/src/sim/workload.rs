@@ -21,9 +21,6 @@ pub const CHANNELS: Channel = 12;
 const BRIEF: Channel = 8;
 /// The first of those that keep nothing.
 const BARE: Channel = 10;
-/// For how long a channel that keeps little does so.
-pub const BRIEF_AGE: Duration = Duration::from_secs(3);
-
 /// The channels by number.
 pub fn channels() -> Vec<ChannelKey> {
     let key = |channel: Channel| {
@@ -53,21 +50,28 @@ pub fn order_of(publication: &Publication) -> Order {
     number.expect("our payloads are numbers")
 }
 
+/// What a channel keeps: how many publications, and for how long.
+pub fn kept(channel: Channel) -> HistoryLimits {
+    let (publications, age) = match channel {
+        BARE.. => (0, Duration::from_secs(60)),
+        BRIEF.. => (4, Duration::from_secs(3)),
+        _ => return HistoryLimits::default(),
+    };
+    HistoryLimits {
+        publications,
+        age,
+        ..HistoryLimits::default()
+    }
+}
+
 /// What channels keep.
 pub fn namespaces() -> Namespaces {
-    let namespace = |pattern: &str, publications, age| Namespace {
+    let namespace = |pattern: &str, channel| Namespace {
         pattern: pattern.into(),
         app: None,
-        history: HistoryLimits {
-            publications,
-            age,
-            ..HistoryLimits::default()
-        },
+        history: kept(channel),
     };
-    Namespaces::new(vec![
-        namespace("brief-*", 4, BRIEF_AGE),
-        namespace("bare-*", 0, Duration::from_secs(60)),
-    ])
+    Namespaces::new(vec![namespace("brief-*", BRIEF), namespace("bare-*", BARE)])
 }
 
 /// What a gateway is asked to publish.

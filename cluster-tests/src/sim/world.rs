@@ -455,7 +455,7 @@ impl World {
             Process::Gateway(number) => {
                 let me = GatewayRef {
                     id: slot.process.to_string().parse().expect("a valid id"),
-                    incarnation: Incarnation(slot.clock.wall(self.now).0 / 1_000),
+                    incarnation: Incarnation(slot.clock.wall(self.now).0),
                 };
                 let gateway = Gateway::new(number, me, now, self.options.mistake);
                 slot.program = Program::Gateway(Box::new(gateway));

@@ -12,8 +12,11 @@
 //!
 //! A node that knows a later life of this gateway answers `Gone`: the clock by
 //! which this life was named is behind. As long as nothing has been done under
-//! the name, the gateway takes a higher one. From then on only answers to that
-//! one count: what is said of the earlier one may speak of this process itself.
+//! the name, the gateway takes a higher one. How much higher depends on when it
+//! started: nodes may know different lives, and two processes that hear of the
+//! same one must not become one life, whose publishes would answer each other.
+//! From then on only answers to the higher one count: what is said of the
+//! earlier one may speak of this process itself.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -31,6 +34,8 @@ const PATIENCE: Duration = Duration::from_secs(1);
 const SILENT: Duration = Duration::from_secs(2);
 /// How often a gateway without a map says so.
 const COMPLAIN: Duration = Duration::from_secs(5);
+/// By how much the incarnation is raised at most, and then one: a second.
+const RAISE: u64 = 1_000_000;
 /// Nodes that are remembered at most; any one of them will do.
 const NODES_MAX: usize = 256;
 
@@ -106,6 +111,8 @@ pub struct Found {
 #[derive(Debug)]
 pub struct Discovery {
     me: GatewayRef,
+    /// When this process started, by its clock.
+    started: Incarnation,
     nodes: BTreeMap<NodeId, Heard>,
     asked: Option<(NodeId, Timestamp)>,
     trouble: Trouble,
@@ -124,6 +131,7 @@ impl Discovery {
     /// Knows nobody yet.
     pub fn new(me: GatewayRef, now: Timestamp) -> Self {
         Self {
+            started: me.incarnation,
             me,
             nodes: BTreeMap::new(),
             asked: None,
@@ -223,7 +231,7 @@ impl Discovery {
         newer: Incarnation,
         effects: &mut Vec<Effect>,
     ) {
-        let Some(above) = newer.0.checked_add(1) else {
+        let Some(above) = newer.0.checked_add(1 + self.started.0 % RAISE) else {
             effects.push(Effect::Malformed);
             return;
         };
@@ -437,17 +445,45 @@ mod tests {
         let gone = |newer| Reply::Gone {
             newer: Incarnation(newer),
         };
-        let raised = Effect::Raised { to: Incarnation(9) };
-        assert_eq!(bench.reply(10, "a", 5, gone(8)), [raised, ask("a", 9)]);
+        let to = Incarnation(8 + 1 + 5);
+        let raised = Effect::Raised { to };
+        assert_eq!(bench.reply(10, "a", 5, gone(8)), [raised, ask("a", to.0)]);
         // Answers to the life before: the second may speak of this process.
         assert_eq!(bench.reply(20, "b", 5, gone(8)), []);
-        assert_eq!(bench.reply(20, "b", 5, gone(9)), []);
+        assert_eq!(bench.reply(20, "b", 5, gone(to.0)), []);
         assert_eq!(bench.map(20, "a", map()), [], "asked by the life before");
         let whole = Reply::Map {
             update: map(),
             namespaces: Namespaces::default(),
         };
-        assert_eq!(bench.reply(30, "a", 9, whole), [found(9)]);
+        assert_eq!(bench.reply(30, "a", to.0, whole), [found(to.0)]);
+    }
+
+    /// The clock was set back twice, and the node that is asked the second time
+    /// has not heard of the life that was begun the first time.
+    #[test]
+    fn two_processes_that_outdo_one_life_become_two() {
+        let become_of = |started| {
+            let mut discovery = Discovery::new(me(started), Timestamp(0));
+            let reply = Reply::Gone {
+                newer: Incarnation(1_800_000_000_000_507),
+            };
+            let replies = Replies {
+                from: node("a"),
+                to: Incarnation(started),
+                map_version: 1,
+                replies: vec![reply],
+            };
+            let mut effects = Vec::new();
+            let input = Input::Message(Message::Replies(replies));
+            discovery.handle(Timestamp(10), input, &mut effects);
+            match effects[..] {
+                [Effect::Raised { to }, ..] => to,
+                _ => panic!("it is raised: {effects:?}"),
+            }
+        };
+        let (one, other) = (1_799_999_998_000_042, 1_799_999_999_000_043);
+        assert_ne!(become_of(one), become_of(other));
     }
 
     #[test]
