@@ -20,6 +20,8 @@ use proto::time::{Timestamp, UnixTime};
 
 const SHARD: ShardId = ShardId(3);
 const GATEWAYS: usize = 2;
+/// Messages on their way at most: more would be a storm that feeds itself.
+const MESSAGES_MAX: usize = 20_000;
 
 /// Something that happens next.
 #[derive(Debug, Clone, Copy)]
@@ -177,6 +179,7 @@ impl World {
     }
 
     fn arrive(&mut self, message: Message) {
+        assert!(self.messages.len() < MESSAGES_MAX, "a storm");
         match message {
             Message::Request(gateway, request) => self.request(gateway, request),
             // As the edge does with what an earlier owner says.
