@@ -353,25 +353,25 @@ impl Node {
                         request,
                     });
                 }
-                Route::Node => answers.extend(self.answer(request)),
+                Route::Node => answers.extend(self.answer(&from, request)),
             }
         }
         self.tell(mail);
-        let to = |reply| Effect::Reply {
-            to: from.clone(),
-            reply,
-        };
-        self.effects
-            .push_back(answers.into_iter().map(to).collect());
+        self.effects.push_back(answers);
     }
 
-    fn answer(&self, request: Request) -> Option<Reply> {
-        let Request::Map { since } = request else {
-            return None;
-        };
-        let update = outbound::update(&self.map, since)?;
-        let namespaces = (*self.namespaces).clone();
-        Some(Reply::Map { update, namespaces })
+    fn answer(&self, from: &GatewayRef, request: Request) -> Option<Effect> {
+        let to = from.clone();
+        match request {
+            Request::Map { since } => {
+                let update = outbound::update(&self.map, since)?;
+                let namespaces = (*self.namespaces).clone();
+                let reply = Reply::Map { update, namespaces };
+                Some(Effect::Reply { to, reply })
+            }
+            Request::Repair(repair) => Some(Effect::Repair { to, repair }),
+            _ => None,
+        }
     }
 
     fn gateway_beat(&mut self, now: Timestamp, beat: GatewayBeat) {
