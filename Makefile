@@ -35,20 +35,20 @@ verify:
 fix:
 	cargo clippy --workspace --all-targets --fix --allow-dirty --allow-staged
 	cargo fmt --all
-	UPDATE_REFERENCE=1 cargo test -p cluster-tests --test docs
+	UPDATE_REFERENCE=1 cargo test --workspace --test docs
 
 sim:
-	cargo run --release -p cluster-tests --example sim -- --seeds $(or $(SEEDS),2000)
+	cargo run --release --workspace --example sim -- --seeds $(or $(SEEDS),2000)
 
 reproduce:
-	cargo run --release -p cluster-tests --example sim -- --reproduce $(SEED)
+	cargo run --release --workspace --example sim -- --reproduce $(SEED)
 
 soak:
-	for n in 1 2 3 4 5 6 7 8 9 10; do cargo test --release -p cluster-tests --test delivery || exit 1; done
-	for n in 1 2 3; do cargo test --release -p cluster-tests --test cluster --test cluster_growth --test cluster_restarts --test cluster_bus --test cluster_refusals || exit 1; done
-	SOAK=1 cargo test --release -p cluster-tests --test faults --test faults_interest -- --test-threads=1 --nocapture
-	cargo test --release -p cluster-tests --test cluster_bars -- --test-threads=1 --nocapture
-	ulimit -Sn 4096 && CHANNELS=100000 cargo test --release -p cluster-tests --test cluster_scale -- --nocapture
+	for n in 1 2 3 4 5 6 7 8 9 10; do cargo test --release --workspace --test delivery || exit 1; done
+	for n in 1 2 3; do cargo test --release --workspace --test cluster --test cluster_growth --test cluster_restarts --test cluster_bus --test cluster_refusals || exit 1; done
+	SOAK=1 cargo test --release --workspace --test faults --test faults_interest -- --test-threads=1 --nocapture
+	cargo test --release --workspace --test cluster_bars -- --test-threads=1 --nocapture
+	ulimit -Sn 4096 && CHANNELS=100000 cargo test --release --workspace --test cluster_scale -- --nocapture
 	cargo run --release -- bench fanout --subscribers 10000 --rate 5 --seconds 20
 
 bench:

@@ -84,7 +84,11 @@ fn a_node_that_forgets_the_tail_beat_is_found() {
 
 #[test]
 fn an_owner_that_ignores_versions_of_interest_is_found() {
-    breaks(Mistake::UnversionedInterest, &["interest_heals"]);
+    // What is removed by mistake is missed until it heals; what is kept, never.
+    breaks(
+        Mistake::UnversionedInterest,
+        &["interest_heals", "acked_is_recoverable"],
+    );
 }
 
 #[test]
@@ -103,8 +107,16 @@ fn an_owner_that_forgets_results_is_found() {
 }
 
 #[test]
+fn an_owner_that_forgets_idempotency_keys_is_found() {
+    breaks(Mistake::ForgottenKeys, &["exactly_once"]);
+}
+
+#[test]
 fn a_gateway_that_trusts_the_order_of_links_is_found() {
-    breaks(Mistake::LinkOrder, &["no_silent_gap"]);
+    breaks(
+        Mistake::LinkOrder,
+        &["no_silent_gap", "acked_is_recoverable"],
+    );
 }
 
 #[test]

@@ -23,6 +23,7 @@ type Standing = HashMap<(Connection, Channel), (Position, usize)>;
 /// Judges a trace.
 pub fn check(trace: &Trace) -> Verdict {
     let mut placed: HashMap<Order, (Channel, usize)> = HashMap::new();
+    let mut first: HashMap<Order, Order> = HashMap::new();
     let mut acknowledged: HashMap<(Channel, Position), (Order, usize)> = HashMap::new();
     let mut standing = Standing::new();
     let mut placed_at: HashMap<Position, Moment> = HashMap::new();
@@ -37,11 +38,18 @@ pub fn check(trace: &Trace) -> Verdict {
                 placed.insert(*order, (*channel, entry));
                 placed_at.insert(*position, trace.entries[entry].at);
             }
+            Fact::Asked {
+                order,
+                repeats: Some(repeated),
+                ..
+            } => {
+                first.insert(*order, *repeated);
+            }
             Fact::Answered {
                 order,
                 answer: Answer::Accepted(position),
             } => {
-                if let Some((channel, at)) = placed.get(order) {
+                if let Some((channel, at)) = placed.get(first.get(order).unwrap_or(order)) {
                     acknowledged.insert((*channel, *position), (*order, *at));
                 }
             }

@@ -30,7 +30,7 @@ pub struct Violation {
 /// What a promise has to say of a trace.
 pub type Verdict = Result<(), Violation>;
 
-/// How a promise is checked.
+/// Judges a trace.
 pub type Check = fn(&Trace) -> Verdict;
 
 /// Every promise, by name.
@@ -86,6 +86,17 @@ mod testing {
             gateway: 0,
             channel: 0,
             probe: false,
+            repeats: None,
+        }
+    }
+
+    pub(super) fn asked_again(order: Order, first: Order) -> Fact {
+        Fact::Asked {
+            order,
+            gateway: 1,
+            channel: 0,
+            probe: false,
+            repeats: Some(first),
         }
     }
 

@@ -1,8 +1,9 @@
 //! Everyone sees one order: what a client gets at a position, and what its
 //! publisher was told is there, is what the owner put there. And what one
-//! gateway was given for a channel is in it in the order in which it was given.
+//! gateway was given for a channel is in it in the order in which it was given;
+//! unless it was given more than once.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 
 use proto::position::{Epoch, Position};
 
@@ -13,9 +14,23 @@ use crate::sim::trace::{Answer, Channel, Fact, Order, Trace};
 pub fn check(trace: &Trace) -> Verdict {
     let mut placed: HashMap<Position, (Channel, Order)> = HashMap::new();
     let mut gateways: HashMap<Order, u8> = HashMap::new();
+    let mut first: HashMap<Order, Order> = HashMap::new();
+    let mut repeated: HashSet<Order> = HashSet::new();
     let mut latest: HashMap<(Epoch, u8), Order> = HashMap::new();
     for (entry, fact) in trace.facts() {
         match fact {
+            // Perhaps before the original, which waits in a process that stands
+            // still.
+            Fact::Asked {
+                order,
+                gateway,
+                repeats: Some(original),
+                ..
+            } => {
+                first.insert(*order, *original);
+                repeated.insert(*original);
+                gateways.entry(*original).or_insert(*gateway);
+            }
             Fact::Asked { order, gateway, .. } => {
                 gateways.insert(*order, *gateway);
             }
@@ -29,6 +44,9 @@ pub fn check(trace: &Trace) -> Verdict {
                 let Some(gateway) = gateways.get(order) else {
                     return broken(entry, format!("nobody has asked for order {order}"));
                 };
+                if repeated.contains(order) {
+                    continue;
+                }
                 let before = latest.insert((position.epoch, *gateway), *order);
                 if let Some(before) = before.filter(|before| before > order) {
                     return broken(
@@ -54,7 +72,9 @@ pub fn check(trace: &Trace) -> Verdict {
             Fact::Answered {
                 order,
                 answer: Answer::Accepted(position),
-            } if placed.get(position).map(|(_, order)| order) != Some(order) => {
+            } if placed.get(position).map(|(_, order)| order)
+                != Some(first.get(order).unwrap_or(order)) =>
+            {
                 return broken(entry, format!("order {order} is not at {position}"));
             }
             _ => {}
@@ -66,7 +86,7 @@ pub fn check(trace: &Trace) -> Verdict {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::invariants::testing::{accepted, asked, delivered, published};
+    use crate::invariants::testing::{accepted, asked, asked_again, delivered, published};
 
     #[test]
     fn a_client_that_gets_something_else_is_noticed() {
@@ -83,6 +103,20 @@ mod tests {
     fn one_that_overtakes_another_is_noticed() {
         let facts = [asked(1), asked(2), published(1, 1, 2), published(1, 2, 1)];
         assert_eq!(check(&Trace::of(facts)).unwrap_err().entry, 3);
+    }
+
+    #[test]
+    fn one_that_was_given_again_is_where_the_first_is() {
+        let facts = [
+            asked(1),
+            asked(2),
+            asked_again(3, 1),
+            published(1, 1, 2),
+            published(1, 2, 1),
+        ];
+        let then = |offset| Trace::of(facts.into_iter().chain([accepted(3, 1, offset)]));
+        assert_eq!(check(&then(2)), Ok(()));
+        assert_eq!(check(&then(1)).unwrap_err().entry, 5);
     }
 
     #[test]

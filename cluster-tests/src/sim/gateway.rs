@@ -61,7 +61,7 @@ struct Serving {
     edge: Edge,
     workers: Vec<Worker>,
     tickets: u64,
-    orders: HashMap<Ticket, Order>,
+    orders: HashMap<Ticket, Asked>,
     /// For [`Mistake::LinkOrder`].
     links: BTreeMap<NodeId, Receiver>,
     /// For [`Mistake::WindowUnattached`].
@@ -74,13 +74,22 @@ pub struct Outgoing {
     /// To the bus.
     pub messages: Vec<(Address, Bytes)>,
     /// To publishers.
-    pub answers: Vec<(Order, Answer)>,
+    pub answers: Vec<(Asked, Answer)>,
     /// It has its map.
     pub found: bool,
     /// Workers that have something to do.
     pub woken: Workers,
     /// A later life of it was heard of: it ends.
     pub superseded: bool,
+}
+
+/// What a publisher has asked.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Asked {
+    /// This time.
+    pub order: Order,
+    /// The first time.
+    pub first: Order,
 }
 
 /// What clients and publishers want of a gateway.
@@ -181,7 +190,8 @@ impl Gateway {
             if let Wish::Publish(order, publish) = wish {
                 serving.tickets += 1;
                 let ticket = Ticket(serving.tickets);
-                serving.orders.insert(ticket, order);
+                let first = publish.data.parse().expect("our payloads are numbers");
+                serving.orders.insert(ticket, Asked { order, first });
                 let order = publish;
                 self.tell(now, Input::Publish { ticket, order }, out);
             }
@@ -414,12 +424,12 @@ impl Gateway {
                     }
                 }
                 Effect::Answer((ticket, result)) => {
-                    if let Some(order) = serving.orders.remove(&ticket) {
+                    if let Some(asked) = serving.orders.remove(&ticket) {
                         let answer = match result {
                             Ok(accepted) => Answer::Accepted(accepted.position),
                             Err(code) => Answer::Failed(code),
                         };
-                        out.answers.push((order, answer));
+                        out.answers.push((asked, answer));
                     }
                 }
                 Effect::Beat(mut beat) => {

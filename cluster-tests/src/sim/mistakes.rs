@@ -41,18 +41,21 @@ pub enum Mistake {
     RepairUnordered,
     /// A gateway's window answers though the channel is not attached.
     WindowUnattached,
+    /// An owner does not look at idempotency keys.
+    ForgottenKeys,
     /// A join does not reach back to the lowest cursor that waits.
     JoinFromNow,
 }
 
 impl Mistake {
     /// All of them.
-    pub const ALL: [Self; 10] = [
+    pub const ALL: [Self; 11] = [
         Self::NoTailBeat,
         Self::UnversionedInterest,
         Self::NoDigests,
         Self::NoSkip,
         Self::ForgottenResults,
+        Self::ForgottenKeys,
         Self::LinkOrder,
         Self::KeptEpoch,
         Self::RepairUnordered,
@@ -126,6 +129,11 @@ impl AtNode {
                 from.id = "stranger".parse().expect("a valid id");
                 from.incarnation = incarnation;
                 (place.sequence, place.low_mark) = (1, 1);
+            }
+            Some(Mistake::ForgottenKeys) => {
+                if let Request::Publish(publish) = request {
+                    publish.idempotency = None;
+                }
             }
             Some(Mistake::KeptEpoch) => {
                 if let Request::Join(join) = request

@@ -91,6 +91,8 @@ pub enum Fact {
         channel: Channel,
         /// After the faults, to see whether it works again.
         probe: bool,
+        /// Which order it is the repetition of, with the same idempotency key.
+        repeats: Option<Order>,
     },
     /// A publisher was answered. One whose gateway has ended never is.
     Answered {
@@ -346,9 +348,14 @@ impl fmt::Display for Fact {
                 gateway,
                 channel,
                 probe,
+                repeats,
             } => {
                 let what = if *probe { "probe" } else { "order" };
-                write!(f, "g{gateway} takes {what} {order} for channel {channel}")
+                write!(f, "g{gateway} takes {what} {order} for channel {channel}")?;
+                match repeats {
+                    Some(first) => write!(f, ", order {first} again"),
+                    None => Ok(()),
+                }
             }
             Self::Answered { order, answer } => match answer {
                 Answer::Accepted(position) => write!(f, "order {order} is accepted at {position}"),

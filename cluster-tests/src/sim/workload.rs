@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use gateway::core::uplink;
 use proto::channel::ChannelKey;
+use proto::message::{Digest, Idempotency};
 use proto::namespace::{HistoryLimits, Namespace, Namespaces};
 use proto::position::Position;
 use proto::publication::Publication;
@@ -64,6 +65,14 @@ pub fn kept(channel: Channel) -> HistoryLimits {
     }
 }
 
+/// How often a publisher asks with one key at most.
+pub const REPEATS: u8 = 5;
+
+/// Whether a publish has an idempotency key.
+pub fn is_keyed(order: Order) -> bool {
+    order.is_multiple_of(3)
+}
+
 /// What channels keep.
 pub fn namespaces() -> Namespaces {
     let namespace = |pattern: &str, channel| Namespace {
@@ -87,7 +96,13 @@ pub fn publish(
         data: order.to_string().into(),
         exclude: None,
         accepted_at,
-        idempotency: None,
+        idempotency: is_keyed(order).then(|| {
+            let digest = Digest(u128::from(order));
+            Idempotency {
+                key: digest,
+                body: digest,
+            }
+        }),
     }
 }
 

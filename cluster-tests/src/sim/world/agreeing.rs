@@ -1,0 +1,241 @@
+//! Who leads, what is decided, and when nodes hear of it. Drives the model of
+//! [`agreement`](super::super::agreement).
+
+use std::sync::Arc;
+
+use node::core::cluster::{Command, Outcome, Registration};
+use node::core::formation::{Succession, succession};
+use node::core::gossip::{News, Rumour};
+use node::core::placement;
+use proto::id::Incarnation;
+
+use super::{Event, NODE_TICKERS, Program, Proposal, World};
+use crate::sim::node as nodes;
+use crate::sim::node::Node;
+use crate::sim::trace::Fact;
+
+impl World {
+    /// Whether a node has a majority: it is there, and hears enough others.
+    pub(super) fn has_majority(&self, at: usize) -> bool {
+        let lives = |at: usize| {
+            let slot = &self.slots[at];
+            !matches!(slot.program, Program::Down) && slot.pause.is_none()
+        };
+        let heard = |other: &usize| lives(*other) && self.network.connected(at as u8, *other as u8);
+        lives(at) && (0..self.nodes()).filter(heard).count() > self.nodes() / 2
+    }
+
+    pub(super) fn elect(&mut self) {
+        let at = self.soon(80_000, 250_000);
+        self.schedule(at, Event::Election);
+        if let Some(leader) = self.agreement.leader {
+            if self.has_majority(usize::from(leader)) && !self.agreement.suspended {
+                return;
+            }
+            self.agreement.leader = None;
+            let at = self.soon(0, 3_000_000);
+            self.schedule(at, Event::StopBelieving(leader));
+        }
+        if self.agreement.suspended {
+            return;
+        }
+        let able: Vec<usize> = (0..self.nodes())
+            .filter(|at| self.has_majority(*at))
+            .collect();
+        if !able.is_empty() {
+            let leader = *self.random.pick(&able);
+            self.agreement.leader = Some(leader as u8);
+            self.agreement.believes[leader] = true;
+        }
+    }
+
+    pub(super) fn stop_believing(&mut self, node: u8) {
+        if self.slots[usize::from(node)].pause.is_some() {
+            let later = self.soon(100_000, 500_000);
+            self.schedule(later, Event::StopBelieving(node));
+            return;
+        }
+        let agreement = &mut self.agreement;
+        let keeps = agreement.leader == Some(node) || agreement.stubborn[usize::from(node)];
+        agreement.believes[usize::from(node)] = keeps;
+    }
+
+    /// What a leader does, and whoever believes to be one.
+    pub(super) fn lead(&mut self, at: usize) {
+        let slot = &self.slots[at];
+        let busy = self.agreement.proposing[at];
+        if !self.agreement.believes[at] || busy || matches!(slot.program, Program::Down) {
+            return;
+        }
+        let cluster = &self.agreement.state(slot.applied).cluster;
+        let command = match cluster.founding() {
+            None => Command::Found(self.founding.clone()),
+            Some(_) => {
+                let plan = placement::plan(cluster);
+                if plan.is_empty() {
+                    return;
+                }
+                Command::Assign(plan)
+            }
+        };
+        self.agreement.proposing[at] = true;
+        let life = slot.life;
+        let at_most = *self.random.pick(&[5_000, 20_000, 300_000]);
+        let soon = self.soon(500, at_most);
+        let proposal = Proposal {
+            by: at,
+            life,
+            command,
+        };
+        self.schedule(soon, Event::Commit(Box::new(proposal)));
+    }
+
+    pub(super) fn commit(&mut self, proposal: Proposal) {
+        let Proposal { by, life, command } = proposal;
+        if self.slots[by].life != life {
+            return;
+        }
+        self.agreement.proposing[by] = false;
+        if self.has_majority(by) && !self.agreement.suspended {
+            self.decide(command);
+        }
+    }
+
+    pub(super) fn decide(&mut self, command: Command) -> Outcome {
+        let outcome = self.agreement.decide(command);
+        for node in 0..self.nodes() {
+            let soon = self.soon(500, 30_000);
+            self.schedule(soon, Event::CatchUp(node));
+        }
+        outcome
+    }
+
+    /// A node that has started says so to the leader, until it is registered.
+    pub(super) fn register(&mut self, at: usize, life: u32) {
+        let slot = &self.slots[at];
+        let Program::Starting { start, registered } = &slot.program else {
+            return;
+        };
+        if slot.life != life || registered.is_some() {
+            return;
+        }
+        let (start, paused) = (*start, slot.pause.is_some());
+        let again = self.soon(40_000, 90_000);
+        self.schedule(again, Event::Register(at, life));
+        let leader = self.agreement.leader.map(usize::from);
+        let Some(leader) = leader.filter(|leader| self.has_majority(*leader)) else {
+            return;
+        };
+        if paused || self.agreement.suspended {
+            return;
+        }
+        if !self.network.connected(leader as u8, at as u8) {
+            return;
+        }
+        let cluster = Arc::clone(&self.agreement.state(self.slots[leader].applied).cluster);
+        if cluster.founding().is_none() {
+            return;
+        }
+        let raft_id = self.slots[at].raft_id;
+        let name = self.slots[at].process.to_string();
+        let name: proto::id::NodeId = name.parse().expect("a valid id");
+        let known = cluster.members().get(&name);
+        if let Some(known) = known.filter(|known| known.registration.raft_id != raft_id) {
+            let known = known.registration.raft_id;
+            let is_seen = match &self.slots[leader].program {
+                Program::Node(leader) => leader.rumours.get(&known).is_some_and(Rumour::is_seen),
+                _ => false,
+            };
+            // At the address of the one that was there, this one answers.
+            if succession(known, Some(raft_id), is_seen) == Succession::Takes {
+                self.decide(Command::Forget(known));
+            }
+            return;
+        }
+        let outcome = self.decide(Command::Register(Registration {
+            raft_id,
+            name,
+            start,
+            address: String::new(),
+            zone: String::new(),
+            witness: false,
+        }));
+        // The answer may be lost; then it is registered, and asks again.
+        let lost = self.random.chance(100);
+        if let Outcome::Registered(incarnation) = outcome
+            && !lost
+            && let Program::Starting { registered, .. } = &mut self.slots[at].program
+        {
+            *registered = Some(incarnation.0);
+        }
+    }
+
+    /// A node applies what is agreed, if it can hear of it.
+    pub(super) fn catch_up(&mut self, at: usize) {
+        if at >= self.nodes() || self.slots[at].lags || !self.has_majority(at) {
+            return;
+        }
+        let now = self.timestamp(at);
+        let last = self.agreement.length();
+        let slot = &mut self.slots[at];
+        slot.applied = last;
+        let state = self.agreement.state(last);
+        let leads = self.agreement.believes[at];
+        match &mut slot.program {
+            Program::Node(node) => {
+                if state.cluster.check_life(slot.raft_id, &node.me).is_err() {
+                    self.end_by_itself(at);
+                    return;
+                }
+                let (trace, out) = (&mut self.trace, &mut self.node_out);
+                node.follow(now, &state.cluster, &state.map, leads, trace, out);
+                self.perform_node(at);
+            }
+            Program::Starting {
+                registered: Some(registered),
+                ..
+            } if *registered <= last as u64 => {
+                let incarnation = *registered;
+                self.begin_node(at, incarnation);
+            }
+            Program::Starting { .. } | Program::Down | Program::Gateway(_) => {}
+        }
+    }
+
+    pub(super) fn begin_node(&mut self, at: usize, incarnation: u64) {
+        let seed = self.random.draw();
+        let slot = &mut self.slots[at];
+        let state = self.agreement.state(slot.applied);
+        let news = News {
+            raft_id: slot.raft_id,
+            incarnation: Incarnation(incarnation),
+            edition: 0,
+            name: slot.process.to_string().parse().expect("a valid id"),
+            address: String::new(),
+            zone: String::new(),
+            version: String::new(),
+            shards: 0,
+        };
+        self.trace.add(Fact::Started {
+            process: slot.process,
+            incarnation,
+        });
+        let node = Node::new(
+            nodes::Start {
+                number: at as u8,
+                news,
+                namespaces: Arc::clone(&self.namespaces),
+                mistake: self.options.mistake,
+                seed,
+            },
+            &state.cluster,
+            Arc::clone(&state.map),
+            &mut self.trace,
+        );
+        slot.program = Program::Node(Box::new(node));
+        let life = slot.life;
+        for ticker in NODE_TICKERS {
+            self.schedule(self.now, Event::Tick(at, life, ticker));
+        }
+    }
+}
