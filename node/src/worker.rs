@@ -12,6 +12,8 @@ use proto::time::Timestamp;
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::MissedTickBehavior;
 
+use crate::core::agreed::Agreed;
+use crate::core::replication::Leases;
 use crate::core::shard::Effect;
 use crate::core::shards::{Input, Part, Shards};
 use crate::metrics::{Metrics, ShardMetrics};
@@ -47,14 +49,21 @@ impl Worker {
         metrics: Arc<Metrics>,
     ) -> Self {
         let first = Arc::clone(&map.borrow_and_update());
-        let shards = Shards::new(config.node.clone(), part, namespaces, Arc::clone(&first));
+        let agreed = Arc::new(Agreed::alone(first));
+        let shards = Shards::new(
+            config.node.clone(),
+            part,
+            namespaces,
+            Arc::clone(&agreed),
+            Leases::unlimited(),
+        );
         let mut worker = Self {
             shards,
             map,
             metrics,
             by_shard: BTreeMap::new(),
         };
-        worker.handle([Input::Map(first)]);
+        worker.handle([Input::Agreed(agreed)]);
         worker
     }
 
@@ -93,7 +102,7 @@ impl Worker {
 
     fn follow(&mut self) -> Vec<Effect> {
         let map = Arc::clone(&self.map.borrow_and_update());
-        self.handle([Input::Map(map)])
+        self.handle([Input::Agreed(Arc::new(Agreed::alone(map)))])
     }
 
     fn tick(&mut self) -> Vec<Effect> {
@@ -132,7 +141,11 @@ impl Worker {
                 }
                 true
             }
-            Effect::Reply { .. } | Effect::Forget(_) | Effect::Repair { .. } => true,
+            Effect::Reply { .. }
+            | Effect::Forget(_)
+            | Effect::Repair { .. }
+            | Effect::Under { .. } => true,
+            Effect::Replicate { .. } | Effect::Propose(_) => false,
             Effect::Healed => {
                 self.metrics.interest_healed.inc();
                 false
@@ -159,7 +172,8 @@ impl Worker {
                 self.by_shard.remove(shard);
                 self.metrics.remove_shard(*shard);
                 self.metrics.shards_owned.dec();
-                false
+                // What is late for it is performed no more.
+                true
             }
             Effect::Unroutable => {
                 self.metrics.malformed.inc();

@@ -6,11 +6,13 @@ use std::mem;
 use std::sync::Arc;
 
 use bytes::Bytes;
+use node::core::agreed::Agreed;
 use node::core::cluster::Cluster;
 use node::core::gateways::{self, Gateways};
 use node::core::gossip::{self, Gossip, News, Rumours};
 use node::core::neighbours::{self, Neighbours};
 use node::core::outbound::{self, Outbound, Parcel};
+use node::core::replication::Leases;
 use node::core::routing::{Route, route};
 use node::core::shard::Effect;
 use node::core::shards::{Input, Part, Shards};
@@ -120,7 +122,13 @@ impl Node {
         };
         let worker = |index| {
             let part = Part { index, of: WORKERS };
-            let shards = Shards::new(me.clone(), part, Arc::clone(&namespaces), Arc::clone(&map));
+            let shards = Shards::new(
+                me.clone(),
+                part,
+                Arc::clone(&namespaces),
+                Arc::new(Agreed::alone(Arc::clone(&map))),
+                Leases::unlimited(),
+            );
             Worker {
                 shards,
                 mail: VecDeque::new(),
@@ -271,7 +279,7 @@ impl Node {
         }
         while !self.effects.is_empty() {
             let round = self.effects.len().min(ROUND);
-            let effects = self.effects.drain(..round).flatten();
+            let effects = self.effects.drain(..round);
             self.outbound.send(now, effects, &mut out.parcels);
         }
         self.check(out);
@@ -450,7 +458,11 @@ impl Node {
         }
         let mut effects = mem::take(&mut self.buffer);
         if let Some(map) = worker.map.take() {
-            worker.shards.handle(now, Input::Map(map), &mut effects);
+            worker.shards.handle(
+                now,
+                Input::Agreed(Arc::new(Agreed::alone(map))),
+                &mut effects,
+            );
         }
         loop {
             if !effects.is_empty() {
@@ -493,14 +505,17 @@ fn tells(node: u8, effect: &Effect, trace: &mut Trace) -> bool {
             });
             true
         }
-        Effect::Reply { .. } | Effect::Forget(_) | Effect::Repair { .. } => true,
+        Effect::Reply { .. } | Effect::Forget(_) | Effect::Repair { .. } | Effect::Under { .. } => {
+            true
+        }
+        Effect::Replicate { .. } | Effect::Propose(_) => false,
         Effect::Started(shard) | Effect::Stopped(shard) => {
             trace.add(Fact::Serves {
                 node,
                 shard: shard.0,
                 begins: matches!(effect, Effect::Started(_)),
             });
-            false
+            true
         }
         Effect::Healed | Effect::Repeated | Effect::KeyRefused { .. } => false,
         // Every process here has a map of this cluster.

@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use proto::channel::ChannelKey;
 use proto::message::{ChannelState, Missed, Publish, Since};
 use proto::namespace::HistoryLimits;
 use proto::position::{Epoch, Gap, GapReason, Offset, Position};
@@ -10,6 +11,7 @@ use proto::time::Timestamp;
 
 use super::history::{Audience, History, Past};
 use super::interest::Interest;
+use super::record::ChannelPiece;
 
 /// Bytes of missed publications in one answer; a gateway asks again for more.
 const MISSED_BYTES_MAX: usize = 400 * 1_024;
@@ -37,14 +39,7 @@ impl Channel {
             epoch,
             offset: Offset::ZERO,
         };
-        Self {
-            stranger: if forgetful {
-                GapReason::Forgotten
-            } else {
-                GapReason::NewEpoch
-            },
-            ..Self::resumed(position)
-        }
+        Self::begun(position, forgetful)
     }
 
     /// A channel that goes on where it stood.
@@ -57,6 +52,61 @@ impl Channel {
             check_is_set: false,
             stranger: GapReason::NewEpoch,
         }
+    }
+
+    /// A channel as another process had it.
+    pub fn of(now: Timestamp, piece: ChannelPiece) -> Self {
+        let history = History::of(now, piece.past, piece.retired, piece.held);
+        Self {
+            history,
+            ..Self::begun(piece.position, piece.forgetful)
+        }
+    }
+
+    /// All of it but who listens.
+    pub fn piece(&self, now: Timestamp, key: ChannelKey) -> ChannelPiece {
+        let (past, retired, held) = self.history.piece(now);
+        ChannelPiece {
+            key,
+            position: self.position(),
+            forgetful: self.is_forgetful(),
+            past,
+            retired,
+            held,
+        }
+    }
+
+    /// A channel without a past that stands there. `forgetful`: it may be one
+    /// that was forgotten.
+    pub fn begun(position: Position, forgetful: bool) -> Self {
+        Self {
+            stranger: if forgetful {
+                GapReason::Forgotten
+            } else {
+                GapReason::NewEpoch
+            },
+            ..Self::resumed(position)
+        }
+    }
+
+    /// Whether it may be one that was forgotten.
+    pub fn is_forgetful(&self) -> bool {
+        self.stranger == GapReason::Forgotten
+    }
+
+    /// The owner has put a publication here. `false`: another one comes next.
+    pub fn replay(
+        &mut self,
+        now: Timestamp,
+        publication: Arc<Publication>,
+        limits: &HistoryLimits,
+    ) -> bool {
+        let is_next = publication.offset == self.head.next();
+        if is_next {
+            self.head = publication.offset;
+            self.history.append(now, publication, limits);
+        }
+        is_next
     }
 
     /// Where the channel stands.

@@ -66,6 +66,31 @@ impl History {
         self.expire(now, limits);
     }
 
+    /// Everything that is there, each with its age, the oldest first; how many
+    /// of them are for repair alone, and how many the repair log has.
+    pub fn piece(&self, now: Timestamp) -> (Vec<(u64, Arc<Publication>)>, u32, u32) {
+        let aged = |(at, publication): &(Timestamp, Arc<Publication>)| {
+            (now.since(*at).as_millis() as u64, Arc::clone(publication))
+        };
+        let ring = self.ring.iter().map(aged).collect();
+        (ring, self.retired, self.held)
+    }
+
+    /// What [`Self::piece`] was taken of.
+    pub fn of(now: Timestamp, ring: Vec<(u64, Arc<Publication>)>, retired: u32, held: u32) -> Self {
+        let retired = retired.min(ring.len() as u32);
+        let held = held.min(ring.len() as u32);
+        let kept = ring.iter().skip(retired as usize);
+        let bytes = kept.map(|(_, publication)| publication.bytes()).sum();
+        let at = |age: u64| Timestamp(now.0.saturating_sub(age));
+        Self {
+            ring: ring.into_iter().map(|(age, p)| (at(age), p)).collect(),
+            bytes,
+            retired,
+            held,
+        }
+    }
+
     /// Lets go of what is too old.
     pub fn expire(&mut self, now: Timestamp, limits: &HistoryLimits) {
         while self

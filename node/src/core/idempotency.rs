@@ -17,6 +17,8 @@ use proto::message::{Digest, Idempotency};
 use proto::position::Position;
 use proto::time::Timestamp;
 
+use super::record::KeyPiece;
+
 /// How long a key is remembered.
 pub const KEPT: Duration = Duration::from_secs(120);
 /// Bytes of one shard's keys at most.
@@ -97,6 +99,35 @@ impl Keys {
             let body = publish.body;
             free.insert(Remembered { body, first });
             self.order.push_back((now, publish.key));
+        }
+    }
+
+    /// Everything that is remembered, the oldest first.
+    pub fn pieces(&self, now: Timestamp) -> impl Iterator<Item = KeyPiece> {
+        self.order.iter().filter_map(move |(at, key)| {
+            let known = self.known.get(key)?;
+            Some(KeyPiece {
+                age_ms: now.since(*at).as_millis() as u64,
+                key: *key,
+                body: known.body,
+                position: known.first.position,
+                copies: known.first.copies,
+            })
+        })
+    }
+
+    /// Remembers what another process remembered.
+    pub fn restore(&mut self, now: Timestamp, piece: &KeyPiece) {
+        if let Entry::Vacant(free) = self.known.entry(piece.key) {
+            free.insert(Remembered {
+                body: piece.body,
+                first: Publication {
+                    position: piece.position,
+                    copies: piece.copies,
+                },
+            });
+            let at = Timestamp(now.0.saturating_sub(piece.age_ms));
+            self.order.push_back((at, piece.key));
         }
     }
 

@@ -18,6 +18,7 @@
 //! the links before its publisher hears of it, and the driver keeps that order.
 
 pub mod accord;
+pub mod agreed;
 pub mod channel;
 pub mod cluster;
 pub mod formation;
@@ -30,8 +31,12 @@ pub mod interest;
 pub mod neighbours;
 pub mod outbound;
 pub mod pace;
+pub mod pairs;
 pub mod placement;
 pub mod publish_table;
+pub mod record;
+pub mod replicas;
+pub mod replication;
 pub mod routing;
 pub mod shard;
 pub mod shards;

@@ -15,6 +15,10 @@
 //! - **Pace.** After a server of the bus has restarted, all gateways ask at
 //!   once. In each tick a link repeats up to a bound and all links together up
 //!   to another, and gateways take turns; what is new never waits for that.
+//!
+//! What an owner decided while its leases held is looked at once more: the
+//! process may have stood still since. What is too late waits here until the
+//! leases hold again, or the shard has gone.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
@@ -25,10 +29,11 @@ use proto::codec::{self, PAYLOAD_BYTES_MAX};
 use proto::id::{GatewayId, GatewayRef, Incarnation, NodeRef};
 use proto::link;
 use proto::message::{Message, NodeBeat, Repair, Replies, Reply};
-use proto::shard::{MapUpdate, ShardMap};
+use proto::shard::{Fence, MapUpdate, ShardId, ShardMap};
 use proto::subject::Address;
 use proto::time::Timestamp;
 
+use super::replication::Leases;
 use super::shard::Effect;
 
 /// A message to be published.
@@ -73,6 +78,21 @@ pub struct Outbound {
     turns: VecDeque<GatewayId>,
     /// Bytes that may still be sent again in this tick.
     repair_room: usize,
+    leases: Leases,
+    /// What came too late for its lease, in order.
+    late: BTreeMap<(ShardId, Fence), Late>,
+}
+
+#[derive(Debug)]
+struct Late {
+    standbys: Arc<[NodeRef]>,
+    effects: Vec<Effect>,
+}
+
+/// Whose the effects are that follow in a round.
+struct Place {
+    of: (ShardId, Fence),
+    is_late: bool,
 }
 
 /// Links that have ended and are remembered at most.
@@ -117,7 +137,14 @@ impl Outbound {
             floor: 1,
             turns: VecDeque::new(),
             repair_room: REPAIR_BYTES,
+            leases: Leases::unlimited(),
+            late: BTreeMap::new(),
         }
+    }
+
+    /// Until when this node may act as an owner, from now on.
+    pub fn lease(&mut self, leases: Leases) {
+        self.leases = leases;
     }
 
     /// Goes by this map from now on. The leader tells all gateways what has
@@ -135,40 +162,104 @@ impl Outbound {
         })
     }
 
-    /// What shards decided, in the order in which they did.
+    /// What shards decided, in the order in which they did: rounds of effects
+    /// that were decided together.
     pub fn send(
         &mut self,
         now: Timestamp,
-        effects: impl Iterator<Item = Effect>,
+        rounds: impl Iterator<Item = Vec<Effect>>,
         parcels: &mut Vec<Parcel>,
     ) {
-        for effect in effects {
-            match effect {
-                Effect::Deliver { to, entry } => {
-                    let mut to = to.iter().peekable();
-                    let bytes = to.peek().map(|_| codec::encode_entry(&entry));
-                    for (gateway, bytes) in to.zip(bytes.iter().cycle()) {
-                        if let Some(peer) = self.peer(now, gateway) {
-                            peer.link.push(bytes.clone());
-                        }
-                    }
-                }
-                Effect::Reply { to, reply } => match self.peer(now, &to) {
-                    Some(peer) => peer.replies.push(reply),
-                    // Of a life that has ended; it is told so.
-                    None => self.reply(&to.id, to.incarnation, vec![reply], parcels),
-                },
-                Effect::Forget(gateway) => self.forget(now, &gateway, parcels),
-                Effect::Repair { to, repair } => self.want(&to, &repair, parcels),
-                // For the worker.
-                Effect::Healed
-                | Effect::Repeated
-                | Effect::KeyRefused { .. }
-                | Effect::Started(_)
-                | Effect::Stopped(_)
-                | Effect::Unroutable => {}
+        for round in rounds {
+            let mut place = None;
+            for effect in round {
+                self.perform_in_time(now, &mut place, effect, parcels);
             }
         }
+        self.finish(now, parcels);
+    }
+
+    fn perform_in_time(
+        &mut self,
+        now: Timestamp,
+        place: &mut Option<Place>,
+        effect: Effect,
+        parcels: &mut Vec<Parcel>,
+    ) {
+        match (effect, &place) {
+            (
+                Effect::Under {
+                    shard,
+                    fence,
+                    standbys,
+                },
+                _,
+            ) => {
+                let of = (shard, fence);
+                let is_late = !self.leases.hold(now, &standbys);
+                if let Some(late) = self.late.get_mut(&of) {
+                    late.standbys = Arc::clone(&standbys);
+                }
+                if is_late {
+                    let effects = Vec::new();
+                    let late = Late { standbys, effects };
+                    self.late.entry(of).or_insert(late);
+                } else {
+                    self.perform_late(now, of, parcels);
+                }
+                *place = Some(Place { of, is_late });
+            }
+            (Effect::Stopped(shard), _) => {
+                self.late.retain(|(late, _), _| *late != shard);
+            }
+            (effect, Some(Place { of, is_late: true })) => {
+                if let Some(late) = self.late.get_mut(of) {
+                    late.effects.push(effect);
+                }
+            }
+            (effect, _) => self.perform(now, effect, parcels),
+        }
+    }
+
+    /// Performs what waited for a lease that holds again.
+    fn perform_late(&mut self, now: Timestamp, of: (ShardId, Fence), parcels: &mut Vec<Parcel>) {
+        for effect in self.late.remove(&of).into_iter().flat_map(|l| l.effects) {
+            self.perform(now, effect, parcels);
+        }
+    }
+
+    fn perform(&mut self, now: Timestamp, effect: Effect, parcels: &mut Vec<Parcel>) {
+        match effect {
+            Effect::Deliver { to, entry } => {
+                let mut to = to.iter().peekable();
+                let bytes = to.peek().map(|_| codec::encode_entry(&entry));
+                for (gateway, bytes) in to.zip(bytes.iter().cycle()) {
+                    if let Some(peer) = self.peer(now, gateway) {
+                        peer.link.push(bytes.clone());
+                    }
+                }
+            }
+            Effect::Reply { to, reply } => match self.peer(now, &to) {
+                Some(peer) => peer.replies.push(reply),
+                // Of a life that has ended; it is told so.
+                None => self.reply(&to.id, to.incarnation, vec![reply], parcels),
+            },
+            Effect::Forget(gateway) => self.forget(now, &gateway, parcels),
+            Effect::Repair { to, repair } => self.want(&to, &repair, parcels),
+            // For the worker.
+            Effect::Replicate { .. }
+            | Effect::Propose(_)
+            | Effect::Under { .. }
+            | Effect::Healed
+            | Effect::Repeated
+            | Effect::KeyRefused { .. }
+            | Effect::Started(_)
+            | Effect::Stopped(_)
+            | Effect::Unroutable => {}
+        }
+    }
+
+    fn finish(&mut self, now: Timestamp, parcels: &mut Vec<Parcel>) {
         self.flush(now, parcels);
         self.shed();
         self.repeat(parcels);
@@ -182,6 +273,13 @@ impl Outbound {
             peer.repair_room = LINK_REPAIR_BYTES;
             peer.link.expire(now);
         }
+        let late = self.late.iter();
+        let holds = late.filter(|(_, late)| self.leases.hold(now, &late.standbys));
+        let holds: Vec<_> = holds.map(|(of, _)| *of).collect();
+        for of in holds {
+            self.perform_late(now, of, parcels);
+        }
+        self.flush(now, parcels);
         self.tail_beats(now, parcels);
         self.repeat(parcels);
     }
@@ -470,7 +568,7 @@ mod tests {
 
     fn sent(outbound: &mut Outbound, effects: Vec<Effect>) -> Vec<Parcel> {
         let mut parcels = Vec::new();
-        outbound.send(Timestamp(0), effects.into_iter(), &mut parcels);
+        outbound.send(Timestamp(0), [effects].into_iter(), &mut parcels);
         parcels
     }
 

@@ -21,6 +21,10 @@ pub struct PublishTable {
     results: VecDeque<PublishResult>,
 }
 
+/// More results than places.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct ImpossibleTable;
+
 /// What to do with a publish.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Admission {
@@ -81,6 +85,36 @@ impl PublishTable {
     pub fn record(&mut self, result: PublishResult) {
         self.next += 1;
         self.results.push_back(result);
+    }
+
+    /// A place was closed at the owner, in the order in which it was there.
+    pub fn replay(&mut self, sequence: u64, low_mark: u64, result: PublishResult) {
+        self.forget_below(low_mark);
+        if sequence < self.next {
+            return;
+        }
+        // What lies between was answered by an owner before that one.
+        if sequence > self.next {
+            self.results.clear();
+        }
+        self.next = sequence.saturating_add(1);
+        self.results.push_back(result);
+    }
+
+    /// The lowest sequence that has not come, and the results just below it.
+    pub fn piece(&self) -> (u64, Vec<PublishResult>) {
+        (self.next, self.results.iter().cloned().collect())
+    }
+
+    /// What [`Self::piece`] was taken of. `Err`: nobody can have had that.
+    pub fn of(next: u64, results: Vec<PublishResult>) -> Result<Self, ImpossibleTable> {
+        if results.len() as u64 > next {
+            return Err(ImpossibleTable);
+        }
+        Ok(Self {
+            next,
+            results: results.into(),
+        })
     }
 
     /// Lets go of all results. Who asks for one is told that it is forgotten,

@@ -5,8 +5,13 @@
 //! channels, whatever their namespaces keep: the publications are in the
 //! channels' rings, and the log says when they may go. A gateway that has lost
 //! something on the bus can be given it; clients never see it.
+//!
+//! Each change is a [`Record`] for the standbys, and what the shard decides
+//! waits in [`Replication`] until they have confirmed everything that it rests
+//! on. A standby has a shard too, and changes it by [`Shard::replay`] alone.
 
 mod following;
+mod replaying;
 
 use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
@@ -15,11 +20,12 @@ use std::time::Duration;
 use proto::channel::ChannelKey;
 use proto::id::{ClusterUuid, GatewayId, GatewayRef, NodeRef};
 use proto::message::{
-    ChannelState, Entry, InterestDigest, Publish, PublishResult, Published, Refusal, Repair, Reply,
-    Request, Sequenced,
+    ChannelState, Entry, Idempotency, InterestDigest, Publish, PublishResult, Published, Refusal,
+    Repair, Reply, Request, Sequenced,
 };
 use proto::namespace::Namespaces;
 use proto::position::Epoch;
+use proto::publication::Publication;
 use proto::recent::Recent;
 use proto::shard::{Fence, ShardId};
 use proto::time::{Timers, Timestamp};
@@ -29,6 +35,8 @@ use super::channel::Channel;
 use super::idempotency::{self, Keys};
 use super::interest::Recipients;
 use super::publish_table::{Admission, PublishTable};
+use super::record::{Performed, Record};
+use super::replication::{Leases, Replication, Row};
 use super::tombstones::Tombstones;
 
 /// Channels of one shard at most; more are refused. With 1,024 shards this is
@@ -65,6 +73,23 @@ pub enum Input {
     Met(GatewayRef),
     /// A gateway has not been heard of for so long that it counts as gone.
     Forget(GatewayRef),
+    /// What is agreed of its replicas.
+    Agreed(Row),
+    /// A node is to become its standby.
+    Recruit(NodeRef),
+    /// A standby has everything that it was sent, up to this number.
+    Confirmed {
+        /// Which one.
+        from: NodeRef,
+        /// Of which recruitment.
+        fill: u64,
+        /// The number.
+        number: u64,
+    },
+    /// The way to a standby was made anew: what was on the old one may be lost.
+    Reopened(NodeRef),
+    /// A standby has lost what it was sent: go on without it.
+    Lost(NodeRef),
     /// Time has passed.
     Tick,
 }
@@ -96,6 +121,34 @@ pub enum Effect {
         /// What it asks for.
         repair: Repair,
     },
+    /// Send a standby what has changed.
+    Replicate {
+        /// Which one.
+        to: NodeRef,
+        /// The shard.
+        shard: ShardId,
+        /// Under which this node owns it.
+        fence: Fence,
+        /// Which recruitment of a standby it is; each has numbers of its own.
+        fill: u64,
+        /// The number of the first record.
+        first: u64,
+        /// The records.
+        records: Vec<Arc<Record>>,
+    },
+    /// Have it agreed who has all of a shard, besides its owner.
+    Propose(Proposal),
+    /// What follows, up to the next of these or the end of the batch, is of this
+    /// shard, and may be performed only while the leases of this node and of
+    /// these standbys hold.
+    Under {
+        /// The shard.
+        shard: ShardId,
+        /// Under which this node owns it.
+        fence: Fence,
+        /// Those who must have let it.
+        standbys: Arc<[NodeRef]>,
+    },
     /// Count: a restatement has ended a difference.
     Healed,
     /// Count: a publish was repeated with its idempotency key, and got the first
@@ -114,6 +167,19 @@ pub enum Effect {
     /// Count: a request of a shard that does not exist. Its sender has no map
     /// of this cluster.
     Unroutable,
+}
+
+/// Which standbys an owner wants to be known as in sync.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Proposal {
+    /// The shard.
+    pub shard: ShardId,
+    /// Only while this is its fence,
+    pub fence: Fence,
+    /// and nothing about its replicas has changed since.
+    pub version: u64,
+    /// The standbys.
+    pub in_sync: Vec<NodeRef>,
 }
 
 /// What a shard needs to know to serve.
@@ -148,6 +214,15 @@ pub struct Shard {
     /// (gateway, channel) pairs that get publications.
     interest: usize,
     timers: Timers<ChannelKey>,
+    replication: Replication,
+}
+
+/// What a publish has changed, for the standbys.
+struct Done {
+    key: ChannelKey,
+    epoch: Epoch,
+    publication: Arc<Publication>,
+    idempotency: Option<Idempotency>,
 }
 
 /// One gateway, in its present life.
@@ -190,6 +265,7 @@ impl Shard {
             created: 0,
             interest: 0,
             timers: Timers::default(),
+            replication: Replication::default(),
         }
     }
 
@@ -200,8 +276,36 @@ impl Shard {
             Input::Beat { from, digest } => self.beat(now, &from, digest, effects),
             Input::Met(gateway) => self.met(now, &gateway),
             Input::Forget(gateway) => self.forget(now, &gateway),
+            Input::Agreed(row) => self.replication.agreed(row),
+            Input::Recruit(node) => self.recruit(now, node),
+            Input::Confirmed { from, fill, number } => {
+                self.replication.confirmed(&from, fill, number);
+                self.fill(now);
+            }
+            Input::Reopened(node) => self.replication.reopened(&node),
+            Input::Lost(node) => self.replication.leave_out(&node),
             Input::Tick => self.expire(now),
         }
+    }
+
+    /// Takes what was decided since `first` out of the effects, and gives what
+    /// may be performed now: what all standbys have confirmed, while the leases
+    /// hold. To be called after inputs, and whenever leases have changed.
+    pub fn gate(
+        &mut self,
+        now: Timestamp,
+        leases: &Leases,
+        first: usize,
+        effects: &mut Vec<Effect>,
+    ) {
+        let Tenure { shard, fence, .. } = self.tenure;
+        self.replication
+            .gate(now, (shard, fence), leases, first, effects);
+    }
+
+    /// Its standbys, for those who look inside.
+    pub fn replication(&self) -> &Replication {
+        &self.replication
     }
 
     /// The fence under which it is served.
@@ -246,8 +350,8 @@ impl Shard {
         let reply = match request {
             Request::Publish(publish) => {
                 let place = publish.place;
-                let result = self.sequenced(from, place, |shard| {
-                    shard.publish_once(now, publish, effects)
+                let result = self.sequenced(from, place, |shard, done| {
+                    shard.publish_once(now, publish, done, effects)
                 });
                 Reply::Published {
                     shard: place.shard,
@@ -256,7 +360,7 @@ impl Shard {
                 }
             }
             Request::Skip(place) => {
-                let result = self.sequenced(from, place, |_| Ok(Published::Skipped));
+                let result = self.sequenced(from, place, |_, _| Ok(Published::Skipped));
                 Reply::Published {
                     shard: place.shard,
                     sequence: place.sequence,
@@ -305,20 +409,56 @@ impl Shard {
         &mut self,
         from: &GatewayRef,
         place: Sequenced,
-        perform: impl FnOnce(&mut Self) -> PublishResult,
+        perform: impl FnOnce(&mut Self, &mut Option<Done>) -> PublishResult,
     ) -> PublishResult {
         self.check_fence(place.fence)?;
         let low_mark = place.low_mark.min(place.sequence);
         match self.table(from, low_mark).admit(place.sequence, low_mark) {
             Admission::Next => {
-                let result = perform(self);
+                let mut done = None;
+                let result = perform(self, &mut done);
                 self.table(from, low_mark).record(result.clone());
+                self.log_publish(from, place.sequence, low_mark, done, &result);
                 result
             }
-            Admission::Repeat(result) => result,
+            // Whoever repeats it is answered under the present fence.
+            Admission::Repeat(mut result) => {
+                if let Ok(Published::Accepted { fence, .. }) = &mut result {
+                    *fence = self.tenure.fence;
+                }
+                result
+            }
             Admission::OutOfSequence { expected } => Err(Refusal::OutOfSequence { expected }),
             Admission::Forgotten => Err(Refusal::Forgotten),
         }
+    }
+
+    fn log_publish(
+        &mut self,
+        from: &GatewayRef,
+        sequence: u64,
+        low_mark: u64,
+        done: Option<Done>,
+        result: &PublishResult,
+    ) {
+        let from = || from.clone();
+        self.replication.log(|| match done {
+            Some(done) => Record::Publish(Box::new(Performed {
+                from: from(),
+                sequence,
+                low_mark,
+                key: done.key,
+                epoch: done.epoch,
+                publication: done.publication,
+                idempotency: done.idempotency,
+            })),
+            None => Record::Close {
+                from: from(),
+                sequence,
+                low_mark,
+                result: result.clone(),
+            },
+        });
     }
 
     fn table(&mut self, from: &GatewayRef, low_mark: u64) -> &mut PublishTable {
@@ -340,10 +480,11 @@ impl Shard {
         &mut self,
         now: Timestamp,
         publish: Publish,
+        done: &mut Option<Done>,
         effects: &mut Vec<Effect>,
     ) -> PublishResult {
         let Some(idempotency) = publish.idempotency else {
-            return self.publish(now, publish, effects);
+            return self.publish(now, publish, done, effects);
         };
         match self.keys.admit(now, &idempotency) {
             idempotency::Admission::New => {}
@@ -364,7 +505,7 @@ impl Shard {
                 return Err(Refusal::IdempotencyFull);
             }
         }
-        let result = self.publish(now, publish, effects)?;
+        let result = self.publish(now, publish, done, effects)?;
         if let Published::Accepted {
             position, copies, ..
         } = result
@@ -376,18 +517,27 @@ impl Shard {
     }
 
     /// One step both hands the publication to the links and gives the result
-    /// that acknowledges it. With a standby, its confirmation comes in between.
+    /// that acknowledges it; both wait together for what standbys confirm.
     fn publish(
         &mut self,
         now: Timestamp,
         publish: Publish,
+        done: &mut Option<Done>,
         effects: &mut Vec<Effect>,
     ) -> PublishResult {
         let Tenure { shard, fence, .. } = self.tenure;
         let key = publish.key.clone();
+        let idempotency = publish.idempotency;
+        let is_replicated = self.replication.is_replicated();
         let (limits, channel) = self.channel(&key)?;
         let publication = channel.publish(now, publish, limits);
         let position = channel.position();
+        *done = is_replicated.then(|| Done {
+            key: key.clone(),
+            epoch: position.epoch,
+            publication: Arc::clone(&publication),
+            idempotency,
+        });
         let bytes = publication.bytes();
         effects.push(Effect::Deliver {
             to: channel.interest.recipients(),
@@ -445,6 +595,11 @@ impl Shard {
                     Channel::new(epoch, self.tombstones.is_forgetful())
                 }
             };
+            self.replication.log(|| Record::Create {
+                key: key.clone(),
+                position: channel.position(),
+                forgetful: channel.is_forgetful(),
+            });
             self.channels.insert(key.clone(), channel);
         }
         let channel = self.channels.get_mut(key).expect("it was just put there");
@@ -482,8 +637,10 @@ impl Shard {
             channel.check_is_set = false;
             channel.expire(now, limits);
             if channel.is_idle() {
-                self.tombstones.lay(now, &key, channel.position());
+                let position = channel.position();
+                self.tombstones.lay(now, &key, position);
                 self.channels.remove(&key);
+                self.replication.log(|| Record::Evict { key, position });
             } else {
                 self.set_check(now, &key);
             }

@@ -12,17 +12,38 @@ use proto::channel::ChannelKey;
 use proto::id::{GatewayRef, NodeRef};
 use proto::message::{Answer, ChannelInfo, Question, Reply, Request, ShardInterest};
 use proto::namespace::Namespaces;
-use proto::shard::{Fence, ShardId, ShardMap};
+use proto::shard::{Fence, ShardId};
 use proto::time::Timestamp;
 
+use super::agreed::Agreed;
+use super::pairs;
+use super::replicas::Succession;
+use super::replication::Leases;
 use super::routing::{Elsewhere, elsewhere};
 use super::shard::{self, Effect, Shard, Tenure};
+
+/// What may wait in one shard for standbys and leases; then requests are not
+/// heard, and come again.
+const HELD_MAX: usize = 65_536;
 
 /// What a worker is told.
 #[derive(Debug)]
 pub enum Input {
     /// Who owns what, from now on.
-    Map(Arc<ShardMap>),
+    Agreed(Arc<Agreed>),
+    /// A shard has come to this node with its state.
+    Begin(Box<Succession>),
+    /// Until when this node may act as an owner.
+    Leases(Leases),
+    /// A node is to stand by for a shard.
+    Recruit {
+        /// The shard.
+        shard: ShardId,
+        /// The node.
+        node: NodeRef,
+    },
+    /// What has come of the ways to standbys.
+    Pair(pairs::Effect),
     /// A gateway asks something of a shard.
     Request {
         /// Which gateway.
@@ -62,18 +83,26 @@ pub struct Shards {
     me: NodeRef,
     part: Part,
     namespaces: Arc<Namespaces>,
-    map: Arc<ShardMap>,
+    agreed: Arc<Agreed>,
+    leases: Leases,
     served: BTreeMap<ShardId, Shard>,
 }
 
 impl Shards {
     /// A worker that serves nothing until it is told a map.
-    pub fn new(me: NodeRef, part: Part, namespaces: Arc<Namespaces>, map: Arc<ShardMap>) -> Self {
+    pub fn new(
+        me: NodeRef,
+        part: Part,
+        namespaces: Arc<Namespaces>,
+        agreed: Arc<Agreed>,
+        leases: Leases,
+    ) -> Self {
         Self {
             me,
             part,
             namespaces,
-            map,
+            agreed,
+            leases,
             served: BTreeMap::new(),
         }
     }
@@ -81,7 +110,18 @@ impl Shards {
     /// Applies one input. The only way the shards change.
     pub fn handle(&mut self, now: Timestamp, input: Input, effects: &mut Vec<Effect>) {
         match input {
-            Input::Map(map) => self.follow(map, effects),
+            Input::Agreed(agreed) => self.follow(now, agreed, effects),
+            Input::Begin(succession) => self.begin(now, *succession, effects),
+            Input::Leases(leases) => {
+                self.leases = leases;
+                for shard in self.served.values_mut() {
+                    shard.gate(now, &self.leases, effects.len(), effects);
+                }
+            }
+            Input::Recruit { shard, node } => {
+                self.one(now, shard, shard::Input::Recruit(node), effects);
+            }
+            Input::Pair(news) => self.pair(now, news, effects),
             Input::Request {
                 from,
                 shard,
@@ -89,9 +129,8 @@ impl Shards {
             } => self.request(now, from, shard, request, effects),
             Input::Beat { from, interest } => {
                 let digest = interest.digest;
-                if let Some(shard) = self.served.get_mut(&interest.shard) {
-                    shard.handle(now, shard::Input::Beat { from, digest }, effects);
-                }
+                let input = shard::Input::Beat { from, digest };
+                self.one(now, interest.shard, input, effects);
             }
             Input::Met(gateway) => self.all(now, || shard::Input::Met(gateway.clone()), effects),
             Input::Forget(gateway) => {
@@ -111,11 +150,12 @@ impl Shards {
 
     /// One channel, for those who look inside.
     pub fn describe(&self, key: &ChannelKey) -> Answer {
-        if self.map.rows.is_empty() {
+        let map = &self.agreed.map;
+        if map.rows.is_empty() {
             return Answer::Unavailable("this node has no shard map yet".into());
         }
-        let shard = self.map.sharding.shard_of(key);
-        match (self.served.get(&shard), self.map.owner(shard)) {
+        let shard = map.sharding.shard_of(key);
+        match (self.served.get(&shard), map.owner(shard)) {
             (Some(served), _) => Answer::Channel(ChannelInfo {
                 key: key.clone(),
                 shard,
@@ -132,7 +172,91 @@ impl Shards {
 
     fn all(&mut self, now: Timestamp, input: impl Fn() -> shard::Input, effects: &mut Vec<Effect>) {
         for shard in self.served.values_mut() {
+            let first = effects.len();
             shard.handle(now, input(), effects);
+            shard.gate(now, &self.leases, first, effects);
+        }
+    }
+
+    fn one(&mut self, now: Timestamp, id: ShardId, input: shard::Input, effects: &mut Vec<Effect>) {
+        if let Some(shard) = self.served.get_mut(&id) {
+            let first = effects.len();
+            shard.handle(now, input, effects);
+            shard.gate(now, &self.leases, first, effects);
+        }
+    }
+
+    fn pair(&mut self, now: Timestamp, news: pairs::Effect, effects: &mut Vec<Effect>) {
+        let is_of = |served: &BTreeMap<ShardId, Shard>, id, fence| {
+            let shard: Option<&Shard> = served.get(id);
+            shard.is_some_and(|shard| shard.fence() == fence)
+        };
+        match news {
+            pairs::Effect::Confirmed(from, confirmed) => {
+                let pairs::Confirmation {
+                    shard,
+                    fence,
+                    fill,
+                    number,
+                } = confirmed;
+                if is_of(&self.served, &shard, fence) {
+                    let input = shard::Input::Confirmed { from, fill, number };
+                    self.one(now, shard, input, effects);
+                }
+            }
+            pairs::Effect::Lost(from, shard, fence) => {
+                if is_of(&self.served, &shard, fence) {
+                    self.one(now, shard, shard::Input::Lost(from), effects);
+                }
+            }
+            pairs::Effect::Refused(shard, fence) => {
+                let served = self.served.get(&shard);
+                if served.is_some_and(|served| served.fence() < fence) {
+                    self.served.remove(&shard);
+                    effects.push(Effect::Stopped(shard));
+                }
+            }
+            pairs::Effect::Reopened(node) => {
+                self.all(now, || shard::Input::Reopened(node.clone()), effects);
+            }
+            pairs::Effect::Send(_) => {}
+        }
+    }
+
+    fn begin(&mut self, now: Timestamp, succession: Succession, effects: &mut Vec<Effect>) {
+        let Succession {
+            tenure,
+            shard,
+            serves_from,
+        } = succession;
+        let id = tenure.shard;
+        let is_known = |known: Fence| known >= tenure.fence;
+        let known = self.agreed.map.owner(id);
+        let is_over = known.is_some_and(|(owner, fence)| {
+            fence > tenure.fence || (fence == tenure.fence && *owner != self.me)
+        });
+        if is_over || self.served.get(&id).is_some_and(|s| is_known(s.fence())) {
+            return;
+        }
+        let shard = shard.unwrap_or_else(|| {
+            let mut shard = Shard::new(tenure.clone(), Arc::clone(&self.namespaces));
+            shard.succeed(now, tenure, serves_from);
+            shard
+        });
+        if self.served.insert(id, shard).is_none() {
+            effects.push(Effect::Started(id));
+        }
+        self.tell_agreed(now, id, effects);
+    }
+
+    fn tell_agreed(&mut self, now: Timestamp, id: ShardId, effects: &mut Vec<Effect>) {
+        let agreed = Arc::clone(&self.agreed);
+        let fence = self.served.get(&id).map(Shard::fence);
+        if let Some(replicas) = agreed.replicas(id)
+            && agreed.fence_of(id, &self.me) == fence
+        {
+            let row = replicas.row.clone();
+            self.one(now, id, shard::Input::Agreed(row), effects);
         }
     }
 
@@ -152,10 +276,13 @@ impl Shards {
             let (id, answer) = (*id, self.describe(key));
             let reply = Reply::Inspected { id, answer };
             effects.push(Effect::Reply { to: from, reply });
-        } else if let Some(shard) = self.served.get_mut(&id) {
-            shard.handle(now, shard::Input::Request { from, request }, effects);
+        } else if let Some(shard) = self.served.get(&id) {
+            // Whoever asks will ask again, when less is waiting.
+            if shard.replication().held() < HELD_MAX {
+                self.one(now, id, shard::Input::Request { from, request }, effects);
+            }
         } else {
-            effects.extend(match elsewhere(&self.map, id, &request) {
+            effects.extend(match elsewhere(&self.agreed.map, id, &request) {
                 Elsewhere::Answer(reply) => Some(Effect::Reply { to: from, reply }),
                 Elsewhere::Nothing => None,
                 Elsewhere::Unroutable => Some(Effect::Unroutable),
@@ -163,34 +290,38 @@ impl Shards {
         }
     }
 
-    fn follow(&mut self, map: Arc<ShardMap>, effects: &mut Vec<Effect>) {
-        self.map = map;
-        let owned = |shard| {
-            let (owner, fence) = self.map.owner(shard)?;
-            (*owner == self.me).then_some(fence)
+    fn follow(&mut self, now: Timestamp, agreed: Arc<Agreed>, effects: &mut Vec<Effect>) {
+        self.agreed = agreed;
+        let map = Arc::clone(&self.agreed.map);
+        // What was begun under a fence that the map does not have yet stays.
+        let is_over = |id: &ShardId, shard: &Shard| match map.owner(*id) {
+            Some((owner, fence)) if *owner == self.me => shard.fence() < fence,
+            Some((_, fence)) => shard.fence() <= fence,
+            None => true,
         };
-        let ended =
-            |(id, shard): (&ShardId, &Shard)| (owned(*id) != Some(shard.fence())).then_some(*id);
-        let ended: Vec<ShardId> = self.served.iter().filter_map(ended).collect();
-        self.served.retain(|id, _| ended.binary_search(id).is_err());
-        effects.extend(ended.into_iter().map(Effect::Stopped));
-        let begun: Vec<(ShardId, Fence)> = (0..self.map.rows.len() as u16)
+        let ended = self.served.extract_if(.., |id, shard| is_over(id, shard));
+        effects.extend(ended.map(|(id, _)| Effect::Stopped(id)));
+        let mine = (0..map.rows.len() as u16)
             .skip(self.part.index)
             .step_by(self.part.of.max(1))
-            .map(ShardId)
-            .filter(|id| !self.served.contains_key(id))
-            .filter_map(|id| Some((id, owned(id)?)))
-            .collect();
-        for (id, fence) in begun {
-            let tenure = Tenure {
-                shard: id,
-                fence,
-                owner: self.me.clone(),
-                cluster: self.map.cluster,
+            .map(ShardId);
+        for id in mine {
+            let Some(fence) = self.agreed.fence_of(id, &self.me) else {
+                continue;
             };
-            let shard = Shard::new(tenure, Arc::clone(&self.namespaces));
-            self.served.insert(id, shard);
-            effects.push(Effect::Started(id));
+            let comes = self.agreed.replicas(id).is_some_and(|r| r.promoted);
+            if !self.served.contains_key(&id) && !comes {
+                let tenure = Tenure {
+                    shard: id,
+                    fence,
+                    owner: self.me.clone(),
+                    cluster: map.cluster,
+                };
+                let shard = Shard::new(tenure, Arc::clone(&self.namespaces));
+                self.served.insert(id, shard);
+                effects.push(Effect::Started(id));
+            }
+            self.tell_agreed(now, id, effects);
         }
     }
 }

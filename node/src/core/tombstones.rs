@@ -9,6 +9,8 @@ use proto::channel::ChannelKey;
 use proto::position::Position;
 use proto::time::Timestamp;
 
+use super::record::TombstonePiece;
+
 /// How long a channel without state is remembered.
 const AGE_MAX: Duration = Duration::from_secs(24 * 60 * 60);
 /// Channels that one shard remembers at most; the one that has been quiet for
@@ -69,6 +71,33 @@ impl Tombstones {
     /// be one that was.
     pub fn is_forgetful(&self) -> bool {
         self.forgetful
+    }
+
+    /// All that are remembered, the oldest first.
+    pub fn pieces(&self, now: Timestamp) -> impl Iterator<Item = TombstonePiece> {
+        let laid = self.order.iter();
+        laid.filter(|entry| is_laid(&self.stones, **entry))
+            .filter_map(move |(at, name)| {
+                Some(TombstonePiece {
+                    age_ms: now.since(*at).as_millis() as u64,
+                    name: *name,
+                    position: self.stones.get(name)?.position,
+                })
+            })
+    }
+
+    /// Remembers what another process remembered.
+    pub fn restore(&mut self, now: Timestamp, piece: &TombstonePiece) {
+        let laid_at = Timestamp(now.0.saturating_sub(piece.age_ms));
+        let position = piece.position;
+        self.stones
+            .insert(piece.name, Tombstone { position, laid_at });
+        self.order.push_back((laid_at, piece.name));
+    }
+
+    /// Another process had forgotten some.
+    pub fn be_forgetful(&mut self) {
+        self.forgetful = true;
     }
 
     /// How many channels are remembered.

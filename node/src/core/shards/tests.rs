@@ -4,7 +4,7 @@ use proto::message::{
     InterestDigest, Join, JoinResult, Publish, Published, Refusal, RestateEnd, Sequenced, Since,
 };
 use proto::position::Epoch;
-use proto::shard::{Row, Sharding};
+use proto::shard::{Row, ShardMap, Sharding};
 use proto::time::UnixTime;
 
 const SHARDS: u16 = 4;
@@ -58,7 +58,13 @@ fn shards(part: Part) -> Shards {
         count: SHARDS,
     };
     let nothing = Arc::new(ShardMap::unassigned(ClusterUuid(1), sharding));
-    Shards::new(node("a", 1), part, Arc::new(Namespaces::default()), nothing)
+    let nothing = Arc::new(Agreed::alone(nothing));
+    let namespaces = Arc::new(Namespaces::default());
+    Shards::new(node("a", 1), part, namespaces, nothing, Leases::unlimited())
+}
+
+fn agreed(map: &Arc<ShardMap>) -> Input {
+    Input::Agreed(Arc::new(Agreed::alone(Arc::clone(map))))
 }
 
 const ALL: Part = Part { index: 0, of: 1 };
@@ -143,13 +149,13 @@ fn shards_start_and_stop_with_the_map() {
     let mut shards = shards(ALL);
     let first = map(1, [(&a, 1), (&b, 1), (&a, 1), (&b, 1)]);
     assert_eq!(
-        told(&mut shards, Input::Map(Arc::clone(&first))),
+        told(&mut shards, agreed(&first)),
         [Effect::Started(ShardId(0)), Effect::Started(ShardId(2))]
     );
-    assert_eq!(told(&mut shards, Input::Map(first)), [], "nothing new");
+    assert_eq!(told(&mut shards, agreed(&first)), [], "nothing new");
     let second = map(5, [(&b, 5), (&a, 5), (&a, 1), (&b, 1)]);
     assert_eq!(
-        told(&mut shards, Input::Map(second)),
+        told(&mut shards, agreed(&second)),
         [Effect::Stopped(ShardId(0)), Effect::Started(ShardId(1))]
     );
     assert_eq!(served(&shards), [(1, 5), (2, 1)]);
@@ -161,7 +167,7 @@ fn each_worker_has_its_part() {
     let whole = map(1, [(&a, 1); SHARDS as usize]);
     let mut parts = [0, 1].map(|index| shards(Part { index, of: 2 }));
     let parts = parts.each_mut().map(|part| {
-        told(part, Input::Map(Arc::clone(&whole)));
+        told(part, agreed(&whole));
         served(part)
     });
     assert_eq!(parts, [[(0, 1), (2, 1)], [(1, 1), (3, 1)]]);
@@ -173,12 +179,12 @@ fn a_shard_that_stays_keeps_its_state_and_a_higher_fence_ends_it() {
     let mut shards = shards(ALL);
     told(
         &mut shards,
-        Input::Map(map(1, [(&a, 1), (&a, 1), (&a, 1), (&a, 1)])),
+        agreed(&map(1, [(&a, 1), (&a, 1), (&a, 1), (&a, 1)])),
     );
     let (before, _) = published(&mut shards, 0, 1);
     told(
         &mut shards,
-        Input::Map(map(2, [(&a, 1), (&b, 2), (&a, 1), (&a, 1)])),
+        agreed(&map(2, [(&a, 1), (&b, 2), (&a, 1), (&a, 1)])),
     );
     assert_eq!(
         published(&mut shards, 0, 1),
@@ -187,7 +193,7 @@ fn a_shard_that_stays_keeps_its_state_and_a_higher_fence_ends_it() {
     );
     let effects = told(
         &mut shards,
-        Input::Map(map(3, [(&a, 3), (&b, 2), (&a, 1), (&a, 1)])),
+        agreed(&map(3, [(&a, 3), (&b, 2), (&a, 1), (&a, 1)])),
     );
     assert_eq!(
         effects,
@@ -202,7 +208,7 @@ fn a_shard_that_stays_keeps_its_state_and_a_higher_fence_ends_it() {
 fn what_is_owned_by_another_life_of_this_node_is_not_served() {
     let mut shards = shards(ALL);
     let next = node("a", 2);
-    told(&mut shards, Input::Map(map(1, [(&next, 1); 4])));
+    told(&mut shards, agreed(&map(1, [(&next, 1); 4])));
     assert_eq!(served(&shards), []);
     let effects = ask(&mut shards, gateway(1), 0, join(0, 1, 1));
     let refusal = Refusal::NotOwner {
@@ -221,11 +227,11 @@ fn a_request_that_comes_after_its_shard_has_gone_is_told_where_to() {
         [],
         "no map, no answer"
     );
-    told(&mut shards, Input::Map(map(1, [(&a, 1); 4])));
+    told(&mut shards, agreed(&map(1, [(&a, 1); 4])));
     assert!(joined(&ask(&mut shards, gateway(1), 0, join(0, 1, 1))).is_ok());
     told(
         &mut shards,
-        Input::Map(map(9, [(&b, 9), (&a, 1), (&a, 1), (&a, 1)])),
+        agreed(&map(9, [(&b, 9), (&a, 1), (&a, 1), (&a, 1)])),
     );
     let refusal = Refusal::NotOwner {
         owner: b,
@@ -247,7 +253,7 @@ fn a_request_that_comes_after_its_shard_has_gone_is_told_where_to() {
 fn a_new_life_of_a_gateway_voids_the_old_one_in_all_shards() {
     let a = node("a", 1);
     let mut shards = shards(ALL);
-    told(&mut shards, Input::Map(map(1, [(&a, 1); 4])));
+    told(&mut shards, agreed(&map(1, [(&a, 1); 4])));
     for shard in [0, 3] {
         ask(&mut shards, gateway(1), shard, join(shard, 1, 1));
     }
@@ -270,7 +276,7 @@ fn a_beat_of_a_shard_served_elsewhere_says_nothing() {
     let mut shards = shards(ALL);
     told(
         &mut shards,
-        Input::Map(map(1, [(&a, 1), (&b, 1), (&a, 1), (&a, 1)])),
+        agreed(&map(1, [(&a, 1), (&b, 1), (&a, 1), (&a, 1)])),
     );
     let mut digest = InterestDigest::default();
     digest.insert(&key());
@@ -295,8 +301,8 @@ fn a_channel_is_described_by_its_owner_and_others_say_who_that_is() {
     let (a, b) = (node("a", 1), node("b", 1));
     let mut shards = shards(ALL);
     assert!(matches!(shards.describe(&key()), Answer::Unavailable(_)));
-    told(&mut shards, Input::Map(map(1, [(&a, 1); 4])));
-    let shard = shards.map.sharding.shard_of(&key());
+    told(&mut shards, agreed(&map(1, [(&a, 1); 4])));
+    let shard = shards.agreed.map.sharding.shard_of(&key());
     ask(&mut shards, gateway(1), shard.0, join(shard.0, 1, 1));
     published(&mut shards, shard.0, 1);
     let Answer::Channel(info) = shards.describe(&key()) else {
@@ -309,7 +315,7 @@ fn a_channel_is_described_by_its_owner_and_others_say_who_that_is() {
         (1, 1, 1)
     );
     assert_eq!(state.followers, [(gateway(1), 1)]);
-    told(&mut shards, Input::Map(map(2, [(&b, 2); 4])));
+    told(&mut shards, agreed(&map(2, [(&b, 2); 4])));
     let question = Question::Channel { key: key() };
     let effects = ask(
         &mut shards,

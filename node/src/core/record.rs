@@ -1,0 +1,161 @@
+//! What an owner tells its standby: every change of a shard's state, in the
+//! order in which the changes were made, so that whoever applies them has the
+//! same state.
+//!
+//! A standby that is new gets the state itself, piece by piece, between the
+//! records of what changes meanwhile: [`Record::Begin`], pieces,
+//! [`Record::Whole`]. A record about a channel whose piece has not come yet
+//! changes nothing, for the piece will say the same. Times travel as ages:
+//! clocks are each machine's own.
+//!
+//! Interest is in no record. Gateways state it anew to a new owner.
+
+use std::sync::Arc;
+
+use proto::channel::ChannelKey;
+use proto::id::GatewayRef;
+use proto::message::{Digest, Idempotency, PublishResult};
+use proto::position::{Epoch, Position};
+use proto::publication::Publication;
+use serde::{Deserialize, Serialize};
+
+/// One change of a shard's state, or a piece of it.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Record {
+    /// The state of the shard comes from here on; whatever the standby had of
+    /// it goes.
+    Begin(Begin),
+    /// Keys of publishers.
+    Keys(Vec<KeyPiece>),
+    /// Channels without state: where they stood.
+    Tombstones(Vec<TombstonePiece>),
+    /// A channel.
+    Channel(Box<ChannelPiece>),
+    /// Everything has come that there was when it began.
+    Whole,
+    /// A channel gets state.
+    Create {
+        /// Which one.
+        key: ChannelKey,
+        /// Where it begins, or goes on.
+        position: Position,
+        /// Whether it may be one that was forgotten.
+        forgetful: bool,
+    },
+    /// A publish was performed.
+    Publish(Box<Performed>),
+    /// A place in a gateway's sequence was closed without a publication.
+    Close {
+        /// Whose sequence.
+        from: GatewayRef,
+        /// The place.
+        sequence: u64,
+        /// Results below it are forgotten.
+        low_mark: u64,
+        /// What its gateway is told.
+        result: PublishResult,
+    },
+    /// The state of a channel goes; it stood there.
+    Evict {
+        /// Which one.
+        key: ChannelKey,
+        /// Where.
+        position: Position,
+    },
+}
+
+/// The beginning of a shard's state.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Begin {
+    /// Whether positions were forgotten here.
+    pub forgetful: bool,
+    /// What gateways have published: the next place of each, and the results
+    /// just below.
+    pub tables: Vec<(GatewayRef, u64, Vec<PublishResult>)>,
+}
+
+/// A publish, what came of it, and the keys that say that it was done: one
+/// record, so that none of the three is ever without the others.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Performed {
+    /// Whose it was.
+    pub from: GatewayRef,
+    /// Its place.
+    pub sequence: u64,
+    /// Results below it are forgotten.
+    pub low_mark: u64,
+    /// The channel.
+    pub key: ChannelKey,
+    /// Its epoch.
+    pub epoch: Epoch,
+    /// What is in the channel now.
+    pub publication: Arc<Publication>,
+    /// Its publisher's key.
+    pub idempotency: Option<Idempotency>,
+}
+
+/// A key that a publisher has used.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct KeyPiece {
+    /// How long ago, in milliseconds.
+    pub age_ms: u64,
+    /// The key.
+    pub key: Digest,
+    /// Of the publisher's request.
+    pub body: Digest,
+    /// Where the publication stands.
+    pub position: Position,
+    /// In how many processes it was held.
+    pub copies: u8,
+}
+
+/// Where a channel stood.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct TombstonePiece {
+    /// How long ago its state went, in milliseconds.
+    pub age_ms: u64,
+    /// The channel's fingerprint.
+    pub name: u64,
+    /// Where it stood.
+    pub position: Position,
+}
+
+/// A channel's state.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct ChannelPiece {
+    /// Which one.
+    pub key: ChannelKey,
+    /// Where it stands.
+    pub position: Position,
+    /// Whether it may be one that was forgotten.
+    pub forgetful: bool,
+    /// Its past, each with its age in milliseconds, the oldest first.
+    pub past: Vec<(u64, Arc<Publication>)>,
+    /// How many at the front are there for repair alone.
+    pub retired: u32,
+    /// How many at the back the repair log has.
+    pub held: u32,
+}
+
+impl Record {
+    /// About how much it takes on the wire, in bytes.
+    pub fn bytes(&self) -> usize {
+        const FIXED: usize = 64;
+        FIXED
+            + match self {
+                Self::Begin(begin) => {
+                    let results = begin.tables.iter().map(|(_, _, results)| results.len());
+                    results.map(|results| FIXED + 32 * results).sum()
+                }
+                Self::Keys(keys) => keys.len() * 64,
+                Self::Tombstones(stones) => stones.len() * 32,
+                Self::Channel(piece) => {
+                    let past = piece.past.iter().map(|(_, publication)| publication);
+                    past.map(|publication| publication.bytes() + 16).sum()
+                }
+                Self::Publish(performed) => performed.publication.bytes(),
+                Self::Whole | Self::Create { .. } | Self::Close { .. } | Self::Evict { .. } => 0,
+            }
+    }
+}

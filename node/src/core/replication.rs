@@ -1,0 +1,491 @@
+//! One shard's standbys, seen from its owner: what they have been sent, what
+//! they have confirmed, and what waits for that.
+//!
+//! Whatever a shard decides (to hand a publication to the links, to acknowledge
+//! it, to answer a join) rests on changes that were made before. It is held
+//! until every standby that **counts** has confirmed all of these, and until the
+//! leases say that nobody else can be the owner. So no gateway ever learns what
+//! a failover could forget, and a standby's copy needs no undoing.
+//!
+//! ```text
+//!            recruit          has all           agreed: in sync
+//!   nobody ─────────▶ Filling ───────▶ Counting ───────────────▶ Counting
+//!                        │ silent          │ silent                 │ silent
+//!                        ▼                 ▼                        ▼
+//!                      nobody            Leaving ◀──────────────────┘
+//!                                          │ agreed: not in sync
+//!                                          ▼
+//!                                        nobody
+//! ```
+//!
+//! A standby counts from before the owner proposes that it is in sync, until the
+//! owner knows that it is agreed that it is not: grow before, shrink after. For
+//! in between it may be made the owner by what was agreed earlier.
+
+use std::collections::{BTreeMap, VecDeque};
+use std::sync::Arc;
+use std::time::Duration;
+
+use proto::channel::ChannelKey;
+use proto::id::NodeRef;
+use proto::message::{Published, Reply};
+use proto::shard::{Fence, ShardId};
+use proto::time::Timestamp;
+
+use super::record::{ChannelPiece, Record};
+use super::shard::{Effect, Proposal};
+
+/// Standbys of one shard at most: two while it moves.
+pub const STANDBYS_MAX: usize = 2;
+/// Bytes of pieces that a standby may have unconfirmed.
+const FILL_BYTES: usize = 256 * 1_024;
+/// How long a proposal may take before it is made again.
+const PROPOSE_AGAIN: Duration = Duration::from_millis(300);
+
+/// After so long without an echo an owner goes on without a standby.
+pub const SILENCE: Duration = Duration::from_millis(400);
+
+/// Until when this node may act as an owner.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Leases {
+    /// By the cluster's leader.
+    pub node: Timestamp,
+    /// By each standby.
+    pub pairs: BTreeMap<NodeRef, PairLease>,
+}
+
+/// What a standby lets its owner do.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct PairLease {
+    /// Until when the owner may act.
+    pub until: Timestamp,
+    /// When the standby was last heard of, or first spoken to.
+    pub heard: Timestamp,
+}
+
+impl Leases {
+    /// Of a node that is alone, and needs none.
+    pub fn unlimited() -> Self {
+        Self {
+            node: Timestamp(u64::MAX),
+            pairs: BTreeMap::new(),
+        }
+    }
+
+    /// Whether this node may act as the owner of what these stand by for.
+    pub fn hold(&self, now: Timestamp, standbys: &[NodeRef]) -> bool {
+        let holds = |node| self.pairs.get(node).is_some_and(|pair| now < pair.until);
+        now < self.node && standbys.iter().all(holds)
+    }
+
+    /// Whether a standby has said nothing for so long that an owner is to go
+    /// on without it.
+    fn is_silent(&self, now: Timestamp, node: &NodeRef) -> bool {
+        let heard = self.pairs.get(node).map(|pair| pair.heard);
+        heard.is_some_and(|heard| now.since(heard) >= SILENCE)
+    }
+}
+
+/// What is agreed of a shard's replicas.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Row {
+    /// Changes with every change of the rest, and only grows.
+    pub version: u64,
+    /// The standbys that may be made the owner.
+    pub in_sync: Vec<NodeRef>,
+    /// Whether earlier owners are still on record: until the present one has
+    /// proposed something.
+    pub has_earlier: bool,
+}
+
+/// See the [module](self).
+#[derive(Debug, Default)]
+pub struct Replication {
+    /// How many changes there have been.
+    made: u64,
+    peers: Vec<Peer>,
+    /// What was decided, and after how many changes.
+    held: VecDeque<(u64, Effect)>,
+    row: Row,
+    /// What was proposed, on which version, and when.
+    proposed: Option<(u64, Vec<NodeRef>, Timestamp)>,
+    /// An earlier owner may serve until then.
+    serves_from: Option<Timestamp>,
+    /// Nodes that were made standbys so far.
+    recruited: u64,
+    /// The standbys that count, as last told to those who perform.
+    under: Option<Arc<[NodeRef]>>,
+}
+
+/// A standby. Its records have numbers of its own: it was sent pieces, too.
+#[derive(Debug)]
+pub struct Peer {
+    node: NodeRef,
+    /// Which recruitment of this owner it is.
+    fill: u64,
+    sent: u64,
+    confirmed: u64,
+    /// From behind `confirmed` up to `sent`.
+    unconfirmed: VecDeque<Arc<Record>>,
+    /// How many of them, at the back, have still to go out.
+    outgoing: usize,
+    stage: Stage,
+}
+
+#[derive(Debug, PartialEq, Eq)]
+enum Stage {
+    /// These channels are still to be sent, the last one first. `whole`: the
+    /// number of the end.
+    Filling {
+        channels: Vec<ChannelKey>,
+        whole: Option<u64>,
+    },
+    /// It has everything.
+    Counting,
+    /// It has been silent; nothing is sent any more. It still counts until the
+    /// row has a higher version than this and says that it is not in sync.
+    Leaving { version: u64 },
+}
+
+impl Peer {
+    /// Sends it a record.
+    pub fn push(&mut self, record: Record) {
+        self.push_shared(Arc::new(record));
+    }
+
+    fn push_shared(&mut self, record: Arc<Record>) {
+        self.sent += 1;
+        if matches!(self.stage, Stage::Leaving { .. }) {
+            return;
+        }
+        self.outgoing += 1;
+        self.unconfirmed.push_back(record);
+    }
+
+    fn counts(&self) -> bool {
+        !matches!(self.stage, Stage::Filling { .. })
+    }
+}
+
+impl Replication {
+    /// A standby has become the owner: it has none of its own yet, and may not
+    /// serve before then.
+    pub fn begin(&mut self, serves_from: Timestamp) {
+        *self = Self {
+            serves_from: Some(serves_from),
+            ..Self::default()
+        };
+    }
+
+    /// Whether anybody is to be told of changes.
+    pub fn is_replicated(&self) -> bool {
+        !self.peers.is_empty()
+    }
+
+    /// Notes a change, for every standby.
+    pub fn log(&mut self, record: impl FnOnce() -> Record) {
+        self.made += 1;
+        if self.peers.is_empty() {
+            return;
+        }
+        let record = Arc::new(record());
+        for peer in &mut self.peers {
+            peer.push_shared(Arc::clone(&record));
+        }
+    }
+
+    /// Takes a node as a standby that has still to be sent these channels.
+    /// `None`: it is one, or there are enough.
+    pub fn recruit(&mut self, node: NodeRef, channels: Vec<ChannelKey>) -> Option<&mut Peer> {
+        let is_known = self.peers.iter().any(|peer| peer.node == node);
+        if is_known || self.peers.len() >= STANDBYS_MAX {
+            return None;
+        }
+        self.recruited += 1;
+        self.peers.push(Peer {
+            node,
+            fill: self.recruited,
+            sent: 0,
+            confirmed: 0,
+            unconfirmed: VecDeque::new(),
+            outgoing: 0,
+            stage: Stage::Filling {
+                channels,
+                whole: None,
+            },
+        });
+        self.peers.last_mut()
+    }
+
+    /// Sends the next channels to those who are being filled. `piece` says what
+    /// a channel is now; one that has gone needs no sending.
+    pub fn fill(&mut self, piece: impl Fn(&ChannelKey) -> Option<ChannelPiece>) {
+        for peer in &mut self.peers {
+            let unconfirmed = peer.unconfirmed.iter().map(|record| record.bytes());
+            let mut bytes: usize = unconfirmed.sum();
+            while let Stage::Filling {
+                channels,
+                whole: None,
+            } = &mut peer.stage
+                && bytes < FILL_BYTES
+            {
+                let record = match channels.pop() {
+                    Some(key) => match piece(&key) {
+                        Some(piece) => Record::Channel(Box::new(piece)),
+                        None => continue,
+                    },
+                    None => {
+                        peer.stage = Stage::Filling {
+                            channels: Vec::new(),
+                            whole: Some(peer.sent + 1),
+                        };
+                        Record::Whole
+                    }
+                };
+                bytes += record.bytes();
+                peer.push(record);
+            }
+        }
+    }
+
+    /// A standby has everything up to this number.
+    pub fn confirmed(&mut self, from: &NodeRef, fill: u64, number: u64) {
+        let known = |peer: &&mut Peer| peer.node == *from && peer.fill == fill;
+        let Some(peer) = self.peers.iter_mut().find(known) else {
+            return;
+        };
+        // Nobody confirms what was not sent, nor twice.
+        let news = number.min(peer.sent).saturating_sub(peer.confirmed);
+        let known = peer.unconfirmed.len();
+        peer.unconfirmed.drain(..known.min(news as usize));
+        peer.outgoing = peer.outgoing.min(peer.unconfirmed.len());
+        peer.confirmed += news;
+        if let Stage::Filling {
+            whole: Some(whole), ..
+        } = peer.stage
+            && peer.confirmed >= whole
+        {
+            peer.stage = Stage::Counting;
+        }
+    }
+
+    /// The way to a standby was made anew.
+    pub fn reopened(&mut self, node: &NodeRef) {
+        let known = |peer: &&mut Peer| peer.node == *node;
+        if let Some(peer) = self.peers.iter_mut().find(known)
+            && !matches!(peer.stage, Stage::Leaving { .. })
+        {
+            peer.outgoing = peer.unconfirmed.len();
+        }
+    }
+
+    /// A standby is to count no longer.
+    pub fn leave_out(&mut self, node: &NodeRef) {
+        let version = self.row.version;
+        self.peers
+            .retain(|peer| peer.node != *node || peer.counts());
+        for peer in &mut self.peers {
+            if peer.node == *node && peer.stage == Stage::Counting {
+                peer.stage = Stage::Leaving { version };
+            }
+        }
+    }
+
+    /// What is agreed of the shard's replicas.
+    pub fn agreed(&mut self, row: Row) {
+        if row.version < self.row.version {
+            return;
+        }
+        self.row = row;
+        let row = &self.row;
+        self.peers.retain(|peer| match peer.stage {
+            // What was proposed on an earlier version can no longer be agreed.
+            Stage::Leaving { version } => {
+                row.version <= version || row.in_sync.contains(&peer.node)
+            }
+            _ => true,
+        });
+    }
+
+    /// The standbys, and whether each of them counts.
+    pub fn standbys(&self) -> impl Iterator<Item = (&NodeRef, bool)> {
+        self.peers.iter().map(|peer| (&peer.node, peer.counts()))
+    }
+
+    /// The standbys whose silence matters: those that have not been given up.
+    pub fn awaited(&self) -> impl Iterator<Item = &NodeRef> {
+        let leaves = |peer: &&Peer| matches!(peer.stage, Stage::Leaving { .. });
+        let stays = self.peers.iter().filter(move |peer| !leaves(peer));
+        stays.map(|peer| &peer.node)
+    }
+
+    /// How many changes some standby that counts has not confirmed yet.
+    pub fn lag(&self) -> u64 {
+        let counting = self.peers.iter().filter(|peer| peer.counts());
+        counting
+            .map(|peer| peer.sent - peer.confirmed)
+            .max()
+            .unwrap_or(0)
+    }
+
+    /// What waits to be performed.
+    pub fn held(&self) -> usize {
+        self.held.len()
+    }
+
+    /// Goes on without those who have been silent for too long.
+    fn leave_out_silent(&mut self, now: Timestamp, leases: &Leases) {
+        let silent = |node: &&NodeRef| leases.is_silent(now, node);
+        let node = self.awaited().find(silent).cloned();
+        if let Some(node) = node {
+            self.leave_out(&node);
+        }
+    }
+
+    /// See [`super::shard::Shard::gate`].
+    pub(super) fn gate(
+        &mut self,
+        now: Timestamp,
+        (shard, fence): (ShardId, Fence),
+        leases: &Leases,
+        first: usize,
+        effects: &mut Vec<Effect>,
+    ) {
+        let is_alone = self.peers.is_empty() && self.held.is_empty();
+        if is_alone && *leases == Leases::unlimited() && self.row == Row::default() {
+            return;
+        }
+        self.leave_out_silent(now, leases);
+        let made = self.made;
+        let decided = effects.drain(first..);
+        self.held.extend(decided.map(|effect| (made, effect)));
+        for peer in &mut self.peers {
+            if peer.outgoing > 0 {
+                let begin = peer.unconfirmed.len() - peer.outgoing;
+                let records = peer.unconfirmed.range(begin..).cloned().collect();
+                effects.push(Effect::Replicate {
+                    to: peer.node.clone(),
+                    shard,
+                    fence,
+                    fill: peer.fill,
+                    first: peer.sent - peer.outgoing as u64 + 1,
+                    records,
+                });
+                peer.outgoing = 0;
+            }
+        }
+        let serves = self.serves_from.is_none_or(|from| from <= now) && now < leases.node;
+        if serves {
+            effects.extend(self.propose(now, shard, fence));
+        }
+        let under = self.counting();
+        if serves && self.knows_all_in_sync() && leases.hold(now, &under) {
+            self.release(shard, fence, under, effects);
+        }
+    }
+
+    /// The standbys that count.
+    fn counting(&mut self) -> Arc<[NodeRef]> {
+        let counting = self.peers.iter().filter(|peer| peer.counts());
+        let mut nodes = counting.map(|peer| &peer.node);
+        if let Some(known) = &self.under
+            && nodes.clone().eq(known.iter())
+        {
+            return Arc::clone(known);
+        }
+        nodes.by_ref().cloned().collect()
+    }
+
+    /// Whether everybody who may be made the owner has been given everything.
+    fn knows_all_in_sync(&self) -> bool {
+        let counts = |node: &NodeRef| {
+            let mut peers = self.peers.iter();
+            peers.any(|peer| peer.node == *node && peer.counts())
+        };
+        self.row.in_sync.iter().all(counts)
+    }
+
+    /// Gives what is confirmed.
+    fn release(
+        &mut self,
+        shard: ShardId,
+        fence: Fence,
+        under: Arc<[NodeRef]>,
+        effects: &mut Vec<Effect>,
+    ) {
+        let confirmed = self.made - self.lag();
+        let is_due = |(made, _): &mut (u64, Effect)| *made <= confirmed;
+        let counting = under.len();
+        // Also when nothing is to be performed: what was released before may
+        // still wait for the lease of a standby that has gone.
+        let changed = self.under.as_ref() != Some(&under);
+        if changed
+            || self
+                .held
+                .front()
+                .is_some_and(|(made, _)| *made <= confirmed)
+        {
+            self.under = Some(Arc::clone(&under));
+            let standbys = under;
+            effects.push(Effect::Under {
+                shard,
+                fence,
+                standbys,
+            });
+        }
+        while let Some((_, mut effect)) = self.held.pop_front_if(is_due) {
+            if let Effect::Reply { reply, .. } = &mut effect {
+                count_copies(reply, 1 + counting as u8);
+            }
+            effects.push(effect);
+        }
+    }
+
+    /// Who should be known as in sync.
+    fn wanted(&self) -> impl Iterator<Item = &NodeRef> {
+        let counting = self.peers.iter();
+        counting
+            .filter(|peer| peer.stage == Stage::Counting)
+            .map(|peer| &peer.node)
+    }
+
+    fn wants_agreement(&self) -> bool {
+        let leaves = |peer: &Peer| matches!(peer.stage, Stage::Leaving { .. });
+        self.row.has_earlier
+            || self.peers.iter().any(leaves)
+            || self.wanted().count() != self.row.in_sync.len()
+            || self.wanted().any(|node| !self.row.in_sync.contains(node))
+    }
+
+    fn propose(&mut self, now: Timestamp, shard: ShardId, fence: Fence) -> Option<Effect> {
+        if !self.wants_agreement() {
+            return None;
+        }
+        let in_sync: Vec<NodeRef> = self.wanted().cloned().collect();
+        let version = self.row.version;
+        let is_open = self.proposed.as_ref().is_some_and(|(on, what, at)| {
+            *on == version && *what == in_sync && now.since(*at) < PROPOSE_AGAIN
+        });
+        if is_open {
+            return None;
+        }
+        self.proposed = Some((version, in_sync.clone(), now));
+        Some(Effect::Propose(Proposal {
+            shard,
+            fence,
+            version,
+            in_sync,
+        }))
+    }
+}
+
+/// An acknowledgement says in how many processes the publication is.
+fn count_copies(reply: &mut Reply, count: u8) {
+    if let Reply::Published {
+        result: Ok(Published::Accepted { copies, .. }),
+        ..
+    } = reply
+    {
+        *copies = count;
+    }
+}

@@ -1,0 +1,201 @@
+//! A shard at its standby, and on its way there.
+
+use proto::channel::ChannelKey;
+use proto::id::{GatewayRef, NodeRef};
+use proto::message::Published;
+use proto::position::Position;
+use proto::time::Timestamp;
+
+use super::{Channel, PublishTable, Shard, Tenure};
+use crate::core::idempotency;
+use crate::core::record::{Begin, ChannelPiece, Performed, Record};
+
+/// Keys, or tombstones, in one piece.
+const PIECES: usize = 1_024;
+
+impl Shard {
+    /// Makes a node a standby: it gets the state, and from now on all that
+    /// changes.
+    pub(super) fn recruit(&mut self, now: Timestamp, node: NodeRef) {
+        let mut channels: Vec<ChannelKey> = self.channels.keys().cloned().collect();
+        // The last is sent first.
+        channels.sort_unstable_by(|a, b| b.cmp(a));
+        let Some(peer) = self.replication.recruit(node, channels) else {
+            return;
+        };
+        let mut tables: Vec<_> = self
+            .gateways
+            .values()
+            .filter_map(|gateway| Some((gateway.me.clone(), gateway.publishes.as_ref()?)))
+            .chain(self.silent.iter().map(|(me, table)| (me.clone(), table)))
+            .map(|(me, table)| {
+                let (next, results) = table.piece();
+                (me, next, results)
+            })
+            .collect();
+        tables.sort_unstable_by(|a, b| a.0.cmp(&b.0));
+        peer.push(Record::Begin(Begin {
+            forgetful: self.tombstones.is_forgetful(),
+            tables,
+        }));
+        let keys: Vec<_> = self.keys.pieces(now).collect();
+        for piece in keys.chunks(PIECES) {
+            peer.push(Record::Keys(piece.to_vec()));
+        }
+        let stones: Vec<_> = self.tombstones.pieces(now).collect();
+        for piece in stones.chunks(PIECES) {
+            peer.push(Record::Tombstones(piece.to_vec()));
+        }
+        self.fill(now);
+    }
+
+    /// Sends those who are being filled the next channels, as far as they have
+    /// confirmed those before.
+    pub(super) fn fill(&mut self, now: Timestamp) {
+        let channels = &self.channels;
+        self.replication.fill(|key| {
+            let channel = channels.get(key)?;
+            Some(channel.piece(now, key.clone()))
+        });
+    }
+
+    /// Applies what the owner says. The only way a shard changes at a standby.
+    pub fn replay(&mut self, now: Timestamp, record: Record) {
+        match record {
+            Record::Begin(begin) => self.begin(begin),
+            Record::Keys(keys) => {
+                for piece in &keys {
+                    self.keys.restore(now, piece);
+                }
+            }
+            Record::Tombstones(stones) => {
+                for piece in &stones {
+                    self.tombstones.restore(now, piece);
+                }
+            }
+            Record::Channel(piece) => self.restore(now, *piece),
+            Record::Whole => {}
+            Record::Create {
+                key,
+                position,
+                forgetful,
+            } => {
+                self.tombstones.lift(&key);
+                self.channels
+                    .insert(key, Channel::begun(position, forgetful));
+            }
+            Record::Publish(performed) => self.replay_publish(now, *performed),
+            Record::Close {
+                from,
+                sequence,
+                low_mark,
+                result,
+            } => {
+                if let Some(table) = self.table_of(now, &from, low_mark) {
+                    table.replay(sequence, low_mark, result);
+                }
+            }
+            Record::Evict { key, position } => {
+                self.channels.remove(&key);
+                self.tombstones.lay(now, &key, position);
+            }
+        }
+    }
+
+    /// What time takes away at a standby. Channels stay until the owner lets
+    /// go of them.
+    pub fn age(&mut self, now: Timestamp) {
+        self.release_repaired(now);
+        self.keys.expire(now);
+    }
+
+    /// The standby becomes the owner. Interest is stated anew.
+    pub fn succeed(&mut self, now: Timestamp, tenure: Tenure, serves_from: Timestamp) {
+        self.tenure = tenure;
+        self.created = 0;
+        self.replication.begin(serves_from);
+        let mut keys: Vec<ChannelKey> = self.channels.keys().cloned().collect();
+        keys.sort_unstable();
+        for key in keys {
+            self.set_check(now, &key);
+        }
+    }
+
+    fn begin(&mut self, begin: Begin) {
+        *self = Self::new(self.tenure.clone(), std::sync::Arc::clone(&self.namespaces));
+        if begin.forgetful {
+            self.tombstones.be_forgetful();
+        }
+        for (from, next, results) in begin.tables {
+            // What makes no sense is left out: the gateway's low mark begins it.
+            let Ok(table) = PublishTable::of(next, results) else {
+                continue;
+            };
+            if self.meet(Timestamp(0), &from).is_ok() {
+                self.gateway(&from).publishes = Some(table);
+            }
+        }
+    }
+
+    fn restore(&mut self, now: Timestamp, piece: ChannelPiece) {
+        let key = piece.key.clone();
+        let held = piece.held as usize;
+        let repairable = piece.past.len().saturating_sub(held);
+        for (age, publication) in &piece.past[repairable..] {
+            let at = Timestamp(now.0.saturating_sub(*age));
+            let bytes = publication.bytes();
+            self.repair.push(at, key.clone(), publication.offset, bytes);
+        }
+        self.tombstones.lift(&key);
+        self.channels.insert(key, Channel::of(now, piece));
+    }
+
+    fn replay_publish(&mut self, now: Timestamp, performed: Performed) {
+        let Performed {
+            from,
+            sequence,
+            low_mark,
+            key,
+            epoch,
+            publication,
+            idempotency,
+        } = performed;
+        let position = Position {
+            epoch,
+            offset: publication.offset,
+        };
+        let copies = 2;
+        let limits = self.namespaces.history(&key);
+        let bytes = publication.bytes();
+        if let Some(channel) = self.channels.get_mut(&key)
+            && channel.position().epoch == epoch
+            && channel.replay(now, publication, limits)
+        {
+            self.repair.push(now, key, position.offset, bytes);
+            self.release_repaired(now);
+        }
+        if let Some(idempotency) = idempotency {
+            let first = idempotency::Publication { position, copies };
+            self.keys.remember(now, &idempotency, first);
+        }
+        let fence = self.tenure.fence;
+        if let Some(table) = self.table_of(now, &from, low_mark) {
+            let result = Published::Accepted {
+                fence,
+                position,
+                copies,
+            };
+            table.replay(sequence, low_mark, Ok(result));
+        }
+    }
+
+    fn table_of(
+        &mut self,
+        now: Timestamp,
+        from: &GatewayRef,
+        low_mark: u64,
+    ) -> Option<&mut PublishTable> {
+        self.meet(now, from).ok()?;
+        Some(self.table(from, low_mark))
+    }
+}
