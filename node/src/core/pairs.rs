@@ -156,11 +156,12 @@ impl Pairs {
     }
 
     /// There is a way to a standby, a new one.
-    pub fn opened(&mut self, to: &NodeRef, effects: &mut Vec<Effect>) {
+    pub fn opened(&mut self, now: Timestamp, to: &NodeRef, effects: &mut Vec<Effect>) {
         if let Some(pair) = self.pairs.get_mut(to) {
             pair.is_open = true;
             pair.parts.clear();
             pair.sent_at = None;
+            pair.lease.heard = now;
             effects.push(Effect::Reopened(to.clone()));
         }
     }

@@ -199,3 +199,6 @@ impl Shard {
         Some(self.table(from, low_mark))
     }
 }
+
+#[cfg(test)]
+mod tests;
