@@ -324,14 +324,8 @@ impl ClusterMetrics {
                 .with_label_values(&[state])
                 .set(count.count() as i64);
         }
-        let served = |row: &&Option<(proto::id::NodeRef, proto::shard::Fence)>| {
-            row.as_ref().is_some_and(|(owner, _)| {
-                members
-                    .get(&owner.id)
-                    .is_some_and(|member| member.incarnation == owner.incarnation)
-            })
-        };
-        let served = cluster.rows().iter().filter(served).count();
+        let rows = cluster.rows().iter().flatten();
+        let served = rows.filter(|row| cluster.is_living(&row.owner)).count();
         self.unassigned.set((cluster.rows().len() - served) as i64);
     }
 }

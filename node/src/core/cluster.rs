@@ -4,17 +4,25 @@
 //! same log indexes, so it may depend on nothing else. An index is also what
 //! orders things: the index of a registration is the node's incarnation, the
 //! index at which a shard got its owner is its fence, and the index of the last
-//! such entry is the version of the map.
+//! such entry is the version of the map. What there is of a shard, and how
+//! entries change it, is in [`rows`].
+
+mod rows;
 
 use std::collections::BTreeMap;
 
-use proto::id::{ClusterUuid, Incarnation, NodeId, NodeRef};
-use proto::shard::{Fence, Row, ShardId, ShardMap, Sharding};
+use proto::id::{ClusterUuid, GatewayId, GatewayRef, Incarnation, NodeId, NodeRef};
+use proto::shard::{self, ShardMap, Sharding};
 use serde::{Deserialize, Serialize};
+
+pub use rows::{Assignment, How, Replica, ReplicaSet, Row, STANDBYS_MAX, Standby};
 
 /// Names a data directory: minted when the directory is first used. Raft knows
 /// nodes by it, so a node that lost its disk is another one to Raft.
 pub type RaftId = u64;
+
+/// Gateways of which it is remembered that they were declared gone.
+pub const GONE_MAX: usize = 4_096;
 
 /// What can be decided.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -29,6 +37,10 @@ pub enum Command {
     /// A node is no member any more. Its shards stay with its name until a
     /// node of that name registers.
     Forget(RaftId),
+    /// Owners say who stands by for their shards.
+    Replicas(Vec<ReplicaSet>),
+    /// A life of a gateway has ended, whatever else it may say.
+    GatewayGone(GatewayRef),
 }
 
 /// What a cluster is born with.
@@ -61,17 +73,6 @@ pub struct Registration {
     pub witness: bool,
 }
 
-/// One shard's new owner.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Assignment {
-    /// The shard.
-    pub shard: ShardId,
-    /// Who gets it.
-    pub owner: NodeRef,
-    /// Only if this is still its fence; `None`: only if nobody has it.
-    pub under: Option<Fence>,
-}
-
 /// What became of a command.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
@@ -91,6 +92,19 @@ pub struct Member {
     pub registration: Registration,
     /// Its present life.
     pub incarnation: Incarnation,
+    /// The first life that this data directory had under this name; `None`:
+    /// registered by a version that did not write it.
+    #[serde(default)]
+    pub first: Option<Incarnation>,
+}
+
+/// That a gateway was declared gone.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Gone {
+    /// This life of it, and all earlier ones.
+    pub incarnation: Incarnation,
+    /// The entry that said so.
+    pub index: u64,
 }
 
 /// The replicated state.
@@ -99,8 +113,13 @@ pub struct Cluster {
     founding: Option<Founding>,
     members: BTreeMap<NodeId, Member>,
     /// By shard number.
-    rows: Vec<Option<(NodeRef, Fence)>>,
+    rows: Vec<Option<Row>>,
     map_version: u64,
+    /// The last entry that changed who stands by.
+    #[serde(default)]
+    replicas_version: u64,
+    #[serde(default)]
+    gone: BTreeMap<GatewayId, Gone>,
 }
 
 impl Cluster {
@@ -115,6 +134,8 @@ impl Cluster {
                     .retain(|_, member| member.registration.raft_id != raft_id);
                 Outcome::Done
             }
+            Command::Replicas(sets) => self.replicate(index, sets),
+            Command::GatewayGone(gateway) => self.lose(index, gateway),
         }
     }
 
@@ -146,9 +167,48 @@ impl Cluster {
         }
     }
 
-    /// Each shard's owner and fence, by shard number.
-    pub fn rows(&self) -> &[Option<(NodeRef, Fence)>] {
+    /// Whether this is the present life of a member.
+    pub fn is_living(&self, node: &NodeRef) -> bool {
+        let member = self.members.get(&node.id);
+        member.is_some_and(|member| member.incarnation == node.incarnation)
+    }
+
+    /// Whether this is the present life of a member that is no witness.
+    pub fn may_hold(&self, node: &NodeRef) -> bool {
+        let member = self.members.get(&node.id);
+        self.is_living(node) && member.is_some_and(|member| !member.registration.witness)
+    }
+
+    /// Whether a process has ended for certain: a later one has registered from
+    /// the same data directory, which only one process can have open. A node of
+    /// the same name with another directory says nothing of it.
+    pub fn has_ended(&self, node: &NodeRef) -> bool {
+        self.members.get(&node.id).is_some_and(|member| {
+            let first = member.first.unwrap_or(member.incarnation);
+            (first..member.incarnation).contains(&node.incarnation)
+        })
+    }
+
+    /// Whether this life of a gateway was declared gone.
+    pub fn is_gone(&self, gateway: &GatewayRef) -> bool {
+        let gone = self.gone.get(&gateway.id);
+        gone.is_some_and(|gone| gateway.incarnation <= gone.incarnation)
+    }
+
+    /// The gateways that were declared gone, as far as is remembered.
+    pub fn gone(&self) -> &BTreeMap<GatewayId, Gone> {
+        &self.gone
+    }
+
+    /// Who has each shard, by shard number. `None`: nobody has had it.
+    pub fn rows(&self) -> &[Option<Row>] {
         &self.rows
+    }
+
+    /// The last entry that changed anything of the rows. The map has a version
+    /// of its own, for it changes only with owners.
+    pub fn rows_version(&self) -> u64 {
+        self.map_version.max(self.replicas_version)
     }
 
     /// The map as gateways and nodes route by it. `None` before the cluster is
@@ -160,12 +220,12 @@ impl Cluster {
             return Some(map);
         };
         let mut numbers = BTreeMap::new();
-        for (owner, fence) in rows {
+        for Row { owner, fence, .. } in rows {
             let number = *numbers.entry(owner.clone()).or_insert_with(|| {
                 map.nodes.push(owner);
                 map.nodes.len() - 1
             });
-            map.rows.push(Row {
+            map.rows.push(shard::Row {
                 // There are fewer nodes than rows, and those are counted in 16 bits.
                 owner: number as u16,
                 fence,
@@ -189,6 +249,8 @@ impl Cluster {
     }
 
     fn register(&mut self, index: u64, registration: Registration) -> Outcome {
+        let incarnation = Incarnation(index);
+        let mut first = incarnation;
         if let Some(known) = self.members.get_mut(&registration.name) {
             if known.registration.raft_id != registration.raft_id {
                 return Outcome::Refused(format!(
@@ -200,199 +262,66 @@ impl Cluster {
                 known.registration = registration;
                 return Outcome::Registered(known.incarnation);
             }
+            first = known.first.unwrap_or(known.incarnation);
         }
-        let incarnation = Incarnation(index);
         let name = registration.name.clone();
         self.members.insert(
             name,
             Member {
                 registration,
                 incarnation,
+                first: Some(first),
             },
         );
         Outcome::Registered(incarnation)
     }
 
     fn assign(&mut self, index: u64, assignments: Vec<Assignment>) -> Outcome {
-        let mut changed = false;
-        for Assignment {
-            shard,
-            owner,
-            under,
-        } in assignments
-        {
-            let Some(row) = self.rows.get_mut(usize::from(shard.0)) else {
+        for assignment in assignments {
+            let at = usize::from(assignment.shard.0);
+            let Some(row) = self.rows.get(at) else {
                 continue;
             };
-            let is_alive = self
-                .members
-                .get(&owner.id)
-                .is_some_and(|member| member.incarnation == owner.incarnation);
             // Decided under a state that has passed: the leader decides again.
-            if is_alive && row.as_ref().map(|(_, fence)| *fence) == under {
-                *row = Some((owner, Fence(index)));
-                changed = true;
+            if let Some(row) = rows::assigned(self, row.as_ref(), assignment, index) {
+                self.rows[at] = Some(row);
+                self.map_version = index;
             }
         }
-        if changed {
-            self.map_version = index;
+        Outcome::Done
+    }
+
+    fn replicate(&mut self, index: u64, sets: Vec<ReplicaSet>) -> Outcome {
+        for set in sets {
+            let at = usize::from(set.shard.0);
+            let Some(Some(row)) = self.rows.get(at) else {
+                continue;
+            };
+            // As above, but it is the owner that decides again.
+            if let Some(row) = rows::replicated(self, row, set, index) {
+                self.rows[at] = Some(row);
+                self.replicas_version = index;
+            }
+        }
+        Outcome::Done
+    }
+
+    fn lose(&mut self, index: u64, gateway: GatewayRef) -> Outcome {
+        if self.is_gone(&gateway) {
+            return Outcome::Done;
+        }
+        let incarnation = gateway.incarnation;
+        self.gone.insert(gateway.id, Gone { incarnation, index });
+        while self.gone.len() > GONE_MAX {
+            let oldest = self.gone.iter().min_by_key(|(_, gone)| gone.index);
+            let Some(id) = oldest.map(|(id, _)| id.clone()) else {
+                break;
+            };
+            self.gone.remove(&id);
         }
         Outcome::Done
     }
 }
 
 #[cfg(test)]
-pub(crate) mod tests {
-    use super::*;
-
-    pub(crate) fn founding(shards: u16, expect: u16) -> Founding {
-        Founding {
-            uuid: ClusterUuid(7),
-            sharding: Sharding {
-                seed: 1,
-                count: shards,
-            },
-            expect,
-        }
-    }
-
-    pub(crate) fn registration(name: &str, start: u64) -> Registration {
-        Registration {
-            raft_id: name.bytes().map(u64::from).sum(),
-            name: name.parse().unwrap(),
-            start,
-            address: format!("{name}:1"),
-            zone: String::new(),
-            witness: false,
-        }
-    }
-
-    pub(crate) fn node(name: &str, incarnation: u64) -> NodeRef {
-        NodeRef {
-            id: name.parse().unwrap(),
-            incarnation: Incarnation(incarnation),
-        }
-    }
-
-    fn assignment(shard: u16, owner: NodeRef, under: Option<u64>) -> Command {
-        Command::Assign(vec![Assignment {
-            shard: ShardId(shard),
-            owner,
-            under: under.map(Fence),
-        }])
-    }
-
-    #[test]
-    fn an_incarnation_is_the_index_of_its_registration_and_a_repeat_is_the_same() {
-        let mut cluster = Cluster::default();
-        let register = |start| Command::Register(registration("a", start));
-        let is = |index| Outcome::Registered(Incarnation(index));
-        assert_eq!(cluster.apply(5, register(1)), is(5));
-        assert_eq!(cluster.apply(6, register(1)), is(5));
-        assert_eq!(cluster.apply(9, register(2)), is(9));
-    }
-
-    #[test]
-    fn a_name_belongs_to_one_data_directory_until_it_is_forgotten() {
-        let mut cluster = Cluster::default();
-        cluster.apply(1, Command::Register(registration("a", 1)));
-        let stranger = Registration {
-            raft_id: 99,
-            ..registration("a", 2)
-        };
-        let register = Command::Register(stranger);
-        assert!(matches!(
-            cluster.apply(2, register.clone()),
-            Outcome::Refused(_)
-        ));
-        cluster.apply(3, Command::Forget(registration("a", 1).raft_id));
-        assert_eq!(
-            cluster.apply(4, register),
-            Outcome::Registered(Incarnation(4))
-        );
-    }
-
-    #[test]
-    fn a_node_hears_that_its_life_is_over() {
-        let mut cluster = Cluster::default();
-        let raft_id = registration("a", 1).raft_id;
-        cluster.apply(2, Command::Register(registration("a", 1)));
-        assert_eq!(cluster.check_life(raft_id, &node("a", 2)), Ok(()));
-        // A copy of the registration that arrives late, after another process.
-        cluster.apply(3, Command::Register(registration("a", 2)));
-        let why = cluster.check_life(raft_id, &node("a", 2)).unwrap_err();
-        assert!(why.contains("replaced"), "{why}");
-        cluster.apply(4, Command::Forget(raft_id));
-        let why = cluster.check_life(raft_id, &node("a", 3)).unwrap_err();
-        assert!(why.contains("no member"), "{why}");
-        let stranger = Registration {
-            raft_id: 99,
-            ..registration("a", 3)
-        };
-        cluster.apply(5, Command::Register(stranger));
-        let why = cluster.check_life(raft_id, &node("a", 3)).unwrap_err();
-        assert!(why.contains("taken"), "{why}");
-    }
-
-    #[test]
-    fn a_cluster_is_founded_once() {
-        let mut cluster = Cluster::default();
-        assert_eq!(
-            cluster.apply(1, Command::Found(founding(4, 1))),
-            Outcome::Done
-        );
-        let other = Founding {
-            uuid: ClusterUuid(8),
-            ..founding(4, 1)
-        };
-        assert!(matches!(
-            cluster.apply(2, Command::Found(other)),
-            Outcome::Refused(_)
-        ));
-        assert_eq!(cluster.map().unwrap().cluster, ClusterUuid(7));
-    }
-
-    #[test]
-    fn a_row_changes_only_under_the_fence_it_was_decided_under() {
-        let mut cluster = Cluster::default();
-        cluster.apply(1, Command::Found(founding(1, 1)));
-        cluster.apply(2, Command::Register(registration("a", 1)));
-        cluster.apply(3, Command::Register(registration("b", 1)));
-        cluster.apply(4, assignment(0, node("a", 2), None));
-        cluster.apply(5, assignment(0, node("b", 3), None));
-        let map = cluster.map().unwrap();
-        assert_eq!(map.owner(ShardId(0)), Some((&node("a", 2), Fence(4))));
-        assert_eq!(map.version, 4, "the late decision changed nothing");
-        cluster.apply(6, assignment(0, node("b", 3), Some(4)));
-        let map = cluster.map().unwrap();
-        assert_eq!(map.owner(ShardId(0)), Some((&node("b", 3), Fence(6))));
-        assert_eq!(map.version, 6);
-    }
-
-    #[test]
-    fn a_life_that_has_ended_gets_no_shards() {
-        let mut cluster = Cluster::default();
-        cluster.apply(1, Command::Found(founding(1, 1)));
-        cluster.apply(2, Command::Register(registration("a", 1)));
-        cluster.apply(3, Command::Register(registration("a", 2)));
-        cluster.apply(4, assignment(0, node("a", 2), None));
-        assert_eq!(cluster.rows(), [None]);
-        cluster.apply(5, assignment(7, node("a", 3), None));
-        assert_eq!(cluster.rows(), [None], "there is no shard 7");
-    }
-
-    #[test]
-    fn the_map_has_rows_when_every_shard_has_an_owner() {
-        let mut cluster = Cluster::default();
-        assert_eq!(cluster.map(), None);
-        cluster.apply(1, Command::Found(founding(2, 1)));
-        cluster.apply(2, Command::Register(registration("a", 1)));
-        cluster.apply(3, assignment(0, node("a", 2), None));
-        let map = cluster.map().unwrap();
-        assert_eq!((map.version, map.rows.len()), (0, 0));
-        cluster.apply(4, assignment(1, node("a", 2), None));
-        let map = cluster.map().unwrap();
-        assert!(map.is_sound());
-        assert_eq!(map.nodes, [node("a", 2)]);
-    }
-}
+pub(crate) mod tests;

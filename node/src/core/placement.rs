@@ -1,61 +1,212 @@
-//! Who should own what, and who should vote: pure functions of what is agreed.
+//! Who should own what, who should stand by, and who should vote: pure functions
+//! of what is agreed, and of what the leader sees.
+//!
+//! An owner is **out** when a later life of its node has registered, or when the
+//! leader counts it as dead. What happens to its shards:
+//!
+//! - If a living node stands by in sync, it is promoted. That waits for nothing:
+//!   the standby itself waits until no earlier owner can still serve.
+//! - Else the shard begins anew, and nobody knows when its owners stopped but
+//!   they themselves. So it waits until no node lease can still last, neither
+//!   that of the owner nor those of all the owners that the row remembers. Two
+//!   of them are not waited for:
+//!   - A life that **has ended**: a later one has registered from the same data
+//!     directory. Only one process can have that open, so the earlier has ended,
+//!     not only been voided, and its lease cannot be used. Of a life whose name
+//!     was forgotten and taken by a node with another directory nothing is known,
+//!     so its lease is waited for.
+//!   - An earlier owner whose every lease that may last was granted **under the
+//!     present fence or later**: it serves only by what it has applied, and in
+//!     that it is the owner no more. Without this rule a shard could wait for
+//!     ever for a node that is well.
+//!
+//!   It goes to the later life of its owner's node, if there is one: that is
+//!   where it was. Else to the least loaded.
+//!
+//! Between the decision that all leases are over and its being applied nobody of
+//! those may get a new one: [`Plan::withhold`].
+
+mod standby;
+mod voting;
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::time::Duration;
+use std::fmt;
 
-use proto::id::{NodeId, NodeRef};
+use proto::id::NodeRef;
 use proto::shard::ShardId;
-use proto::time::Timestamp;
 
-use super::cluster::{Assignment, Cluster, Member, RaftId};
+pub use standby::{SPREAD, standby_for, standbys};
+pub use voting::{Electorate, Unregistered, voters};
 
-/// What the leader should decide next. Empty: all is as it should be.
-///
-/// Shards that nobody has had are given out evenly, once as many nodes have
-/// registered as were expected. A node that has started anew gets back what its
-/// earlier life had. Nobody else's shards move.
-pub fn plan(cluster: &Cluster) -> Vec<Assignment> {
-    let Some(founding) = cluster.founding() else {
-        return Vec::new();
-    };
-    let members = cluster.members();
-    let complete = members.len() >= usize::from(founding.expect);
-    let owners: Vec<NodeRef> = members.values().filter_map(owner).collect();
-    let mut load: BTreeMap<&NodeRef, usize> = owners.iter().map(|owner| (owner, 0)).collect();
-    for (owner, _) in cluster.rows().iter().flatten() {
-        if let Some(shards) = load.get_mut(owner) {
-            *shards += 1;
+use super::cluster::{Assignment, Cluster, How, Member, Row};
+
+/// What the leader sees of the owners.
+pub struct Seen<'a> {
+    /// Lives that count as dead. Those that a later life has voided need not be
+    /// among them.
+    pub dead: BTreeSet<NodeRef>,
+    /// Whether no lease of this life can last any more, apart from those whose
+    /// holder has applied everything up to this index.
+    pub lapsed: &'a dyn Fn(&NodeRef, u64) -> bool,
+}
+
+impl Seen<'static> {
+    /// What a leader sees as long as nodes neither beat nor have leases: nobody
+    /// is dead, and nobody serves by a lease.
+    pub fn nothing() -> Self {
+        Self {
+            dead: BTreeSet::new(),
+            lapsed: &|_, _| true,
         }
     }
-    let mut plan = Vec::new();
-    for (number, row) in cluster.rows().iter().enumerate() {
-        let next = match row {
-            Some((owner, _)) => current(members, owner),
-            None if complete => {
-                load.iter_mut()
-                    .min_by_key(|(_, shards)| **shards)
-                    .map(|(owner, shards)| {
-                        *shards += 1;
-                        (*owner).clone()
-                    })
+}
+
+impl fmt::Debug for Seen<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Seen")
+            .field("dead", &self.dead)
+            .finish_non_exhaustive()
+    }
+}
+
+/// What the leader should decide next.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Plan {
+    /// Standbys become owners: one entry, before the other.
+    pub promotions: Vec<Assignment>,
+    /// Shards begin anew, or for the first time: one entry.
+    pub afresh: Vec<Assignment>,
+    /// Lives that must get no lease from now on until the result of `afresh` is
+    /// applied, or is known never to be.
+    pub withhold: BTreeSet<NodeRef>,
+}
+
+impl Plan {
+    /// Whether all is as it should be, or must wait.
+    pub fn is_empty(&self) -> bool {
+        self.promotions.is_empty() && self.afresh.is_empty()
+    }
+
+    /// The entries to propose, in this order; none is empty.
+    pub fn entries(self) -> impl Iterator<Item = Vec<Assignment>> {
+        let entries = [self.promotions, self.afresh];
+        entries.into_iter().filter(|entry| !entry.is_empty())
+    }
+}
+
+/// What the leader should decide next. No shard moves whose owner is not out.
+///
+/// Shards that nobody has had are given out evenly, once as many nodes have
+/// registered as were expected. For the others see the [module](self).
+pub fn plan(cluster: &Cluster, seen: &Seen<'_>) -> Plan {
+    let Some(founding) = cluster.founding() else {
+        return Plan::default();
+    };
+    let complete = cluster.members().len() >= usize::from(founding.expect);
+    let mut load = Load::new(cluster, seen);
+    let mut plan = Plan::default();
+    for (shard, row) in shards(cluster) {
+        match row {
+            Some(row) if is_out(cluster, seen, &row.owner) => {
+                replace(cluster, seen, shard, row, &mut load, &mut plan);
             }
-            None => None,
-        };
-        if let Some(owner) = next {
-            plan.push(Assignment {
-                shard: ShardId(number as u16),
-                owner,
-                under: row.as_ref().map(|(_, fence)| *fence),
-            });
+            None if complete => {
+                let assignment = load.least().map(|owner| Assignment {
+                    shard,
+                    owner,
+                    under: None,
+                    version: None,
+                    how: How::Afresh,
+                });
+                plan.afresh.extend(assignment);
+            }
+            _ => {}
         }
     }
     plan
 }
 
-/// The life to which a shard of this one should go, if that is another.
-fn current(members: &BTreeMap<NodeId, Member>, owner: &NodeRef) -> Option<NodeRef> {
-    let now = self::owner(members.get(&owner.id)?)?;
-    (now != *owner).then_some(now)
+/// Finds a new owner for a shard whose owner is out.
+fn replace(
+    cluster: &Cluster,
+    seen: &Seen<'_>,
+    shard: ShardId,
+    row: &Row,
+    load: &mut Load,
+    plan: &mut Plan,
+) {
+    let assignment = |owner, how| Assignment {
+        shard,
+        owner,
+        under: Some(row.fence),
+        version: Some(row.version),
+        how,
+    };
+    if let Some(standby) = row.in_sync().find(|standby| load.is_there(standby)) {
+        load.add(standby);
+        let promote = How::Promote { keep: None };
+        plan.promotions.push(assignment(standby.clone(), promote));
+        return;
+    }
+    let is_over = |node, told| cluster.has_ended(node) || (seen.lapsed)(node, told);
+    let mut earlier = row.earlier.iter();
+    if !is_over(&row.owner, u64::MAX) || !earlier.all(|node| is_over(node, row.fence.0)) {
+        return;
+    }
+    let again = cluster.members().get(&row.owner.id).and_then(owner);
+    let again = again.filter(|again| load.is_there(again));
+    again.iter().for_each(|again| load.add(again));
+    if let Some(owner) = again.or_else(|| load.least()) {
+        plan.withhold.insert(row.owner.clone());
+        plan.withhold.extend(row.earlier.iter().cloned());
+        plan.afresh.push(assignment(owner, How::Afresh));
+    }
+}
+
+/// Whether an owner's shards need another. Those of a forgotten name wait until
+/// the leader counts it as dead, or until a node of that name registers.
+fn is_out(cluster: &Cluster, seen: &Seen<'_>, owner: &NodeRef) -> bool {
+    let now = cluster.members().get(&owner.id);
+    let voided = now.is_some_and(|now| now.incarnation != owner.incarnation);
+    voided || seen.dead.contains(owner)
+}
+
+/// How many shards each node has that may own any: it lives, as far as is known.
+struct Load(BTreeMap<NodeRef, usize>);
+
+impl Load {
+    fn new(cluster: &Cluster, seen: &Seen<'_>) -> Self {
+        let owners = cluster.members().values().filter_map(owner);
+        let living = owners.filter(|owner| !seen.dead.contains(owner));
+        let mut load = Self(living.map(|owner| (owner, 0)).collect());
+        for row in cluster.rows().iter().flatten() {
+            load.add(&row.owner);
+        }
+        load
+    }
+
+    fn add(&mut self, owner: &NodeRef) {
+        if let Some(shards) = self.0.get_mut(owner) {
+            *shards += 1;
+        }
+    }
+
+    fn is_there(&self, node: &NodeRef) -> bool {
+        self.0.contains_key(node)
+    }
+
+    /// The one that has least; from now on one more.
+    fn least(&mut self) -> Option<NodeRef> {
+        let (owner, shards) = self.0.iter_mut().min_by_key(|(_, shards)| **shards)?;
+        *shards += 1;
+        Some(owner.clone())
+    }
+}
+
+/// All shards, each with what is agreed of it.
+fn shards(cluster: &Cluster) -> impl Iterator<Item = (ShardId, Option<&Row>)> {
+    let rows = cluster.rows().iter().enumerate();
+    rows.map(|(number, row)| (ShardId(number as u16), row.as_ref()))
 }
 
 /// A member as an owner; a witness is none.
@@ -67,244 +218,5 @@ fn owner(member: &Member) -> Option<NodeRef> {
     })
 }
 
-/// What the leader sees of the nodes.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct Electorate {
-    /// Who votes.
-    pub voting: BTreeSet<RaftId>,
-    /// Who votes or listens.
-    pub present: BTreeSet<RaftId>,
-    /// Who has nearly all that was decided.
-    pub keep_up: BTreeSet<RaftId>,
-    /// Whom gossip has given up: what kept up may have died since, without
-    /// anything to fall behind.
-    pub given_up: BTreeSet<RaftId>,
-}
-
-/// Who should vote from now on. `None`: leave it as it is. While the founders
-/// have not all registered they vote nevertheless.
-pub fn voters(cluster: &Cluster, seen: &Electorate) -> Option<BTreeSet<RaftId>> {
-    let founding = cluster.founding()?;
-    let registered = cluster.members().values();
-    let registered: BTreeSet<RaftId> = registered.map(|m| m.registration.raft_id).collect();
-    let members: BTreeSet<RaftId> = registered.intersection(&seen.present).copied().collect();
-    if members.len() < usize::from(founding.expect) {
-        return None;
-    }
-    let keep_up = seen.keep_up.difference(&seen.given_up).copied().collect();
-    choose(&seen.voting, &members, &keep_up)
-}
-
-/// With three members three vote, with five or more five; an even number of
-/// voters would survive no more deaths than one fewer.
-fn choose(
-    voting: &BTreeSet<RaftId>,
-    members: &BTreeSet<RaftId>,
-    keep_up: &BTreeSet<RaftId>,
-) -> Option<BTreeSet<RaftId>> {
-    let present: BTreeSet<RaftId> = voting.intersection(members).copied().collect();
-    let wanted = match members.len() {
-        0..=2 => present.len().max(1),
-        3..=4 => 3,
-        _ => 5,
-    };
-    let mut next = present;
-    // Those who vote already stay: each change of voters is a risk of its own.
-    for candidate in keep_up.intersection(members) {
-        if next.len() >= wanted {
-            break;
-        }
-        next.insert(*candidate);
-    }
-    // Two of two, or four of four, would be worse than what is there.
-    let better = next.len() % 2 == 1 || next.len() < voting.len();
-    (next != *voting && better && !next.is_empty()).then_some(next)
-}
-
-/// How long a node that was let in may take to register.
-const REGISTER: Duration = Duration::from_secs(60);
-
-/// Nodes that were let in and have not registered, and since when. One that has
-/// lost its directory again, or whose name another has taken meanwhile, would be
-/// called for ever.
-#[derive(Debug, Default)]
-pub struct Unregistered(BTreeMap<RaftId, Timestamp>);
-
-impl Unregistered {
-    /// One that has had its time. `listening` are the nodes that do not vote.
-    pub fn overdue(
-        &mut self,
-        cluster: &Cluster,
-        listening: &BTreeSet<RaftId>,
-        now: Timestamp,
-    ) -> Option<RaftId> {
-        let registered = cluster.members().values();
-        let registered: BTreeSet<RaftId> = registered.map(|m| m.registration.raft_id).collect();
-        let unregistered: BTreeSet<RaftId> = listening.difference(&registered).copied().collect();
-        self.0.retain(|id, _| unregistered.contains(id));
-        for id in unregistered {
-            self.0.entry(id).or_insert(now);
-        }
-        let mut all = self.0.iter();
-        all.find(|(_, since)| **since + REGISTER <= now)
-            .map(|(id, _)| *id)
-    }
-}
-
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::core::cluster::tests::{founding, node, registration};
-    use crate::core::cluster::{Command, Registration};
-    use proto::shard::Fence;
-
-    fn cluster(shards: u16, expect: u16, names: &[&str]) -> Cluster {
-        let mut cluster = Cluster::default();
-        cluster.apply(1, Command::Found(founding(shards, expect)));
-        for (at, name) in names.iter().enumerate() {
-            cluster.apply(at as u64 + 2, Command::Register(registration(name, 1)));
-        }
-        cluster
-    }
-
-    fn counts(cluster: &Cluster) -> BTreeMap<String, usize> {
-        let mut counts = BTreeMap::new();
-        for (owner, _) in cluster.rows().iter().flatten() {
-            *counts.entry(owner.id.to_string()).or_default() += 1;
-        }
-        counts
-    }
-
-    #[test]
-    fn shards_are_given_out_evenly_when_all_expected_nodes_are_there() {
-        let mut cluster = cluster(1_024, 3, &["a", "b"]);
-        assert_eq!(plan(&cluster), []);
-        cluster.apply(9, Command::Register(registration("c", 1)));
-        let assignments = plan(&cluster);
-        cluster.apply(10, Command::Assign(assignments));
-        let counts: Vec<usize> = counts(&cluster).into_values().collect();
-        assert_eq!(counts, [342, 341, 341]);
-        assert_eq!(plan(&cluster), [], "and then there is nothing to do");
-    }
-
-    #[test]
-    fn a_witness_counts_as_expected_but_owns_nothing() {
-        let mut cluster = cluster(8, 3, &["a", "b"]);
-        let witness = Registration {
-            witness: true,
-            ..registration("w", 1)
-        };
-        cluster.apply(9, Command::Register(witness));
-        cluster.apply(10, Command::Assign(plan(&cluster)));
-        assert_eq!(counts(&cluster), [("a".into(), 4), ("b".into(), 4)].into());
-    }
-
-    #[test]
-    fn a_new_node_gets_nothing_and_a_restarted_one_gets_its_own_back() {
-        let mut cluster = cluster(8, 2, &["a", "b"]);
-        cluster.apply(10, Command::Assign(plan(&cluster)));
-        cluster.apply(11, Command::Register(registration("c", 1)));
-        assert_eq!(plan(&cluster), []);
-        cluster.apply(12, Command::Register(registration("a", 2)));
-        let assignments = plan(&cluster);
-        assert_eq!(assignments.len(), 4);
-        assert!(assignments.iter().all(|assignment| {
-            assignment.owner == node("a", 12) && assignment.under == Some(Fence(10))
-        }));
-        cluster.apply(13, Command::Assign(assignments));
-        assert_eq!(plan(&cluster), []);
-        let of_b = cluster.rows().iter().flatten();
-        assert_eq!(of_b.filter(|(_, fence)| *fence == Fence(10)).count(), 4);
-    }
-
-    #[test]
-    fn what_belonged_to_a_forgotten_name_waits_for_it() {
-        let mut cluster = cluster(2, 1, &["a"]);
-        cluster.apply(3, Command::Assign(plan(&cluster)));
-        cluster.apply(4, Command::Forget(registration("a", 1).raft_id));
-        assert_eq!(plan(&cluster), []);
-        let back = Registration {
-            raft_id: 5,
-            ..registration("a", 9)
-        };
-        cluster.apply(5, Command::Register(back));
-        assert_eq!(plan(&cluster).len(), 2);
-    }
-
-    #[test]
-    fn whoever_was_let_in_and_never_registers_is_struck() {
-        let mut unregistered = Unregistered::default();
-        let mut cluster = cluster(1, 1, &["a"]);
-        let (late, lost) = (registration("b", 1).raft_id, 7);
-        let listening = [late, lost].into();
-        let now = Timestamp(0);
-        assert_eq!(unregistered.overdue(&cluster, &listening, now), None);
-        cluster.apply(9, Command::Register(registration("b", 1)));
-        let soon = now + REGISTER / 2;
-        assert_eq!(unregistered.overdue(&cluster, &listening, soon), None);
-        let then = now + REGISTER;
-        assert_eq!(unregistered.overdue(&cluster, &listening, then), Some(lost));
-        assert_eq!(unregistered.overdue(&cluster, &[late].into(), then), None);
-    }
-
-    fn set(ids: &[RaftId]) -> BTreeSet<RaftId> {
-        ids.iter().copied().collect()
-    }
-
-    #[test]
-    fn three_vote_then_five_and_never_an_even_number() {
-        for (voting, members, keep_up, next) in [
-            (&[1][..], &[1, 2][..], &[1, 2][..], None),
-            (&[1], &[1, 2, 3], &[1, 2], None),
-            (&[1], &[1, 2, 3], &[1, 2, 3], Some(&[1, 2, 3][..])),
-            (&[1, 2, 3], &[1, 2, 3, 4], &[1, 2, 3, 4], None),
-            (&[1, 2, 3], &[1, 2, 3, 4, 5], &[1, 2, 3, 4], None),
-            (
-                &[1, 2, 3],
-                &[1, 2, 3, 4, 5],
-                &[1, 2, 3, 4, 5],
-                Some(&[1, 2, 3, 4, 5]),
-            ),
-            (&[1, 2, 3], &[1, 2, 4], &[1, 2, 4], Some(&[1, 2, 4])),
-            (
-                &[1, 2, 3, 4, 5],
-                &[1, 2, 3, 4, 5, 6],
-                &[1, 2, 3, 4, 5, 6],
-                None,
-            ),
-        ] {
-            assert_eq!(
-                choose(&set(voting), &set(members), &set(keep_up)),
-                next.map(set),
-                "{voting:?} {members:?} {keep_up:?}"
-            );
-        }
-    }
-
-    #[test]
-    fn who_is_not_registered_or_was_given_up_is_not_made_to_vote() {
-        let id = |name: &str| registration(name, 1).raft_id;
-        let (a, b, c) = (id("a"), id("b"), id("c"));
-        let seen = Electorate {
-            voting: set(&[a]),
-            present: set(&[a, b, c]),
-            keep_up: set(&[a, b, c]),
-            given_up: set(&[]),
-        };
-        let three = cluster(8, 1, &["a", "b", "c"]);
-        assert_eq!(voters(&three, &seen), Some(set(&[a, b, c])));
-        let given_up = Electorate {
-            given_up: set(&[c]),
-            ..seen.clone()
-        };
-        assert_eq!(voters(&three, &given_up), None);
-        assert_eq!(voters(&cluster(8, 1, &["a", "b"]), &seen), None);
-        // Founders that have not registered yet still vote.
-        let founded = Electorate {
-            voting: set(&[a, b, c]),
-            ..seen
-        };
-        assert_eq!(voters(&cluster(8, 3, &["a", "b"]), &founded), None);
-        assert_eq!(voters(&Cluster::default(), &founded), None);
-    }
-}
+mod tests;

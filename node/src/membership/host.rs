@@ -216,7 +216,7 @@ impl Host {
         });
         if let Some(news) = self.news.get() {
             let owned = cluster.rows().iter().flatten();
-            let owned = owned.filter(|(owner, _)| owner.id == self.identity.name);
+            let owned = owned.filter(|row| row.owner.id == self.identity.name);
             let shards = owned.count() as u32;
             news.send_if_modified(|news| std::mem::replace(&mut news.shards, shards) != shards);
         }

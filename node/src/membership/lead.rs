@@ -7,7 +7,7 @@ use proto::time::Timestamp;
 
 use super::host::{Host, random};
 use crate::core::cluster::{Cluster, Command, Founding};
-use crate::core::placement::{self, Electorate, Unregistered};
+use crate::core::placement::{self, Electorate, Seen, Unregistered};
 use crate::raft::{Consensus, ProposeError, Standing};
 
 /// The duties of whoever leads.
@@ -71,10 +71,10 @@ impl Leader {
             tracing::info!(voters = voters.len(), "finishing a change of who votes");
             return consensus.set_voters(voters.clone()).await;
         }
-        let plan = placement::plan(cluster);
-        if !plan.is_empty() {
-            tracing::info!(shards = plan.len(), "giving shards to their owners");
-            consensus.propose(Command::Assign(plan)).await?;
+        let plan = placement::plan(cluster, &Seen::nothing());
+        for assignments in plan.entries() {
+            tracing::info!(shards = assignments.len(), "giving shards to their owners");
+            consensus.propose(Command::Assign(assignments)).await?;
         }
         let listening = standing.members.difference(&standing.voters);
         let listening = listening.copied().collect();

@@ -527,12 +527,12 @@ async fn say_if_idle(node: NodeRef, mut cluster: watch::Receiver<Arc<Cluster>>) 
     let Ok(cluster) = cluster.wait_for(given_out).await else {
         return;
     };
-    let mut owners = cluster.rows().iter().flatten();
+    let mut rows = cluster.rows().iter().flatten();
     let is_witness = cluster
         .members()
         .get(&node.id)
         .is_some_and(|member| member.registration.witness);
-    if !is_witness && !owners.any(|(owner, _)| owner.id == node.id) {
+    if !is_witness && !rows.any(|row| row.owner.id == node.id) {
         tracing::info!(node = %node.id, "holds no shards: existing shards do not move yet");
     }
 }

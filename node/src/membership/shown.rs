@@ -55,8 +55,8 @@ fn set(shown: &watch::Sender<bool>, value: bool) {
 /// Members as people see them.
 fn infos(cluster: &Cluster, standing: &Standing, rumours: &Rumours) -> Vec<NodeInfo> {
     let mut shards: BTreeMap<&NodeRef, u32> = BTreeMap::new();
-    for (owner, _) in cluster.rows().iter().flatten() {
-        *shards.entry(owner).or_default() += 1;
+    for row in cluster.rows().iter().flatten() {
+        *shards.entry(&row.owner).or_default() += 1;
     }
     let info = |(name, member): (&NodeId, &Member)| {
         let registration = &member.registration;

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use node::core::cluster::{Command, Outcome, Registration};
 use node::core::formation::{Succession, succession};
 use node::core::gossip::{News, Rumour};
-use node::core::placement;
+use node::core::placement::{self, Seen};
 use proto::id::Incarnation;
 
 use super::{Event, NODE_TICKERS, Program, Proposal, World};
@@ -71,11 +71,11 @@ impl World {
         let command = match cluster.founding() {
             None => Command::Found(self.founding.clone()),
             Some(_) => {
-                let plan = placement::plan(cluster);
-                if plan.is_empty() {
+                let mut entries = placement::plan(cluster, &Seen::nothing()).entries();
+                let Some(assignments) = entries.next() else {
                     return;
-                }
-                Command::Assign(plan)
+                };
+                Command::Assign(assignments)
             }
         };
         self.agreement.proposing[at] = true;
