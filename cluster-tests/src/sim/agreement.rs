@@ -8,6 +8,7 @@
 
 use std::sync::Arc;
 
+use node::core::agreed::Agreed;
 use node::core::cluster::{Cluster, Command, Outcome};
 use proto::id::ClusterUuid;
 use proto::shard::{ShardMap, Sharding};
@@ -19,6 +20,8 @@ pub struct State {
     pub cluster: Arc<Cluster>,
     /// The map.
     pub map: Arc<ShardMap>,
+    /// The map, and who stands by.
+    pub agreed: Arc<Agreed>,
 }
 
 /// See the [module](self).
@@ -52,6 +55,7 @@ impl Agreement {
         let state = State {
             cluster: Arc::default(),
             map: nobody(),
+            agreed: Arc::new(Agreed::alone(nobody())),
         };
         Self {
             states: vec![state],
@@ -75,9 +79,17 @@ impl Agreement {
         } else {
             map
         };
+        let agreed = if cluster.rows_version() == before.cluster.rows_version()
+            && Arc::ptr_eq(&map, &before.map)
+        {
+            Arc::clone(&before.agreed)
+        } else {
+            Arc::new(Agreed::of(&cluster, Arc::clone(&map)))
+        };
         self.states.push(State {
             cluster: Arc::new(cluster),
             map,
+            agreed,
         });
         outcome
     }

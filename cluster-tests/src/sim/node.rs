@@ -12,9 +12,11 @@ use node::core::gateways::{self, Gateways};
 use node::core::gossip::{self, Gossip, News, Rumours};
 use node::core::neighbours::{self, Neighbours};
 use node::core::outbound::{self, Outbound, Parcel};
+use node::core::pairs::{self, Pairs};
+use node::core::replicas::{self, Replicas};
 use node::core::replication::Leases;
 use node::core::routing::{Route, route};
-use node::core::shard::Effect;
+use node::core::shard::{Effect, Proposal};
 use node::core::shards::{Input, Part, Shards};
 use proto::channel::ChannelKey;
 use proto::codec;
@@ -26,6 +28,7 @@ use proto::namespace::Namespaces;
 use proto::shard::{ShardId, ShardMap};
 use proto::time::Timestamp;
 
+use super::agreement::State;
 use super::mistakes::{AtNode, Mistake};
 use super::trace::{Fact, Trace};
 use super::workload::{channel_of, order_of};
@@ -55,6 +58,9 @@ pub struct Node {
     neighbours: Neighbours,
     workers: Vec<Worker>,
     outbound: Outbound,
+    pairs: Pairs,
+    replicas: Replicas,
+    agreed: Arc<Agreed>,
     /// What waits for the egress.
     effects: VecDeque<Vec<Effect>>,
     egress_stands: bool,
@@ -74,8 +80,8 @@ struct Worker {
     shards: Shards,
     mail: VecDeque<Vec<Input>>,
     stands: bool,
-    /// The map that it has not taken yet.
-    map: Option<Arc<ShardMap>>,
+    /// What is agreed, and it has not taken yet.
+    agreed: Option<Arc<Agreed>>,
 }
 
 /// What a node is told before it starts.
@@ -104,11 +110,17 @@ pub struct Outgoing {
     pub parcels: Vec<Parcel>,
     /// To other nodes, by their Raft ids.
     pub datagrams: Vec<(u64, Bytes)>,
+    /// To standbys, on the ways to them.
+    pub batches: Vec<(NodeRef, Bytes)>,
+    /// To owners, on the ways that they have made.
+    pub echoes: Vec<(NodeRef, Bytes)>,
+    /// To be agreed.
+    pub proposals: Vec<Proposal>,
 }
 
 impl Node {
     /// A node that is registered and has heard of nobody.
-    pub fn new(start: Start, cluster: &Cluster, map: Arc<ShardMap>, trace: &mut Trace) -> Self {
+    pub fn new(start: Start, state: &State, trace: &mut Trace) -> Self {
         let Start {
             number,
             news,
@@ -116,6 +128,12 @@ impl Node {
             mistake,
             seed,
         } = start;
+        let State {
+            cluster,
+            map,
+            agreed,
+        } = state;
+        let map = Arc::clone(map);
         let me = NodeRef {
             id: news.name.clone(),
             incarnation: news.incarnation,
@@ -126,14 +144,14 @@ impl Node {
                 me.clone(),
                 part,
                 Arc::clone(&namespaces),
-                Arc::new(Agreed::alone(Arc::clone(&map))),
-                Leases::unlimited(),
+                Arc::clone(agreed),
+                leases(&Pairs::new(me.clone())),
             );
             Worker {
                 shards,
                 mail: VecDeque::new(),
                 stands: false,
-                map: Some(Arc::clone(&map)),
+                agreed: Some(Arc::clone(agreed)),
             }
         };
         let mut node = Self {
@@ -142,6 +160,9 @@ impl Node {
             neighbours: Neighbours::new(me.clone(), namespaces.digest()),
             workers: (0..WORKERS).map(worker).collect(),
             outbound: Outbound::new(me.clone(), namespaces.digest(), Arc::clone(&map)),
+            pairs: Pairs::new(me.clone()),
+            replicas: Replicas::new(me.clone(), Arc::clone(&namespaces), Arc::clone(agreed)),
+            agreed: Arc::clone(agreed),
             effects: VecDeque::new(),
             egress_stands: false,
             news_of_map: None,
@@ -156,7 +177,7 @@ impl Node {
         };
         // As the shell does: before anything else, and nothing to be sent yet.
         for worker in 0..WORKERS {
-            node.work(Timestamp(0), worker, trace);
+            node.work(Timestamp(0), worker, trace, &mut Outgoing::default());
         }
         node.effects.clear();
         node
@@ -166,22 +187,151 @@ impl Node {
     pub fn follow(
         &mut self,
         now: Timestamp,
-        cluster: &Cluster,
-        map: &Arc<ShardMap>,
+        state: &State,
         leads: bool,
         trace: &mut Trace,
         out: &mut Outgoing,
     ) {
+        let State {
+            cluster,
+            map,
+            agreed,
+        } = state;
         self.gossip(now, gossip::Input::Members(members(cluster)), out);
-        if Arc::ptr_eq(map, &self.map) {
+        let living = cluster.members().iter().map(|(id, member)| NodeRef {
+            id: id.clone(),
+            incarnation: member.incarnation,
+        });
+        self.pairs.members(&living.collect());
+        if Arc::ptr_eq(agreed, &self.agreed) {
             return;
         }
-        self.map = Arc::clone(map);
-        self.news_of_map = Some(leads);
-        for worker in &mut self.workers {
-            worker.map = Some(Arc::clone(map));
+        self.agreed = Arc::clone(agreed);
+        if !Arc::ptr_eq(map, &self.map) {
+            self.map = Arc::clone(map);
+            self.news_of_map = Some(leads);
         }
+        for worker in &mut self.workers {
+            worker.agreed = Some(Arc::clone(agreed));
+        }
+        let mut effects = Vec::new();
+        self.replicas.follow(now, Arc::clone(agreed), &mut effects);
+        self.obey_replicas(effects, out);
         self.run(now, trace, out);
+    }
+
+    /// Time for a beat to standbys, and for leases.
+    pub fn tick_pairs(&mut self, now: Timestamp, trace: &mut Trace, out: &mut Outgoing) {
+        let mut effects = Vec::new();
+        self.pairs.tick(now, &mut effects);
+        self.obey_pairs(effects, out);
+        self.tell_leases();
+        self.run(now, trace, out);
+    }
+
+    /// To whom there should be a way.
+    pub fn standbys(&self) -> Vec<NodeRef> {
+        self.pairs.standbys().cloned().collect()
+    }
+
+    /// There is a way to a standby.
+    pub fn opened(&mut self, now: Timestamp, to: &NodeRef, trace: &mut Trace, out: &mut Outgoing) {
+        let mut effects = Vec::new();
+        self.pairs.opened(now, to, &mut effects);
+        self.obey_pairs(effects, out);
+        self.run(now, trace, out);
+    }
+
+    /// A way to a standby has broken.
+    pub fn closed(&mut self, to: &NodeRef) {
+        self.pairs.closed(to);
+    }
+
+    /// An owner has made a way to this node.
+    pub fn welcomed(&mut self, from: &NodeRef) {
+        self.replicas.opened(from);
+    }
+
+    /// Something has come from an owner.
+    pub fn hear_batch(&mut self, now: Timestamp, bytes: &[u8], out: &mut Outgoing) {
+        let batch = pairs::decode(bytes).expect("nodes of one version understand each other");
+        let mut effects = Vec::new();
+        self.replicas.batch(now, batch, &mut effects);
+        self.obey_replicas(effects, out);
+    }
+
+    /// Something has come from a standby.
+    pub fn hear_echo(
+        &mut self,
+        now: Timestamp,
+        bytes: &[u8],
+        trace: &mut Trace,
+        out: &mut Outgoing,
+    ) {
+        let echo = pairs::decode(bytes).expect("nodes of one version understand each other");
+        let mut effects = Vec::new();
+        self.pairs.echo(now, echo, &mut effects);
+        self.obey_pairs(effects, out);
+        self.tell_leases();
+        self.run(now, trace, out);
+    }
+
+    /// A node is to stand by for a shard of this one.
+    pub fn recruit(&mut self, shard: ShardId, node: NodeRef) {
+        let worker = &mut self.workers[usize::from(shard.0) % WORKERS];
+        worker.mail.push_back(vec![Input::Recruit { shard, node }]);
+    }
+
+    /// Shards that are served here and have no standby.
+    pub fn unprotected(&self) -> Vec<ShardId> {
+        let served = self.workers.iter().flat_map(|w| w.shards.served());
+        served
+            .filter(|(_, shard)| !shard.replication().is_replicated())
+            .map(|(id, _)| id)
+            .collect()
+    }
+
+    fn tell_leases(&mut self) {
+        let leases = leases(&self.pairs);
+        for worker in &mut self.workers {
+            worker.mail.push_back(vec![Input::Leases(leases.clone())]);
+        }
+    }
+
+    fn obey_pairs(&mut self, effects: Vec<pairs::Effect>, out: &mut Outgoing) {
+        for effect in effects {
+            let shard = match &effect {
+                pairs::Effect::Send(batch) => {
+                    out.batches.push((batch.to.clone(), pairs::encode(batch)));
+                    continue;
+                }
+                pairs::Effect::Confirmed(_, confirmed) => confirmed.shard,
+                pairs::Effect::Refused(shard, _) | pairs::Effect::Lost(_, shard, _) => *shard,
+                pairs::Effect::Reopened(_) => {
+                    for worker in &mut self.workers {
+                        worker.mail.push_back(vec![Input::Pair(effect.clone())]);
+                    }
+                    continue;
+                }
+            };
+            let worker = &mut self.workers[usize::from(shard.0) % WORKERS];
+            worker.mail.push_back(vec![Input::Pair(effect)]);
+        }
+    }
+
+    fn obey_replicas(&mut self, effects: Vec<replicas::Effect>, out: &mut Outgoing) {
+        for effect in effects {
+            match effect {
+                replicas::Effect::Echo(echo) => {
+                    out.echoes.push((echo.to.clone(), pairs::encode(&echo)));
+                }
+                replicas::Effect::Begin(succession) => {
+                    let shard = succession.tenure.shard;
+                    let worker = &mut self.workers[usize::from(shard.0) % WORKERS];
+                    worker.mail.push_back(vec![Input::Begin(succession)]);
+                }
+            }
+        }
     }
 
     /// A message has come from the bus.
@@ -214,6 +364,7 @@ impl Node {
         for worker in &mut self.workers {
             worker.mail.push_back(vec![Input::Tick]);
         }
+        self.replicas.tick(now);
         self.run(now, trace, out);
         let workers = &self.workers;
         self.mistake.evicted(|key| {
@@ -268,11 +419,15 @@ impl Node {
     /// Lets every task do what it has to do.
     pub fn run(&mut self, now: Timestamp, trace: &mut Trace, out: &mut Outgoing) {
         for worker in 0..WORKERS {
-            self.work(now, worker, trace);
+            self.work(now, worker, trace, out);
         }
+        let mut effects = Vec::new();
+        self.pairs.flush(now, &mut effects);
+        self.obey_pairs(effects, out);
         if self.egress_stands {
             return;
         }
+        self.outbound.lease(leases(&self.pairs));
         if let Some(leads) = self.news_of_map.take() {
             let map = Arc::clone(&self.map);
             out.parcels.extend(self.outbound.follow(map, leads));
@@ -289,7 +444,7 @@ impl Node {
     /// it, or has not said everything that it knows.
     pub fn describe(&self, shard: ShardId, key: &ChannelKey) -> Option<Option<ChannelState>> {
         let worker = &self.workers[usize::from(shard.0) % WORKERS];
-        if worker.stands || worker.map.is_some() {
+        if worker.stands || worker.agreed.is_some() {
             return None;
         }
         match worker.shards.describe(key) {
@@ -451,24 +606,24 @@ impl Node {
     }
 
     /// A shard worker does what it has to do: the map first.
-    fn work(&mut self, now: Timestamp, at: usize, trace: &mut Trace) {
+    fn work(&mut self, now: Timestamp, at: usize, trace: &mut Trace, out: &mut Outgoing) {
         let worker = &mut self.workers[at];
         if worker.stands {
             return;
         }
         let mut effects = mem::take(&mut self.buffer);
-        if let Some(map) = worker.map.take() {
-            worker.shards.handle(
-                now,
-                Input::Agreed(Arc::new(Agreed::alone(map))),
-                &mut effects,
-            );
+        if let Some(agreed) = worker.agreed.take() {
+            let input = Input::Agreed(agreed);
+            worker.shards.handle(now, input, &mut effects);
         }
         loop {
             if !effects.is_empty() {
                 let mut round = Vec::new();
                 for mut effect in effects.drain(..) {
                     self.mistake.effect(&mut effect);
+                    let Some(effect) = self.perform_beside(now, effect, out) else {
+                        continue;
+                    };
                     if tells(self.number, &effect, trace) {
                         round.push(effect);
                     }
@@ -486,6 +641,50 @@ impl Node {
             }
         }
         self.buffer = effects;
+    }
+}
+
+impl Node {
+    /// Performs what is not for the egress.
+    fn perform_beside(
+        &mut self,
+        now: Timestamp,
+        effect: Effect,
+        out: &mut Outgoing,
+    ) -> Option<Effect> {
+        match effect {
+            Effect::Replicate {
+                to,
+                shard,
+                fence,
+                fill,
+                first,
+                records,
+            } => {
+                let part = pairs::Part {
+                    shard,
+                    fence,
+                    fill,
+                    first,
+                    records,
+                };
+                self.pairs.push(now, to, part);
+                None
+            }
+            Effect::Propose(proposal) => {
+                out.proposals.push(proposal);
+                None
+            }
+            effect => Some(effect),
+        }
+    }
+}
+
+/// What this node may do as an owner.
+fn leases(pairs: &Pairs) -> Leases {
+    Leases {
+        node: Timestamp(u64::MAX),
+        pairs: pairs.leases(),
     }
 }
 

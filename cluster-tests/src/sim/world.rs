@@ -7,6 +7,7 @@ mod clients;
 mod messages;
 mod processes;
 mod samples;
+mod ways;
 mod weather;
 
 use std::cmp::Reverse;
@@ -35,6 +36,7 @@ use super::random::Random;
 use super::trace::{Channel, Connection, Fact, Order, Process, Trace};
 use super::workload;
 use super::workload::{CHANNELS, Client};
+use ways::{Passage, Ways};
 
 /// When the last fault ends.
 pub const FAULTS_END: Moment = Moment::ms(46_000);
@@ -62,6 +64,8 @@ enum Event {
         bus: u32,
         bytes: Bytes,
     },
+    Way(Passage),
+    WayBroke(usize, usize, u32),
     Datagram {
         to: usize,
         life: u32,
@@ -95,12 +99,14 @@ enum Ticker {
     Workers,
     Gossip,
     Tell,
+    Pairs,
     Membership,
     Mesh,
 }
 
 /// Once a node is registered.
-const NODE_TICKERS: [Ticker; 6] = [
+const NODE_TICKERS: [Ticker; 7] = [
+    Ticker::Pairs,
     Ticker::Links,
     Ticker::NodeBeat,
     Ticker::Ingress,
@@ -115,6 +121,7 @@ impl Ticker {
             Self::Links => 25,
             Self::NodeBeat | Self::Ingress => 500,
             Self::Workers | Self::Tell => 1_000,
+            Self::Pairs => 50,
             Self::Gossip | Self::Mesh => 20,
             Self::Membership => 100,
         })
@@ -192,6 +199,7 @@ enum Program {
 struct Pause {
     unread: [VecDeque<Bytes>; SUBJECTS],
     datagrams: VecDeque<Bytes>,
+    passages: VecDeque<Passage>,
     wishes: VecDeque<Wish>,
     missed: Vec<Ticker>,
 }
@@ -207,6 +215,8 @@ pub struct World {
     queue: BinaryHeap<Reverse<Scheduled>>,
     network: Network,
     agreement: Agreement,
+    /// From node to node.
+    ways: Ways,
     /// Nodes, then gateways.
     slots: Vec<Slot>,
     plan: Plan,
@@ -280,6 +290,7 @@ impl World {
                 FAULTS_END,
             ),
             agreement: Agreement::new(usize::from(options.nodes)),
+            ways: Ways::default(),
             open: vec![false; plan.windows.len()],
             plan,
             connections: 0,
@@ -411,6 +422,8 @@ impl World {
                     self.arrive(to, subject, bytes);
                 }
             }
+            Event::Way(passage) => self.passage(passage),
+            Event::WayBroke(from, to, generation) => self.way_broke(from, to, generation),
             Event::Datagram { to, life, bytes } => self.datagram(to, life, bytes),
             Event::Start(slot) => self.start(slot),
             Event::Stand(window) => {

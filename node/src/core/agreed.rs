@@ -5,6 +5,7 @@ use std::sync::Arc;
 use proto::id::NodeRef;
 use proto::shard::{Fence, ShardId, ShardMap};
 
+use super::cluster::{self, Cluster};
 use super::replication::Row;
 
 /// The map, and what is agreed of each shard's replicas.
@@ -33,6 +34,32 @@ impl Agreed {
         Self {
             map,
             shards: Vec::new(),
+        }
+    }
+
+    /// What is agreed in a cluster, whose map is this.
+    pub fn of(cluster: &Cluster, map: Arc<ShardMap>) -> Self {
+        let shard = |row: &Option<cluster::Row>| {
+            let Some(row) = row else {
+                return Replicas::default();
+            };
+            let in_sync = row.standbys.iter().filter(|standby| {
+                let state = standby.state;
+                state == cluster::Replica::InSync
+            });
+            Replicas {
+                row: Row {
+                    version: row.version,
+                    in_sync: in_sync.map(|standby| standby.node.clone()).collect(),
+                    has_earlier: !row.earlier.is_empty(),
+                },
+                promoted: row.promoted,
+                earlier: row.earlier.clone(),
+            }
+        };
+        Self {
+            map,
+            shards: cluster.rows().iter().map(shard).collect(),
         }
     }
 

@@ -188,7 +188,7 @@ impl World {
                     return;
                 }
                 let (trace, out) = (&mut self.trace, &mut self.node_out);
-                node.follow(now, &state.cluster, &state.map, leads, trace, out);
+                node.follow(now, state, leads, trace, out);
                 self.perform_node(at);
             }
             Program::Starting {
@@ -228,8 +228,7 @@ impl World {
                 mistake: self.options.mistake,
                 seed,
             },
-            &state.cluster,
-            Arc::clone(&state.map),
+            state,
             &mut self.trace,
         );
         slot.program = Program::Node(Box::new(node));

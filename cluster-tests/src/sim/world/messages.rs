@@ -71,6 +71,7 @@ impl World {
             }
         }
         (self.node_out.parcels, self.node_out.datagrams) = (parcels, datagrams);
+        self.perform_ways(at);
     }
 
     pub(super) fn perform_gateway(&mut self, at: usize) {

@@ -54,6 +54,7 @@ impl World {
         slot.woken = Default::default();
         let ended = std::mem::replace(&mut slot.program, Program::Down);
         self.trace.add(Fact::Ended { process });
+        self.break_ways(at);
         match process {
             Process::Gateway(number) => {
                 self.drop_clients(number, &ended);
@@ -159,6 +160,9 @@ impl World {
                 }
             }
         }
+        for passage in pause.passages {
+            self.passage(passage);
+        }
         for bytes in pause.datagrams {
             self.datagram(at, life, bytes);
         }
@@ -205,6 +209,7 @@ impl World {
                 Ticker::Workers => node.tick_workers(now, &mut self.trace, out),
                 Ticker::Gossip => node.gossip(now, gossip::Input::Tick, out),
                 Ticker::Tell => node.gossip(now, gossip::Input::Tell, out),
+                Ticker::Pairs => node.tick_pairs(now, &mut self.trace, out),
                 Ticker::Membership => {}
                 Ticker::Mesh => unreachable!("nodes have no mesh task"),
             },
@@ -216,6 +221,12 @@ impl World {
             Process::Gateway(_) => self.perform_gateway(at),
             Process::Node(_) => {
                 self.perform_node(at);
+                if ticker == Ticker::Pairs {
+                    self.make_ways(at);
+                }
+                if ticker == Ticker::Tell {
+                    self.recruit(at);
+                }
                 if ticker == Ticker::Membership {
                     self.catch_up(at);
                     self.lead(at);
