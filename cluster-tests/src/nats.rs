@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 use rustix::process::{Pid, Signal, kill_process};
+use serde_json::Value;
 use tokio::time::Instant;
 
 use crate::client::exchange;
@@ -211,16 +212,25 @@ impl NatsServer {
         Ok(address.context("an address")?.to_owned())
     }
 
-    /// How many bytes it keeps for a process (`gateway g1`), if its
+    /// What it says of each connection, with its subscriptions, if its
     /// configuration has `http: "127.0.0.1:-1"`.
+    ///
+    /// # Errors
+    /// When it does not say.
+    pub async fn connections(&self) -> Result<Vec<Value>> {
+        // By an earlier HTTP, which has no chunks.
+        let request = b"GET /connz?subs=1 HTTP/1.0\r\n\r\n";
+        let page = exchange(&self.monitor()?, request).await?.json();
+        let connections = page["connections"].as_array();
+        Ok(connections.context("connections")?.clone())
+    }
+
+    /// How many bytes it keeps for a process (`gateway g1`), by the same.
     ///
     /// # Errors
     /// When it does not say, or no such process is connected.
     pub async fn kept_for(&self, process: &str) -> Result<u64> {
-        // By an earlier HTTP, which has no chunks.
-        let request = b"GET /connz HTTP/1.0\r\n\r\n";
-        let page = exchange(&self.monitor()?, request).await?.json();
-        let connections = page["connections"].as_array().context("connections")?;
+        let connections = self.connections().await?;
         let connection = connections.iter().find(|it| it["name"] == process);
         let kept = connection.and_then(|it| it["pending_bytes"].as_u64());
         kept.with_context(|| format!("{process} is not among {connections:?}"))
