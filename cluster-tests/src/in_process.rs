@@ -1,5 +1,5 @@
 //! Gateways and a node inside a test, on a bus of its making: to lose, count or
-//! change what goes over it.
+//! change what goes over it ([`crate::disturbed`] does that).
 
 use std::net::{Ipv4Addr, SocketAddr};
 use std::sync::Arc;
@@ -19,6 +19,55 @@ use tokio::sync::watch;
 
 use crate::client::KEY;
 
+/// The name of the node.
+pub const NODE: &str = "n";
+
+/// A gateway and a node, ready.
+#[derive(Debug)]
+pub struct Pair {
+    /// Where clients connect: `127.0.0.1:PORT`.
+    pub address: String,
+    /// The metrics of the gateway.
+    pub registry: Registry,
+    /// Ends both.
+    pub stop: watch::Sender<bool>,
+    /// The gateway.
+    pub gateway: Gateway,
+    /// The node, which owns every shard.
+    pub node: Node,
+}
+
+impl Pair {
+    /// Starts one.
+    ///
+    /// # Errors
+    /// When either does not start.
+    pub async fn start(bus: &BusHandle) -> Result<Self> {
+        let (stop, shutdown) = watch::channel(false);
+        let registry = Registry::new();
+        let mut gateway = begin_gateway(bus, "g", &registry, shutdown.clone()).await?;
+        let node = start_node(bus, shutdown).await?;
+        gateway.ready.wait_for(|ready| *ready).await?;
+        Ok(Self {
+            address: gateway.address.to_string(),
+            registry,
+            stop,
+            gateway,
+            node,
+        })
+    }
+
+    /// What a counter of the gateway has come to, over all its labels.
+    pub fn counted(&self, name: &str) -> f64 {
+        let families = self.registry.gather();
+        let family = families.iter().find(|family| family.name() == name);
+        family.map_or(0.0, |family| {
+            let metrics = family.get_metric().iter();
+            metrics.map(|metric| metric.get_counter().get_value()).sum()
+        })
+    }
+}
+
 /// Starts a gateway for the usual app, until `shutdown`. Returns when it is
 /// ready, so there has to be a node.
 ///
@@ -29,8 +78,23 @@ pub async fn start_gateway(
     name: &str,
     shutdown: watch::Receiver<bool>,
 ) -> Result<Gateway> {
+    let mut gateway = begin_gateway(bus, name, &Registry::new(), shutdown).await?;
+    gateway.ready.wait_for(|ready| *ready).await?;
+    Ok(gateway)
+}
+
+/// Starts a gateway that looks for a node, and counts in this registry.
+///
+/// # Errors
+/// When it does not start.
+pub async fn begin_gateway(
+    bus: &BusHandle,
+    name: &str,
+    registry: &Registry,
+    shutdown: watch::Receiver<bool>,
+) -> Result<Gateway> {
     let apps = Arc::new(Apps::new([App::new("app-id".parse()?, KEY, "app-secret")]));
-    let metrics = gateway::Metrics::register(&Registry::new(), bus.name(), &apps)?;
+    let metrics = Arc::new(gateway::Metrics::register(registry, bus.name(), &apps)?);
     let config = gateway::Config {
         cluster: "test".parse()?,
         gateway: GatewayRef {
@@ -41,23 +105,21 @@ pub async fn start_gateway(
         apps,
         workers: 2,
         activity_timeout: Duration::from_secs(120),
-        outbox_bytes_max: 1_024 * 1_024,
+        // No client is too slow here.
+        outbox_bytes_max: 64 * 1_024 * 1_024,
         playground: false,
     };
-    let started = gateway::start(config, Arc::clone(bus), Arc::new(metrics), shutdown);
-    let mut gateway = started.await?;
-    gateway.ready.wait_for(|ready| *ready).await?;
-    Ok(gateway)
+    Ok(gateway::start(config, Arc::clone(bus), metrics, shutdown).await?)
 }
 
-/// Starts the node `n`, which owns every shard, until `shutdown`.
+/// Starts the node, which owns every shard, until `shutdown`.
 ///
 /// # Errors
 /// When it does not start.
 pub async fn start_node(bus: &BusHandle, shutdown: watch::Receiver<bool>) -> Result<Node> {
     let metrics = Arc::new(node::Metrics::register(&Registry::new(), bus.name())?);
     let me = NodeRef {
-        id: "n".parse()?,
+        id: NODE.parse()?,
         incarnation: Incarnation(1),
     };
     let config = node::Config {

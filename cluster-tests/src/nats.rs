@@ -9,8 +9,10 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 use rustix::process::{Pid, Signal, kill_process};
+use serde_json::Value;
 use tokio::time::Instant;
 
+use crate::client::exchange;
 use crate::{PATIENCE, repository, skipped};
 
 /// Ports that are tried. Below those that the system gives to outgoing
@@ -208,6 +210,35 @@ impl NatsServer {
             .context("it has no monitoring")?;
         let address = rest.split_whitespace().next();
         Ok(address.context("an address")?.to_owned())
+    }
+
+    /// What it says of each connection, with its subscriptions, if its
+    /// configuration has `http: "127.0.0.1:-1"`.
+    ///
+    /// # Errors
+    /// When it does not say.
+    pub async fn connections(&self) -> Result<Vec<Value>> {
+        // By an earlier HTTP, which has no chunks.
+        let request = b"GET /connz?subs=1 HTTP/1.0\r\n\r\n";
+        let page = exchange(&self.monitor()?, request).await?.json();
+        let connections = page["connections"].as_array();
+        Ok(connections.context("connections")?.clone())
+    }
+
+    /// How many bytes it keeps for a process (`gateway g1`), by the same.
+    ///
+    /// # Errors
+    /// When it does not say, or no such process is connected.
+    pub async fn kept_for(&self, process: &str) -> Result<u64> {
+        let connections = self.connections().await?;
+        let connection = connections.iter().find(|it| it["name"] == process);
+        let kept = connection.and_then(|it| it["pending_bytes"].as_u64());
+        kept.with_context(|| format!("{process} is not among {connections:?}"))
+    }
+
+    /// How often it has dropped what a client did not read in time.
+    pub fn slow_consumers(&self) -> usize {
+        self.log().matches("Slow Consumer").count()
     }
 
     /// What it has written to its log, and to stderr.

@@ -392,15 +392,47 @@ impl Tool {
     /// # Errors
     /// When none comes in time.
     pub async fn note(&mut self, word: &str) -> Result<String> {
+        let last = self.notes_until(word).await?.pop();
+        last.context("a note")
+    }
+
+    /// The notes on stderr up to the first with this word.
+    ///
+    /// # Errors
+    /// When none comes in time.
+    pub async fn notes_until(&mut self, word: &str) -> Result<Vec<String>> {
+        let mut notes = Vec::new();
         loop {
             let next = timeout(PATIENCE, self.notes.next_line())
                 .await
                 .context("no note came")??;
             let note = next.with_context(|| format!("it has ended without a note of {word:?}"))?;
-            if note.contains(word) {
-                return Ok(note);
+            let is_it = note.contains(word);
+            notes.push(note);
+            if is_it {
+                return Ok(notes);
             }
         }
+    }
+
+    /// Writes to its stdin, which stays open.
+    ///
+    /// # Errors
+    /// When it has been closed, or the tool does not read.
+    pub async fn write(&mut self, text: &str) -> Result<()> {
+        let input = self.input.as_mut().context("its stdin is open")?;
+        Ok(timeout(PATIENCE, input.write_all(text.as_bytes()))
+            .await
+            .context("it does not read")??)
+    }
+
+    /// Ends it at once; with what it had still to say.
+    ///
+    /// # Errors
+    /// When it does not end in time.
+    pub async fn kill(mut self) -> Result<Ended> {
+        self.child.start_kill()?;
+        self.end().await
     }
 
     /// Waits for its end; with what it had still to say.

@@ -4,7 +4,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use anyhow::{Context, Result};
-use cluster_tests::client::{Pusher, exchange, get, metric_at, publish};
+use cluster_tests::client::{Pusher, get, metric_at, publish};
 use cluster_tests::cluster::Cluster;
 use cluster_tests::eventually;
 use cluster_tests::nats::{self, NatsServer};
@@ -279,10 +279,7 @@ async fn only_those_who_are_concerned_hear_of_a_publication() -> Result<()> {
 
 /// What nats-server says of the subscriptions of each connection.
 async fn subscriptions(cluster: &Cluster) -> Result<BTreeMap<String, Vec<String>>> {
-    // By an earlier HTTP, which has no chunks.
-    let request = b"GET /connz?subs=1 HTTP/1.0\r\n\r\n";
-    let page = exchange(&cluster.nats.monitor()?, request).await?.json();
-    let connections = page["connections"].as_array().context("connections")?;
+    let connections = cluster.nats.connections().await?;
     let subjects = |connection: &serde_json::Value| -> Vec<String> {
         let list = connection["subscriptions_list"].as_array();
         let mut list: Vec<String> = list

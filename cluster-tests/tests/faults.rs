@@ -18,7 +18,7 @@ use cluster_tests::client::metric_at;
 use cluster_tests::cluster::{BUS_HEALS, Cluster};
 use cluster_tests::nats::NatsServer;
 use cluster_tests::proxy::{TcpProxy, Way};
-use cluster_tests::traffic::Publisher;
+use cluster_tests::traffic::{END, Follower, Publisher};
 use cluster_tests::verify::{Load, Verdict, Verify};
 use cluster_tests::{PATIENCE, eventually};
 use rustix::process::Signal;
@@ -26,6 +26,9 @@ use tokio::time::Instant;
 
 /// How long a fault lasts that is not over at once.
 const FAULT: Duration = Duration::from_secs(3);
+/// Bytes that nats-server keeps for a gateway that has much to read: beyond what
+/// the kernel holds already.
+const MUCH: u64 = 1_024 * 1_024;
 
 fn is_soak() -> bool {
     std::env::var_os("SOAK").is_some()
@@ -159,6 +162,16 @@ async fn a_gateway_is_killed_and_restarted() -> Result<()> {
     Ok(())
 }
 
+/// Publications that are together more than the kernel's buffers hold, and in
+/// each channel less than its history.
+fn heavy_load() -> Load {
+    Load {
+        rate: 200,
+        channels: 200,
+        size: 16 * 1_024,
+    }
+}
+
 /// What a gateway does not read in time, nats-server drops, and its connection
 /// with it.
 #[tokio::test]
@@ -166,26 +179,25 @@ async fn a_gateway_stands_still_and_nats_drops_what_is_for_it() -> Result<()> {
     // The least that goes with the largest message.
     let nats = NatsServer::start_with("max_pending: 1MB\nwrite_deadline: \"200ms\"\n").await?;
     let cluster = Cluster::start_on(nats).await?;
-    // More than the kernel's buffers hold, and less than the history of each
-    // channel.
-    let load = Load {
-        rate: 200,
-        channels: 200,
-        size: 16 * 1_024,
-    };
-    let verify = Verify::start(&cluster, load, &[]).await?;
-    let dropped = || cluster.nats.log().matches("Slow Consumer").count();
-    for _ in 0..times(1) {
-        let before = dropped();
-        cluster.gateway("g2").signal(Signal::STOP)?;
+    let verify = Verify::start(&cluster, heavy_load(), &[]).await?;
+    let gateway = cluster.gateway("g2");
+    let figure = async |name: &str| metric_at(&gateway.admin, name, &[]).await;
+    let gaps = figure("dunlin_link_gaps_total").await?;
+    for time in 1..=times(1) {
+        let before = cluster.nats.slow_consumers();
+        gateway.signal(Signal::STOP)?;
         eventually("nats-server drops something", async || {
-            (dropped() > before).then_some(())
+            (cluster.nats.slow_consumers() > before).then_some(())
         })
         .await;
-        cluster.gateway("g2").signal(Signal::CONT)?;
+        gateway.signal(Signal::CONT)?;
         works(&cluster).await?;
+        let reconnects = figure("dunlin_bus_reconnects_total").await?;
+        assert!(reconnects >= f64::from(time), "its connection was dropped");
         lasts(Duration::from_secs(1)).await;
     }
+    let noticed = figure("dunlin_link_gaps_total").await? - gaps;
+    assert!(noticed > 0.0, "something was missing at the gateway");
     let verdict = verify.judge().await?;
     told("slow consumer", &verdict);
     verdict.is_kept();
@@ -193,23 +205,60 @@ async fn a_gateway_stands_still_and_nats_drops_what_is_for_it() -> Result<()> {
     Ok(())
 }
 
-/// All that nats-server kept comes at once, and its own queues have to take it.
+/// All that nats-server kept comes at once, and the queues of the gateway take
+/// it: nothing is dropped, there or here.
 #[tokio::test]
 async fn a_gateway_stands_still_and_has_much_to_read_after_it() -> Result<()> {
-    let cluster = Cluster::start().await?;
+    let nats = NatsServer::start_with("http: \"127.0.0.1:-1\"\n").await?;
+    let cluster = Cluster::start_on(nats).await?;
     let verify = Verify::start(&cluster, load(), &[]).await?;
-    for _ in 0..times(1) {
-        cluster.gateway("g2").signal(Signal::STOP)?;
-        lasts(2 * FAULT).await;
-        cluster.gateway("g2").signal(Signal::CONT)?;
+    let gateway = cluster.gateway("g2");
+    for time in 0..times(1) {
+        // A client has one of them, or it would be too slow for the rest.
+        let channels: Vec<String> = (0..32).map(|n| format!("much-{time}-{n}")).collect();
+        let mut following = Vec::new();
+        for channel in &channels {
+            let one = std::slice::from_ref(channel);
+            following.push(Follower::by_stream(&gateway.clients, one).await?);
+        }
+        gateway.signal(Signal::STOP)?;
+        let sent = publish_until_much_is_kept(&cluster, &channels).await?;
+        gateway.signal(Signal::CONT)?;
         works(&cluster).await?;
-        lasts(Duration::from_secs(1)).await;
+        for (follower, channel) in following.into_iter().zip(channels) {
+            let got = follower.received().await?;
+            assert!(got == [(channel, sent.clone())].into(), "once and in order");
+        }
     }
+    for name in ["dunlin_bus_dropped_total", "dunlin_bus_reconnects_total"] {
+        assert_eq!(metric_at(&gateway.admin, name, &[]).await?, 0.0, "{name}");
+    }
+    assert_eq!(cluster.nats.slow_consumers(), 0, "{}", cluster.nats.log());
     let verdict = verify.judge().await?;
     told("gateway stopped", &verdict);
     verdict.is_kept();
     verdict.has_no_gaps();
     Ok(())
+}
+
+/// Publishes through `g1`, the same into each channel, until nats-server keeps
+/// much of it for `g2`. What each channel got.
+async fn publish_until_much_is_kept(cluster: &Cluster, channels: &[String]) -> Result<Vec<String>> {
+    let mut publisher = Publisher::connect(&cluster.gateway("g1").clients).await?;
+    let mut sent = Vec::new();
+    while cluster.nats.kept_for("gateway g2").await? < MUCH {
+        // More would not go into the outbox of a client.
+        assert!(sent.len() < 10, "in vain: nats-server keeps much");
+        let data = format!("{}-{}", sent.len(), "x".repeat(90_000));
+        for channel in channels {
+            publisher.publish(channel, &data).await?;
+        }
+        sent.push(data);
+    }
+    for channel in channels {
+        publisher.publish(channel, END).await?;
+    }
+    Ok(sent)
 }
 
 /// Each process's way to the bus is broken in one direction, then in the other,

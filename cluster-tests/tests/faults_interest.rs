@@ -9,18 +9,14 @@ use std::time::Duration;
 use anyhow::{Result, bail};
 use bytes::Bytes;
 use cluster_tests::client::Pusher;
+use cluster_tests::disturbed::{Disturb, answer_instead, disturbed, obedient};
 use cluster_tests::eventually;
-use cluster_tests::in_process::{start_gateway, start_node};
-use futures_util::future::BoxFuture;
-use proto::bus::{Bus, BusHandle, Error, MemoryBus, Stats, Subscription};
+use cluster_tests::in_process::Pair;
+use proto::bus::{Error, MemoryBus};
 use proto::channel::ChannelKey;
-use proto::codec;
-use proto::id::{Incarnation, NodeRef};
-use proto::message::{Answer, Joined, Message, Missed, Question, Replies, Reply, Request};
-use proto::position::{Epoch, Offset, Position};
-use proto::subject::{Address, Subject};
+use proto::message::{Answer, Question, Reply, Request};
+use proto::subject::Subject;
 use serde_json::json;
-use tokio::sync::watch;
 use tokio::time::Instant;
 
 const TRIES: usize = 100;
@@ -31,11 +27,8 @@ const HEALS_WITHIN: Duration = Duration::from_secs(10);
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn torn_interest_heals_within_ten_seconds_every_time() -> Result<()> {
     let bus = Arc::new(Tearing::default());
-    let (stop, shutdown) = watch::channel(false);
-    let handle = Arc::clone(&bus) as BusHandle;
-    let node = start_node(&handle, shutdown.clone()).await?;
-    let gateway = start_gateway(&handle, "g", shutdown).await?;
-    let mut client = Pusher::connect_to(&gateway.address.to_string()).await?;
+    let pair = Pair::start(&disturbed(&bus)).await?;
+    let mut client = Pusher::connect_to(&pair.address).await?;
 
     let names = |kind: &str| -> Vec<String> {
         (0..TRIES / 2)
@@ -70,7 +63,7 @@ async fn torn_interest_heals_within_ten_seconds_every_time() -> Result<()> {
         };
         eventually(&format!("{channel} has healed"), async || {
             let question = Question::Channel { key: key.clone() };
-            match node.inspector.ask(question).await {
+            match pair.node.inspector.ask(question).await {
                 Answer::Channel(info) => {
                     let followers = info.state.map_or(0, |state| state.followers.len());
                     (followers == expected).then_some(())
@@ -87,7 +80,7 @@ async fn torn_interest_heals_within_ten_seconds_every_time() -> Result<()> {
         longest = longest.max(took);
     }
     println!("{TRIES} of {TRIES} healed, the last after {longest:?}");
-    stop.send(true)?;
+    pair.stop.send(true)?;
     Ok(())
 }
 
@@ -95,7 +88,6 @@ async fn torn_interest_heals_within_ten_seconds_every_time() -> Result<()> {
 /// each channel `torn-leave-*` to itself, and answers in the node's name.
 #[derive(Debug, Default)]
 struct Tearing {
-    inner: MemoryBus,
     torn: Mutex<BTreeMap<String, Instant>>,
 }
 
@@ -113,71 +105,12 @@ impl Tearing {
             return None;
         }
         torn.insert(channel.to_owned(), Instant::now());
-        Some(match request {
-            Request::Join(join) => Reply::Joined {
-                version: join.version,
-                result: Ok(Joined {
-                    fence: join.fence,
-                    position: Position {
-                        epoch: Epoch(1),
-                        offset: Offset::ZERO,
-                    },
-                    missed: Missed::Publications(Vec::new()),
-                }),
-            },
-            Request::Leave(leave) => Reply::Left {
-                version: leave.version,
-                result: Ok(()),
-            },
-            _ => return None,
-        })
+        obedient(request)
     }
 }
 
-impl Bus for Tearing {
-    fn publish(&self, subject: &Subject, payload: Bytes) -> Result<(), Error> {
-        let Ok(Message::Requests(mut requests)) = codec::decode(&payload) else {
-            return self.inner.publish(subject, payload);
-        };
-        let mut replies = Vec::new();
-        requests
-            .requests
-            .retain(|request| match self.tear(request) {
-                Some(reply) => {
-                    replies.push(reply);
-                    false
-                }
-                None => true,
-            });
-        if !replies.is_empty() {
-            let told = Message::Replies(Replies {
-                from: NodeRef {
-                    id: "n".parse().expect("a valid name"),
-                    incarnation: Incarnation(1),
-                },
-                to: requests.from.incarnation,
-                map_version: requests.map_version,
-                replies,
-            });
-            let inbox = Subject {
-                cluster: subject.cluster.clone(),
-                address: Address::Inbox(requests.from.id.clone()),
-            };
-            self.inner.publish(&inbox, codec::encode(&told))?;
-        }
-        let rest = codec::encode(&Message::Requests(requests));
-        self.inner.publish(subject, rest)
-    }
-
-    fn subscribe(&self, subject: Subject) -> BoxFuture<'_, Result<Subscription, Error>> {
-        self.inner.subscribe(subject)
-    }
-
-    fn name(&self) -> &'static str {
-        "tearing"
-    }
-
-    fn stats(&self) -> Stats {
-        self.inner.stats()
+impl Disturb for Tearing {
+    fn publish(&self, bus: &MemoryBus, subject: &Subject, payload: Bytes) -> Result<(), Error> {
+        answer_instead(bus, subject, payload, |request| self.tear(request))
     }
 }

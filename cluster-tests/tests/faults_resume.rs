@@ -8,9 +8,10 @@ use std::sync::{Arc, Mutex};
 use anyhow::{Context, Result, ensure};
 use bytes::Bytes;
 use cluster_tests::client::{EventStream, post_event_to};
+use cluster_tests::disturbed::{Disturb, disturbed};
 use cluster_tests::in_process::{start_gateway, start_node};
-use futures_util::future::{BoxFuture, try_join_all};
-use proto::bus::{Bus, BusHandle, Error, MemoryBus, Stats, Subscription};
+use futures_util::future::try_join_all;
+use proto::bus::{Bus, Error, MemoryBus};
 use proto::codec;
 use proto::message::{Message, Request};
 use proto::subject::Subject;
@@ -24,7 +25,7 @@ const PUBLICATIONS: usize = 10;
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn clients_that_come_at_once_cost_the_owner_one_request_a_channel() -> Result<()> {
     let bus = Arc::new(Counting::default());
-    let handle = Arc::clone(&bus) as BusHandle;
+    let handle = disturbed(&bus);
     let (stop, shutdown) = watch::channel(false);
     let (stop_first, first_shutdown) = watch::channel(false);
     let _node = start_node(&handle, shutdown.clone()).await?;
@@ -88,12 +89,11 @@ fn cursor(block: &str) -> Result<String> {
 /// Counts joins, by gateway and channel.
 #[derive(Debug, Default)]
 struct Counting {
-    inner: MemoryBus,
     joins: Mutex<BTreeMap<(String, String), u32>>,
 }
 
-impl Bus for Counting {
-    fn publish(&self, subject: &Subject, payload: Bytes) -> Result<(), Error> {
+impl Disturb for Counting {
+    fn publish(&self, bus: &MemoryBus, subject: &Subject, payload: Bytes) -> Result<(), Error> {
         if let Ok(Message::Requests(requests)) = codec::decode(&payload) {
             for request in &requests.requests {
                 if let Request::Join(join) = request {
@@ -104,18 +104,6 @@ impl Bus for Counting {
                 }
             }
         }
-        self.inner.publish(subject, payload)
-    }
-
-    fn subscribe(&self, subject: Subject) -> BoxFuture<'_, Result<Subscription, Error>> {
-        self.inner.subscribe(subject)
-    }
-
-    fn name(&self) -> &'static str {
-        "counting"
-    }
-
-    fn stats(&self) -> Stats {
-        self.inner.stats()
+        bus.publish(subject, payload)
     }
 }

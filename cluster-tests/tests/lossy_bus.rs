@@ -7,43 +7,36 @@
 )]
 
 use std::collections::BTreeMap;
-use std::net::{Ipv4Addr, SocketAddr};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 use bytes::Bytes;
-use cluster_tests::client::{EventStream, KEY, Pusher, get, post_event_to, post_event_with};
+use cluster_tests::client::{EventStream, Pusher, get, post_event_to, post_event_with};
+use cluster_tests::disturbed::{Disturb, answer_instead, disturbed, obedient};
 use cluster_tests::eventually;
-use futures_util::future::{BoxFuture, try_join_all};
-use gateway::app::{App, Apps};
+use cluster_tests::in_process::{Pair, begin_gateway, start_node};
+use futures_util::future::try_join_all;
 use prometheus::Registry;
-use proto::bus::{Bus, BusHandle, Error, MemoryBus, Stats, Subscription};
+use proto::bus::{Bus, BusHandle, Error, MemoryBus};
 use proto::channel::ChannelKey;
 use proto::codec;
-use proto::id::{ClusterUuid, GatewayRef, Incarnation, NodeRef};
-use proto::message::{
-    Answer, Joined, Message, Missed, NodeInfo, Question, Replies, Reply, Request, Since,
-};
-use proto::namespace::Namespaces;
-use proto::position::{Epoch, Offset, Position};
-use proto::shard::ShardMap;
-use proto::subject::{Address, Subject};
+use proto::message::{Answer, Message, Question, Reply, Request, Since};
+use proto::subject::Subject;
 use serde_json::json;
 use tokio::sync::watch;
 
 /// Loses some messages of every kind, by a fixed sequence of random numbers.
 #[derive(Debug)]
 struct LossyBus {
-    inner: MemoryBus,
     random: AtomicU64,
     lost: AtomicU64,
     percent: u64,
 }
 
-impl Bus for LossyBus {
-    fn publish(&self, subject: &Subject, payload: Bytes) -> Result<(), Error> {
+impl Disturb for LossyBus {
+    fn publish(&self, bus: &MemoryBus, subject: &Subject, payload: Bytes) -> Result<(), Error> {
         // SplitMix64: a counter, hashed.
         let mut x = self
             .random
@@ -54,108 +47,8 @@ impl Bus for LossyBus {
             self.lost.fetch_add(1, Ordering::Relaxed);
             return Ok(());
         }
-        self.inner.publish(subject, payload)
+        bus.publish(subject, payload)
     }
-
-    fn subscribe(&self, subject: Subject) -> BoxFuture<'_, Result<Subscription, Error>> {
-        self.inner.subscribe(subject)
-    }
-
-    fn name(&self) -> &'static str {
-        "lossy"
-    }
-
-    fn stats(&self) -> Stats {
-        self.inner.stats()
-    }
-}
-
-/// A gateway and a node in this process.
-struct Pair {
-    address: SocketAddr,
-    registry: Registry,
-    stop: watch::Sender<bool>,
-    gateway: gateway::Gateway,
-    node: node::Node,
-}
-
-/// A gateway that looks for a node.
-async fn start_gateway(
-    bus: &BusHandle,
-    registry: &Registry,
-    shutdown: watch::Receiver<bool>,
-) -> Result<gateway::Gateway> {
-    let apps = Arc::new(Apps::new([App::new("app-id".parse()?, KEY, "app-secret")]));
-    let metrics = Arc::new(gateway::Metrics::register(registry, bus.name(), &apps)?);
-    let config = gateway::Config {
-        cluster: "test".parse()?,
-        gateway: GatewayRef {
-            id: "g".parse()?,
-            incarnation: Incarnation(1),
-        },
-        listen: SocketAddr::from((Ipv4Addr::LOCALHOST, 0)),
-        apps,
-        workers: 2,
-        activity_timeout: Duration::from_secs(120),
-        // No client is too slow here.
-        outbox_bytes_max: 64 * 1_024 * 1_024,
-        playground: false,
-    };
-    Ok(gateway::start(config, Arc::clone(bus), metrics, shutdown).await?)
-}
-
-async fn start_node(bus: &BusHandle, shutdown: watch::Receiver<bool>) -> Result<node::Node> {
-    let metrics = Arc::new(node::Metrics::register(&Registry::new(), bus.name())?);
-    let me = NodeRef {
-        id: "n".parse()?,
-        incarnation: Incarnation(1),
-    };
-    let config = node::Config {
-        cluster: "test".parse()?,
-        node: me.clone(),
-        namespaces: Namespaces::default(),
-        workers: 2,
-    };
-    let member = NodeInfo {
-        name: me.id.clone(),
-        incarnation: Some(me.incarnation),
-        address: String::new(),
-        zone: String::new(),
-        witness: false,
-        role: "leader".into(),
-        gossip: "alive".into(),
-        shards: 1_024,
-        version: String::new(),
-    };
-    let view = node::View::fixed(ShardMap::standalone(ClusterUuid(1), 7, me), member);
-    Ok(node::start(config, view, Arc::clone(bus), metrics, shutdown).await?)
-}
-
-async fn start(bus: BusHandle) -> Result<Pair> {
-    let (stop, shutdown) = watch::channel(false);
-    let registry = Registry::new();
-    let mut gateway = start_gateway(&bus, &registry, shutdown.clone()).await?;
-    let node = start_node(&bus, shutdown).await?;
-    gateway.ready.wait_for(|ready| *ready).await?;
-    Ok(Pair {
-        address: gateway.address,
-        registry,
-        stop,
-        gateway,
-        node,
-    })
-}
-
-fn counted(registry: &Registry, name: &str) -> f64 {
-    let families = registry.gather();
-    let family = families.iter().find(|family| family.name() == name);
-    family.map_or(0.0, |family| {
-        family
-            .get_metric()
-            .iter()
-            .map(|metric| metric.get_counter().get_value())
-            .sum()
-    })
 }
 
 const CHANNELS: usize = 5;
@@ -166,13 +59,12 @@ const AT_ONCE: usize = 100;
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn loss_between_gateway_and_node_is_invisible_to_clients() -> Result<()> {
     let bus = Arc::new(LossyBus {
-        inner: MemoryBus::default(),
         random: AtomicU64::new(1),
         lost: AtomicU64::new(0),
         percent: 10,
     });
-    let pair = start(Arc::clone(&bus) as BusHandle).await?;
-    let address = pair.address.to_string();
+    let pair = Pair::start(&disturbed(&bus)).await?;
+    let address = pair.address.clone();
     let per_subscriber = ROUNDS * AT_ONCE;
     let mut receiving = Vec::new();
     for _ in 0..SUBSCRIBERS {
@@ -220,9 +112,9 @@ async fn loss_between_gateway_and_node_is_invisible_to_clients() -> Result<()> {
     assert_eq!(all.len(), per_subscriber, "nothing twice, so nothing lost");
     // The test is one only if something was lost on both ways.
     assert!(bus.lost.load(Ordering::Relaxed) > 50, "{bus:?}");
-    assert!(counted(&pair.registry, "dunlin_link_gaps_total") > 0.0);
-    assert!(counted(&pair.registry, "dunlin_link_repaired_total") > 0.0);
-    assert_eq!(counted(&pair.registry, "dunlin_gaps_announced_total"), 0.0);
+    assert!(pair.counted("dunlin_link_gaps_total") > 0.0);
+    assert!(pair.counted("dunlin_link_repaired_total") > 0.0);
+    assert_eq!(pair.counted("dunlin_gaps_announced_total"), 0.0);
     pair.stop.send(true)?;
     pair.gateway.join().await?;
     pair.node.join().await?;
@@ -234,8 +126,8 @@ async fn loss_between_gateway_and_node_is_invisible_to_clients() -> Result<()> {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn what_links_lose_is_repaired_and_no_channel_asks_by_position() -> Result<()> {
     let bus = Arc::new(Holey::default());
-    let pair = start(Arc::clone(&bus) as BusHandle).await?;
-    let address = pair.address.to_string();
+    let pair = Pair::start(&disturbed(&bus)).await?;
+    let address = pair.address.clone();
     let mut clients = Vec::new();
     for _ in 0..3 {
         let mut client = Pusher::connect_to(&address).await?;
@@ -257,9 +149,9 @@ async fn what_links_lose_is_repaired_and_no_channel_asks_by_position() -> Result
     }
     for name in ["gaps", "repaired"] {
         let name = format!("dunlin_link_{name}_total");
-        assert!(counted(&pair.registry, &name) > 20.0, "{name}: {bus:?}");
+        assert!(pair.counted(&name) > 20.0, "{name}: {bus:?}");
     }
-    assert_eq!(counted(&pair.registry, "dunlin_link_fallbacks_total"), 0.0);
+    assert_eq!(pair.counted("dunlin_link_fallbacks_total"), 0.0);
     assert_eq!(bus.asked.load(Ordering::Relaxed), 0, "{bus:?}");
     pair.stop.send(true)?;
     Ok(())
@@ -270,8 +162,8 @@ async fn what_links_lose_is_repaired_and_no_channel_asks_by_position() -> Result
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn what_has_left_the_ring_is_asked_for_by_position() -> Result<()> {
     let bus = Arc::new(Holey::default());
-    let pair = start(Arc::clone(&bus) as BusHandle).await?;
-    let address = pair.address.to_string();
+    let pair = Pair::start(&disturbed(&bus)).await?;
+    let address = pair.address.clone();
     let mut client = Pusher::connect_to(&address).await?;
     // So much in each of them that history holds it and the ring does not hold
     // it all.
@@ -291,13 +183,13 @@ async fn what_has_left_the_ring_is_asked_for_by_position() -> Result<()> {
     bus.deaf.store(false, Ordering::Relaxed);
     let got = received(&mut client, channels).await?;
     assert!(got == sent, "all of them");
-    assert!(counted(&pair.registry, "dunlin_link_fallbacks_total") > 0.0);
+    assert!(pair.counted("dunlin_link_fallbacks_total") > 0.0);
     assert!(bus.asked.load(Ordering::Relaxed) > 0, "{bus:?}");
     eventually("the rest is repaired", async || {
-        (counted(&pair.registry, "dunlin_link_repaired_total") > 0.0).then_some(())
+        (pair.counted("dunlin_link_repaired_total") > 0.0).then_some(())
     })
     .await;
-    assert_eq!(counted(&pair.registry, "dunlin_gaps_announced_total"), 0.0);
+    assert_eq!(pair.counted("dunlin_gaps_announced_total"), 0.0);
     pair.stop.send(true)?;
     Ok(())
 }
@@ -321,7 +213,6 @@ async fn received(client: &mut Pusher, count: usize) -> Result<BTreeMap<String, 
 /// all that was tried.
 #[derive(Debug, Default)]
 struct Holey {
-    inner: MemoryBus,
     holes: AtomicBool,
     /// Loses all batches.
     deaf: AtomicBool,
@@ -340,8 +231,8 @@ impl Holey {
     }
 }
 
-impl Bus for Holey {
-    fn publish(&self, subject: &Subject, payload: Bytes) -> Result<(), Error> {
+impl Disturb for Holey {
+    fn publish(&self, bus: &MemoryBus, subject: &Subject, payload: Bytes) -> Result<(), Error> {
         let lost = match codec::decode(&payload) {
             Ok(Message::Batch(_)) => {
                 self.loses(&self.batches, 5) || self.deaf.load(Ordering::Relaxed)
@@ -359,19 +250,7 @@ impl Bus for Holey {
         if lost {
             return Ok(());
         }
-        self.inner.publish(subject, payload)
-    }
-
-    fn subscribe(&self, subject: Subject) -> BoxFuture<'_, Result<Subscription, Error>> {
-        self.inner.subscribe(subject)
-    }
-
-    fn name(&self) -> &'static str {
-        "holey"
-    }
-
-    fn stats(&self) -> Stats {
-        self.inner.stats()
+        bus.publish(subject, payload)
     }
 }
 
@@ -381,7 +260,7 @@ impl Bus for Holey {
 async fn a_gateway_waits_for_the_first_node_and_its_clients_with_it() -> Result<()> {
     let bus: BusHandle = Arc::new(MemoryBus::default());
     let (stop, shutdown) = watch::channel(false);
-    let mut gateway = start_gateway(&bus, &Registry::new(), shutdown.clone()).await?;
+    let mut gateway = begin_gateway(&bus, "g", &Registry::new(), shutdown.clone()).await?;
     let address = gateway.address.to_string();
     let early = tokio::spawn(async move { Pusher::connect_to(&address).await });
     let answer = gateway.inspector.ask(Question::Nodes).await;
@@ -402,7 +281,7 @@ async fn a_gateway_waits_for_the_first_node_and_its_clients_with_it() -> Result<
 async fn a_gateway_that_still_waits_ends_cleanly() -> Result<()> {
     let bus: BusHandle = Arc::new(MemoryBus::default());
     let (stop, shutdown) = watch::channel(false);
-    let gateway = start_gateway(&bus, &Registry::new(), shutdown).await?;
+    let gateway = begin_gateway(&bus, "g", &Registry::new(), shutdown).await?;
     stop.send(true)?;
     gateway.join().await?;
     Ok(())
@@ -412,11 +291,10 @@ async fn a_gateway_that_still_waits_ends_cleanly() -> Result<()> {
 #[tokio::test]
 async fn a_node_that_cannot_be_reached_is_a_clear_answer() -> Result<()> {
     let bus = Arc::new(Switch {
-        inner: MemoryBus::default(),
         off: AtomicU64::new(0),
     });
-    let pair = start(Arc::clone(&bus) as BusHandle).await?;
-    let address = pair.address.to_string();
+    let pair = Pair::start(&disturbed(&bus)).await?;
+    let address = pair.address.clone();
     let mut client = Pusher::connect_to(&address).await?;
     client.subscribe("before").await?;
     // The page and its way to publish are `dev`'s alone.
@@ -457,11 +335,10 @@ async fn a_node_that_cannot_be_reached_is_a_clear_answer() -> Result<()> {
 #[tokio::test]
 async fn interest_heals_by_itself() -> Result<()> {
     let bus = Arc::new(Liar {
-        inner: MemoryBus::default(),
         lies: AtomicU64::new(0),
     });
-    let pair = start(Arc::clone(&bus) as BusHandle).await?;
-    let address = pair.address.to_string();
+    let pair = Pair::start(&disturbed(&bus)).await?;
+    let address = pair.address.clone();
     let mut client = Pusher::connect_to(&address).await?;
     client.subscribe("joined").await?;
     bus.lies.store(1, Ordering::Relaxed);
@@ -511,7 +388,7 @@ async fn interest_heals_by_itself() -> Result<()> {
         }
         assert_eq!(frame["event"], "dunlin:gap", "{frame}");
     }
-    assert!(counted(&pair.registry, "dunlin_interest_restated_total") >= 2.0);
+    assert!(pair.counted("dunlin_interest_restated_total") >= 2.0);
     pair.stop.send(true)?;
     Ok(())
 }
@@ -520,7 +397,6 @@ async fn interest_heals_by_itself() -> Result<()> {
 /// and answers in the node's name.
 #[derive(Debug)]
 struct Liar {
-    inner: MemoryBus,
     /// 0: honest; 1: both are to come; 2: one has come; 3: both have.
     lies: AtomicU64,
 }
@@ -529,23 +405,9 @@ impl Liar {
     /// What the node would have said, if this is a request to be lied about.
     fn lie(&self, request: &Request) -> Option<Reply> {
         let reply = match request {
-            Request::Join(join) if join.key.channel.as_str() == "lied-to" => Reply::Joined {
-                version: join.version,
-                result: Ok(Joined {
-                    fence: join.fence,
-                    position: Position {
-                        epoch: Epoch(1),
-                        offset: Offset::ZERO,
-                    },
-                    missed: Missed::Publications(Vec::new()),
-                }),
-            },
-            Request::Leave(leave) => Reply::Left {
-                version: leave.version,
-                result: Ok(()),
-            },
-            _ => return None,
-        };
+            Request::Join(join) if join.key.channel.as_str() != "lied-to" => None,
+            request => obedient(request),
+        }?;
         let lies = |lies: u64| (1..3).contains(&lies).then_some(lies + 1);
         let told = self
             .lies
@@ -554,54 +416,15 @@ impl Liar {
     }
 }
 
-impl Bus for Liar {
-    fn publish(&self, subject: &Subject, payload: Bytes) -> Result<(), Error> {
-        let Ok(Message::Requests(mut requests)) = codec::decode(&payload) else {
-            return self.inner.publish(subject, payload);
-        };
-        let mut replies = Vec::new();
-        requests.requests.retain(|request| match self.lie(request) {
-            Some(reply) => {
-                replies.push(reply);
-                false
-            }
-            None => true,
-        });
-        let lie = Message::Replies(Replies {
-            from: NodeRef {
-                id: "n".parse().expect("a valid name"),
-                incarnation: Incarnation(1),
-            },
-            to: requests.from.incarnation,
-            map_version: requests.map_version,
-            replies,
-        });
-        let inbox = Subject {
-            cluster: subject.cluster.clone(),
-            address: Address::Inbox(requests.from.id.clone()),
-        };
-        self.inner.publish(&inbox, codec::encode(&lie))?;
-        let rest = codec::encode(&Message::Requests(requests));
-        self.inner.publish(subject, rest)
-    }
-
-    fn subscribe(&self, subject: Subject) -> BoxFuture<'_, Result<Subscription, Error>> {
-        self.inner.subscribe(subject)
-    }
-
-    fn name(&self) -> &'static str {
-        "liar"
-    }
-
-    fn stats(&self) -> Stats {
-        self.inner.stats()
+impl Disturb for Liar {
+    fn publish(&self, bus: &MemoryBus, subject: &Subject, payload: Bytes) -> Result<(), Error> {
+        answer_instead(bus, subject, payload, |request| self.lie(request))
     }
 }
 
 /// Keeps to itself what it is told to.
 #[derive(Debug)]
 struct Thief {
-    inner: MemoryBus,
     /// Publishes into the channel `away`, so many more.
     publishes: AtomicU64,
     /// Answers to publishes, while this is not zero.
@@ -611,7 +434,6 @@ struct Thief {
 impl Thief {
     fn new() -> Arc<Self> {
         Arc::new(Self {
-            inner: MemoryBus::default(),
             publishes: AtomicU64::new(0),
             answers: AtomicU64::new(0),
         })
@@ -630,8 +452,8 @@ impl Thief {
     }
 }
 
-impl Bus for Thief {
-    fn publish(&self, subject: &Subject, payload: Bytes) -> Result<(), Error> {
+impl Disturb for Thief {
+    fn publish(&self, bus: &MemoryBus, subject: &Subject, payload: Bytes) -> Result<(), Error> {
         let rest = match codec::decode(&payload) {
             Ok(Message::Requests(mut requests)) => {
                 requests.requests.retain(|request| !self.steals(request));
@@ -644,19 +466,7 @@ impl Bus for Thief {
             }
             _ => payload,
         };
-        self.inner.publish(subject, rest)
-    }
-
-    fn subscribe(&self, subject: Subject) -> BoxFuture<'_, Result<Subscription, Error>> {
-        self.inner.subscribe(subject)
-    }
-
-    fn name(&self) -> &'static str {
-        "thief"
-    }
-
-    fn stats(&self) -> Stats {
-        self.inner.stats()
+        bus.publish(subject, rest)
     }
 }
 
@@ -679,8 +489,8 @@ async fn until_the_end(client: &mut Pusher, channels: usize) -> Result<Vec<(Stri
 #[tokio::test]
 async fn a_publish_into_several_channels_is_resent_only_where_it_was_lost() -> Result<()> {
     let bus = Thief::new();
-    let pair = start(Arc::clone(&bus) as BusHandle).await?;
-    let address = pair.address.to_string();
+    let pair = Pair::start(&disturbed(&bus)).await?;
+    let address = pair.address.clone();
     let mut client = Pusher::connect_to(&address).await?;
     for channel in ["here", "away", "there"] {
         client.subscribe(channel).await?;
@@ -706,8 +516,8 @@ async fn a_publish_into_several_channels_is_resent_only_where_it_was_lost() -> R
 #[tokio::test]
 async fn a_request_that_failed_in_part_is_completed_by_repeating_it_with_its_key() -> Result<()> {
     let bus = Thief::new();
-    let pair = start(Arc::clone(&bus) as BusHandle).await?;
-    let address = pair.address.to_string();
+    let pair = Pair::start(&disturbed(&bus)).await?;
+    let address = pair.address.clone();
     let mut client = Pusher::connect_to(&address).await?;
     for channel in ["here", "away"] {
         client.subscribe(channel).await?;
@@ -754,27 +564,14 @@ async fn a_request_that_failed_in_part_is_completed_by_repeating_it_with_its_key
 /// Loses everything while it is off.
 #[derive(Debug)]
 struct Switch {
-    inner: MemoryBus,
     off: AtomicU64,
 }
 
-impl Bus for Switch {
-    fn publish(&self, subject: &Subject, payload: Bytes) -> Result<(), Error> {
+impl Disturb for Switch {
+    fn publish(&self, bus: &MemoryBus, subject: &Subject, payload: Bytes) -> Result<(), Error> {
         if self.off.load(Ordering::Relaxed) > 0 {
             return Ok(());
         }
-        self.inner.publish(subject, payload)
-    }
-
-    fn subscribe(&self, subject: Subject) -> BoxFuture<'_, Result<Subscription, Error>> {
-        self.inner.subscribe(subject)
-    }
-
-    fn name(&self) -> &'static str {
-        "switch"
-    }
-
-    fn stats(&self) -> Stats {
-        self.inner.stats()
+        bus.publish(subject, payload)
     }
 }

@@ -16,6 +16,7 @@ mod config;
 )]
 mod dev;
 mod exit;
+mod follow;
 #[expect(
     clippy::disallowed_methods,
     reason = "shell: has a new life at each start, starts the parts"

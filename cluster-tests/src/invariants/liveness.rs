@@ -140,11 +140,7 @@ impl Reading {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::invariants::testing::{accepted, asked, attached, delivered, subscribed};
-
-    fn broken_at(facts: impl IntoIterator<Item = Fact>) -> Option<usize> {
-        check(&Trace::of(facts)).err().map(|broken| broken.entry)
-    }
+    use crate::invariants::testing::{accepted, asked, attached, broken_at, delivered, subscribed};
 
     #[test]
     fn whoever_is_not_served_again_is_noticed() {
@@ -158,12 +154,17 @@ mod tests {
             delivered(1, 1, 1),
             Fact::End,
         ];
-        assert_eq!(broken_at(all), None);
+        assert_eq!(broken_at(check, all), None);
         // Without each of these something is wrong, and that shows there.
         for (missing, shows) in [(1, 2), (2, 6), (5, 6), (6, 6), (7, 7)] {
             let mut facts = all.to_vec();
             facts.remove(missing);
-            assert_eq!(broken_at(facts), Some(shows), "without {}", all[missing]);
+            assert_eq!(
+                broken_at(check, facts),
+                Some(shows),
+                "without {}",
+                all[missing]
+            );
         }
     }
 
@@ -173,8 +174,11 @@ mod tests {
             process: Process::Gateway(0),
         };
         let end = [Fact::Whole, Fact::Settled, Fact::End];
-        assert_eq!(broken_at([asked(1), ended].into_iter().chain(end)), None);
-        assert_eq!(broken_at([asked(1)].into_iter().chain(end)), Some(2));
+        assert_eq!(
+            broken_at(check, [asked(1), ended].into_iter().chain(end)),
+            None
+        );
+        assert_eq!(broken_at(check, [asked(1)].into_iter().chain(end)), Some(2));
     }
 
     #[test]
@@ -184,6 +188,6 @@ mod tests {
             answer: Answer::Failed(proto::error::ErrorCode::Unavailable),
         };
         let facts = [Fact::Whole, Fact::Settled, asked(1), failed, Fact::End];
-        assert_eq!(broken_at(facts), Some(3));
+        assert_eq!(broken_at(check, facts), Some(3));
     }
 }

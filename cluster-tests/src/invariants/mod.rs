@@ -61,7 +61,16 @@ mod testing {
 
     use proto::position::{Epoch, Gap, GapReason, Offset, Position};
 
-    use crate::sim::trace::{Answer, Fact, Order};
+    use super::Verdict;
+    use crate::sim::trace::{Answer, Fact, Order, Trace};
+
+    /// At which of the facts a promise is broken, if it is.
+    pub(super) fn broken_at(
+        check: fn(&Trace) -> Verdict,
+        facts: impl IntoIterator<Item = Fact>,
+    ) -> Option<usize> {
+        check(&Trace::of(facts)).err().map(|broken| broken.entry)
+    }
 
     pub(super) fn at(epoch: u64, offset: u64) -> Position {
         Position {

@@ -9,19 +9,16 @@ use std::time::Duration;
 
 use anyhow::{Context, anyhow};
 use clap::Args;
-use futures_util::{SinkExt, StreamExt};
+use futures_util::SinkExt;
 use gateway::core::auth::channel_signature;
-use http_body_util::BodyExt;
-use hyper::StatusCode;
 use proto::channel::{ChannelKind, ChannelName};
 use proto::position::Position;
 use serde_json::{Value, json};
 use tokio::sync::mpsc;
-use tokio_tungstenite::tungstenite::{Message, Utf8Bytes};
 
 use super::{ServerArguments, Target, printable};
-use crate::client::{ANSWER_TIMEOUT, problem, read};
 use crate::exit::{Exit, Failure};
+use crate::follow::{End, Never, message, next_bytes, next_frame, open_socket, opened};
 use event_stream::Parser;
 
 pub(crate) mod event_stream;
@@ -167,20 +164,6 @@ struct Socket {
     positions: BTreeMap<String, Value>,
 }
 
-/// Why a connection ended.
-enum End {
-    /// Trying again may help.
-    Lost(anyhow::Error),
-    /// The server said no.
-    Refused(anyhow::Error),
-}
-
-impl<E: Into<anyhow::Error>> From<E> for End {
-    fn from(error: E) -> Self {
-        Self::Lost(error.into())
-    }
-}
-
 /// Stays connected until the server refuses; why it did.
 async fn keep(mut source: Source, server: Target, reports: mpsc::Sender<Report>) -> anyhow::Error {
     let mut wait = BACKOFF[0];
@@ -208,9 +191,6 @@ async fn keep(mut source: Source, server: Target, reports: mpsc::Sender<Report>)
     }
 }
 
-/// Nothing ends well: a subscription goes on for ever.
-enum Never {}
-
 fn stream_path(key: &str, channels: &[ChannelName]) -> String {
     let mut query = form_urlencoded::Serializer::new(String::from("envelope=true"));
     for channel in channels {
@@ -231,34 +211,12 @@ impl Stream {
             Some(id) => format!("{}&last_event_id={id}", self.path),
             None => self.path.clone(),
         };
-        let mut response = connection.get(&path).await?;
-        let status = response.status();
-        if status != StatusCode::OK {
-            let text = read(response).await?;
-            let error = anyhow!(
-                "{} refused the subscription: {}",
-                server.url,
-                problem(status, &text)
-            );
-            let final_answer = status.is_client_error();
-            return Err(if final_answer {
-                End::Refused(error)
-            } else {
-                End::Lost(error)
-            });
-        }
+        let response = connection.get(&path).await?;
+        let mut response = opened(&server.url, response).await?;
         let mut parser = Parser::default();
         loop {
-            let frame = tokio::time::timeout(SILENCE, response.frame())
-                .await
-                .context("the server has gone silent")?;
-            let frame = frame
-                .context("the server closed the connection")?
-                .context("the connection broke")?;
-            let Some(bytes) = frame.data_ref() else {
-                continue;
-            };
-            for block in parser.feed(bytes) {
+            let bytes = next_bytes(&mut response, SILENCE).await?;
+            for block in parser.feed(&bytes) {
                 // The first block is an `id` alone: the stream has begun.
                 if !std::mem::replace(was_live, true) {
                     reports
@@ -295,45 +253,10 @@ impl Socket {
         was_live: &mut bool,
     ) -> Result<Never, End> {
         let app = &server.app;
-        let stream = server.url.open().await?;
-        let url = server
-            .url
-            .websocket(&format!("/app/{}?protocol=7&client=dunlin", app.key));
-        let connecting = tokio_tungstenite::client_async(url, stream);
-        let (mut socket, _) = tokio::time::timeout(ANSWER_TIMEOUT, connecting)
-            .await
-            .context("no answer to the handshake")??;
+        let mut socket = open_socket(&server.url, &app.key).await?;
         let mut pending = self.channels.len();
         loop {
-            let next = match tokio::time::timeout(PING, socket.next()).await {
-                Ok(next) => next,
-                Err(_) => {
-                    socket
-                        .send(text(&json!({ "event": "pusher:ping", "data": {} })))
-                        .await?;
-                    tokio::time::timeout(PING, socket.next())
-                        .await
-                        .context("the server has gone silent")?
-                }
-            };
-            let message = next.context("the server closed the connection")??;
-            let frame = match message {
-                Message::Text(frame) => frame,
-                Message::Close(Some(close)) => {
-                    let code = u16::from(close.code);
-                    let error = anyhow!(
-                        "the server closed the connection: {} ({code})",
-                        close.reason
-                    );
-                    // By the protocol: not to be tried again.
-                    return Err(if (4000..4100).contains(&code) {
-                        End::Refused(error)
-                    } else {
-                        End::Lost(error)
-                    });
-                }
-                _ => continue,
-            };
+            let frame = next_frame(&mut socket, PING).await?;
             let mut frame: Value =
                 serde_json::from_str(&frame).context("the server sent what is not JSON")?;
             match frame["event"].as_str().unwrap_or_default() {
@@ -352,7 +275,9 @@ impl Socket {
                         let recover = position.unwrap_or(&Value::Bool(true));
                         let data = json!({ "channel": channel.as_str(), "auth": auth, "recover": recover });
                         socket
-                            .send(text(&json!({ "event": "pusher:subscribe", "data": data })))
+                            .send(message(
+                                &json!({ "event": "pusher:subscribe", "data": data }),
+                            ))
                             .await?;
                     }
                 }
@@ -388,7 +313,7 @@ impl Socket {
                 }
                 "pusher:ping" => {
                     socket
-                        .send(text(&json!({ "event": "pusher:pong", "data": {} })))
+                        .send(message(&json!({ "event": "pusher:pong", "data": {} })))
                         .await?
                 }
                 "dunlin:gap" => {
@@ -421,8 +346,4 @@ impl Socket {
             self.positions.insert(channel.to_owned(), position.clone());
         }
     }
-}
-
-fn text(value: &Value) -> Message {
-    Message::Text(Utf8Bytes::from(value.to_string()))
 }

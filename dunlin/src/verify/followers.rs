@@ -5,23 +5,20 @@ use std::rc::Rc;
 use std::time::Duration;
 
 use anyhow::{Context, anyhow};
-use futures_util::{SinkExt, StreamExt};
+use futures_util::SinkExt;
 use gateway::core::auth::channel_signature;
-use http_body_util::BodyExt;
-use hyper::StatusCode;
 use proto::channel::{ChannelKind, ChannelName};
 use proto::id::ConnectionId;
 use proto::position::Position;
 use serde_json::{Value, json};
-use tokio::time::{Instant, timeout};
-use tokio_tungstenite::tungstenite::{Message, Utf8Bytes};
+use tokio::time::Instant;
 
 use super::ledger::Reader;
 use super::random::Random;
 use super::wire::{self, Frame, What};
 use super::{Run, Tasks};
 use crate::cli::subscribe::event_stream::Parser;
-use crate::client::{ANSWER_TIMEOUT, problem, read};
+use crate::follow::{End, Never, message, next_bytes, next_frame, open_socket, opened};
 
 /// Channels of one event stream: a cursor of several positions, and not so long
 /// that it is most of what is sent. The first stream of each client has one
@@ -91,23 +88,6 @@ fn add(
     };
     tasks.spawn_local(client.keep());
 }
-
-/// Why a connection ended.
-enum End {
-    /// Trying again may help.
-    Lost(anyhow::Error),
-    /// The server will never do it.
-    Refused(anyhow::Error),
-}
-
-impl<E: Into<anyhow::Error>> From<E> for End {
-    fn from(error: E) -> Self {
-        Self::Lost(error.into())
-    }
-}
-
-/// Nothing ends well: a subscription goes on for ever.
-enum Never {}
 
 struct Follower {
     run: Rc<Run>,
@@ -257,35 +237,18 @@ impl Follower {
             query.append_pair("last_event_id", &cursor);
         }
         let path = format!("/app/{}/sse?{}", run.app.key, query.finish());
-        let mut response = if resumes && by_header {
+        let response = if resumes && by_header {
             connection.resume(&path, &cursor).await?
         } else {
             connection.get(&path).await?
         };
-        let status = response.status();
-        if status != StatusCode::OK {
-            let why = problem(status, &read(response).await?);
-            let error = anyhow!("{server} refused an event stream: {why}");
-            return Err(if status.is_client_error() {
-                End::Refused(error)
-            } else {
-                End::Lost(error)
-            });
-        }
+        let mut response = opened(server, response).await?;
         self.is_connected();
         let mut attached = vec![false; self.names.len()];
         let mut parser = Parser::default();
         loop {
-            let frame = timeout(SILENCE, response.frame())
-                .await
-                .context("the server has gone silent")?;
-            let frame = frame
-                .context("the server closed the stream")?
-                .context("the stream broke")?;
-            let Some(bytes) = frame.data_ref() else {
-                continue;
-            };
-            for block in parser.feed(bytes) {
+            let bytes = next_bytes(&mut response, SILENCE).await?;
+            for block in parser.feed(&bytes) {
                 let step = wire::block(&block, &self.names).map_err(|e| End::Refused(e.into()))?;
                 self.step(&step, &mut attached)?;
             }
@@ -328,40 +291,9 @@ impl Follower {
     async fn socket(&mut self) -> Result<Never, End> {
         let run = Rc::clone(&self.run);
         let server = &run.options.urls[self.gateway];
-        let stream = server.open().await?;
-        let url = server.websocket(&format!("/app/{}?protocol=7&client=dunlin", run.app.key));
-        let connecting = tokio_tungstenite::client_async(url, stream);
-        let (mut socket, _) = timeout(ANSWER_TIMEOUT, connecting)
-            .await
-            .context("no answer to the handshake")??;
+        let mut socket = open_socket(server, &run.app.key).await?;
         loop {
-            let next = match timeout(PING, socket.next()).await {
-                Ok(next) => next,
-                Err(_) => {
-                    let ping = json!({ "event": "pusher:ping", "data": {} });
-                    socket.send(message(&ping)).await?;
-                    timeout(PING, socket.next())
-                        .await
-                        .context("the server has gone silent")?
-                }
-            };
-            let json = match next.context("the server closed the connection")?? {
-                Message::Text(json) => json,
-                Message::Close(Some(close)) => {
-                    let code = u16::from(close.code);
-                    let error = anyhow!(
-                        "the server closed the connection: {} ({code})",
-                        close.reason
-                    );
-                    // By the protocol: not to be tried again.
-                    return Err(if (4_000..4_100).contains(&code) {
-                        End::Refused(error)
-                    } else {
-                        End::Lost(error)
-                    });
-                }
-                _ => continue,
-            };
+            let json = next_frame(&mut socket, PING).await?;
             let frame = wire::frame(&json).map_err(|error| End::Refused(error.into()))?;
             match frame {
                 Frame::Established => {
@@ -428,10 +360,6 @@ fn known(position: Option<Position>) -> Result<Position, End> {
     let why = "the server does not say at which positions its WebSocket clients are: it cannot \
                resume them; --sockets 0 leaves them out";
     position.context(why).map_err(End::Refused)
-}
-
-fn message(value: &Value) -> Message {
-    Message::Text(Utf8Bytes::from(value.to_string()))
 }
 
 fn socket_id(json: &str) -> anyhow::Result<ConnectionId> {
