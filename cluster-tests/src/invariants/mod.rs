@@ -6,6 +6,7 @@
 //! hold), `no_ghost` (nobody stays in a roster who has gone).
 
 pub mod acked_is_recoverable;
+pub mod acked_survives_one_crash;
 pub mod bounded_queues;
 pub mod contiguous_offsets;
 pub mod exactly_once;
@@ -14,6 +15,7 @@ pub mod liveness;
 pub mod no_duplicate_delivery;
 pub mod no_ghost_interest;
 pub mod no_silent_gap;
+pub mod one_owner;
 pub mod same_order_everywhere;
 
 use crate::sim::trace::Trace;
@@ -34,7 +36,9 @@ pub type Verdict = Result<(), Violation>;
 pub type Check = fn(&Trace) -> Verdict;
 
 /// Every promise, by name.
-pub const ALL: [(&str, Check); 10] = [
+pub const ALL: [(&str, Check); 12] = [
+    ("one_owner", one_owner::check),
+    ("acked_survives_one_crash", acked_survives_one_crash::check),
     ("contiguous_offsets", contiguous_offsets::check),
     ("exactly_once", exactly_once::check),
     ("same_order_everywhere", same_order_everywhere::check),

@@ -13,7 +13,7 @@ use node::core::gossip::{self, Gossip, News, Rumours};
 use node::core::neighbours::{self, Neighbours};
 use node::core::outbound::{self, Outbound, Parcel};
 use node::core::pairs::{self, Pairs};
-use node::core::replicas::{self, Replicas};
+use node::core::replicas::{self, Replicas, Succession};
 use node::core::replication::Leases;
 use node::core::routing::{Route, route};
 use node::core::shard::{Effect, Proposal};
@@ -22,16 +22,17 @@ use proto::channel::ChannelKey;
 use proto::codec;
 use proto::id::{GatewayRef, NodeRef};
 use proto::message::{
-    Answer, ChannelState, GatewayBeat, Message, NodeBeat, Reply, Request, Requests,
+    Answer, ChannelState, GatewayBeat, Message, Missed, NodeBeat, Reply, Request, Requests, Since,
 };
 use proto::namespace::Namespaces;
+use proto::position::Position;
 use proto::shard::{ShardId, ShardMap};
 use proto::time::Timestamp;
 
 use super::agreement::State;
 use super::mistakes::{AtNode, Mistake};
 use super::trace::{Fact, Trace};
-use super::workload::{channel_of, order_of};
+use super::workload::{self, channel_of, order_of};
 
 /// Tasks that drive shards.
 const WORKERS: usize = 2;
@@ -216,7 +217,7 @@ impl Node {
         }
         let mut effects = Vec::new();
         self.replicas.follow(now, Arc::clone(agreed), &mut effects);
-        self.obey_replicas(effects, out);
+        self.obey_replicas(effects, trace, out);
         self.run(now, trace, out);
     }
 
@@ -253,11 +254,17 @@ impl Node {
     }
 
     /// Something has come from an owner.
-    pub fn hear_batch(&mut self, now: Timestamp, bytes: &[u8], out: &mut Outgoing) {
+    pub fn hear_batch(
+        &mut self,
+        now: Timestamp,
+        bytes: &[u8],
+        trace: &mut Trace,
+        out: &mut Outgoing,
+    ) {
         let batch = pairs::decode(bytes).expect("nodes of one version understand each other");
         let mut effects = Vec::new();
         self.replicas.batch(now, batch, &mut effects);
-        self.obey_replicas(effects, out);
+        self.obey_replicas(effects, trace, out);
     }
 
     /// Something has come from a standby.
@@ -319,13 +326,19 @@ impl Node {
         }
     }
 
-    fn obey_replicas(&mut self, effects: Vec<replicas::Effect>, out: &mut Outgoing) {
+    fn obey_replicas(
+        &mut self,
+        effects: Vec<replicas::Effect>,
+        trace: &mut Trace,
+        out: &mut Outgoing,
+    ) {
         for effect in effects {
             match effect {
                 replicas::Effect::Echo(echo) => {
                     out.echoes.push((echo.to.clone(), pairs::encode(&echo)));
                 }
                 replicas::Effect::Begin(succession) => {
+                    inherit(self.number, &succession, trace);
                     let shard = succession.tenure.shard;
                     let worker = &mut self.workers[usize::from(shard.0) % WORKERS];
                     worker.mail.push_back(vec![Input::Begin(succession)]);
@@ -688,6 +701,38 @@ fn leases(pairs: &Pairs) -> Leases {
     }
 }
 
+/// Writes down what a new owner has that the one before it told nobody.
+fn inherit(node: u8, succession: &Succession, trace: &mut Trace) {
+    let Some(shard) = &succession.shard else {
+        return;
+    };
+    for (channel, key) in (0..).zip(workload::channels()) {
+        let Some(state) = shard.describe(&key) else {
+            continue;
+        };
+        let known = Position {
+            offset: trace.head(state.position.epoch),
+            ..state.position
+        };
+        let Some((_, Missed::Publications(rest))) = shard.since(&key, Since::Delivered(known))
+        else {
+            continue;
+        };
+        for publication in rest {
+            trace.add(Fact::Published {
+                node,
+                fence: succession.tenure.fence.0,
+                channel,
+                position: Position {
+                    offset: publication.offset,
+                    ..known
+                },
+                order: order_of(&publication),
+            });
+        }
+    }
+}
+
 /// Writes down what an effect says, and whether it is to be sent.
 fn tells(node: u8, effect: &Effect, trace: &mut Trace) -> bool {
     match effect {
@@ -696,7 +741,7 @@ fn tells(node: u8, effect: &Effect, trace: &mut Trace) -> bool {
                 node,
                 fence: entry.fence.0,
                 channel: channel_of(&entry.key),
-                position: proto::position::Position {
+                position: Position {
                     epoch: entry.epoch,
                     offset: entry.publication.offset,
                 },

@@ -5,7 +5,7 @@ use std::collections::HashMap;
 use std::fmt;
 
 use proto::error::ErrorCode;
-use proto::position::{Gap, Position};
+use proto::position::{Epoch, Gap, Offset, Position};
 
 use super::clock::Moment;
 use super::faults::Fault;
@@ -80,6 +80,14 @@ pub enum Fact {
         position: Position,
         /// Which publish it was.
         order: Order,
+    },
+    /// It is agreed that a shard begins anew, though a standby that runs has
+    /// all of it.
+    Forsaken {
+        /// Which shard.
+        shard: u16,
+        /// The standby.
+        standby: u8,
     },
     /// A publisher asks a gateway.
     Asked {
@@ -228,6 +236,8 @@ pub struct Trace {
     pub entries: Vec<Entry>,
     /// What clients remember: where they stand, and where they stood before.
     cursors: HashMap<(Connection, Channel), [Position; 2]>,
+    /// How far the publications of each epoch have come.
+    heads: HashMap<Epoch, Offset>,
     now: Moment,
     step: u64,
 }
@@ -244,7 +254,15 @@ impl Trace {
         self.cursors.get(&(connection, channel)).copied()
     }
 
+    /// The last publication of an epoch that anybody was told of.
+    pub fn head(&self, epoch: Epoch) -> Offset {
+        self.heads.get(&epoch).copied().unwrap_or(Offset::ZERO)
+    }
+
     fn remember(&mut self, fact: &Fact) {
+        if let Fact::Published { position, .. } = fact {
+            self.heads.insert(position.epoch, position.offset);
+        }
         let (connection, channel, position) = match fact {
             Fact::Attached {
                 connection,
@@ -343,6 +361,9 @@ impl fmt::Display for Fact {
                 f,
                 "n{node} puts order {order} into channel {channel} at {position}, fence {fence}"
             ),
+            Self::Forsaken { shard, standby } => {
+                write!(f, "shard {shard} begins anew without n{standby}")
+            }
             Self::Asked {
                 order,
                 gateway,

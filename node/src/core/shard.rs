@@ -20,11 +20,11 @@ use std::time::Duration;
 use proto::channel::ChannelKey;
 use proto::id::{ClusterUuid, GatewayId, GatewayRef, NodeRef};
 use proto::message::{
-    ChannelState, Entry, Idempotency, InterestDigest, Publish, PublishResult, Published, Refusal,
-    Repair, Reply, Request, Sequenced,
+    ChannelState, Entry, Idempotency, InterestDigest, Missed, Publish, PublishResult, Published,
+    Refusal, Repair, Reply, Request, Sequenced, Since,
 };
 use proto::namespace::Namespaces;
-use proto::position::Epoch;
+use proto::position::{Epoch, Position};
 use proto::publication::Publication;
 use proto::recent::Recent;
 use proto::shard::{Fence, ShardId};
@@ -331,6 +331,11 @@ impl Shard {
     /// One channel, for those who look inside. `None`: it has no state.
     pub fn describe(&self, key: &ChannelKey) -> Option<ChannelState> {
         self.channels.get(key).map(Channel::describe)
+    }
+
+    /// A channel's past, for those who look inside. `None`: it has no state.
+    pub fn since(&self, key: &ChannelKey, since: Since) -> Option<(Position, Missed)> {
+        Some(self.channels.get(key)?.since(since))
     }
 
     fn answer(

@@ -3,7 +3,7 @@
 
 use std::sync::Arc;
 
-use node::core::cluster::{Command, Outcome, Registration};
+use node::core::cluster::{Command, How, Outcome, Registration, Replica};
 use node::core::formation::{Succession, succession};
 use node::core::gossip::{News, Rumour};
 use node::core::placement::{self, Seen};
@@ -101,7 +101,38 @@ impl World {
         }
     }
 
+    /// Writes down what a plan forsakes.
+    fn judge_assignments(&mut self, command: &Command) {
+        let Command::Assign(assignments) = command else {
+            return;
+        };
+        let cluster = Arc::clone(&self.agreement.last().cluster);
+        for assignment in assignments {
+            let row = cluster.rows().get(usize::from(assignment.shard.0));
+            let Some(Some(row)) = row else {
+                continue;
+            };
+            let is_under = assignment.under == Some(row.fence)
+                && assignment
+                    .version
+                    .is_none_or(|version| version == row.version);
+            if assignment.how != How::Afresh || !is_under {
+                continue;
+            }
+            let in_sync = row.standbys.iter();
+            let in_sync = in_sync.filter(|standby| standby.state == Replica::InSync);
+            let runs = in_sync.filter_map(|standby| self.place_of(&standby.node));
+            if let Some(standby) = runs.min() {
+                self.trace.add(Fact::Forsaken {
+                    shard: assignment.shard.0,
+                    standby: standby as u8,
+                });
+            }
+        }
+    }
+
     pub(super) fn decide(&mut self, command: Command) -> Outcome {
+        self.judge_assignments(&command);
         let outcome = self.agreement.decide(command);
         for node in 0..self.nodes() {
             let soon = self.soon(500, 30_000);

@@ -36,7 +36,7 @@ pub(super) struct Passage {
 
 impl World {
     /// The place of a node, if it is in this life.
-    fn place_of(&self, node: &NodeRef) -> Option<usize> {
+    pub(super) fn place_of(&self, node: &NodeRef) -> Option<usize> {
         self.slots[..self.nodes()]
             .iter()
             .position(|slot| matches!(&slot.program, Program::Node(program) if program.me == *node))
@@ -209,7 +209,7 @@ impl World {
             if passage.back {
                 node.hear_echo(now, &passage.bytes, &mut self.trace, out);
             } else {
-                node.hear_batch(now, &passage.bytes, out);
+                node.hear_batch(now, &passage.bytes, &mut self.trace, out);
             }
             self.perform_node(at);
         }
