@@ -20,6 +20,7 @@
 pub mod accord;
 pub mod channel;
 pub mod cluster;
+pub mod detection;
 pub mod formation;
 pub mod gateways;
 pub mod gossip;
@@ -27,6 +28,7 @@ pub mod history;
 pub mod idempotency;
 pub mod inspection;
 pub mod interest;
+pub mod lease;
 pub mod neighbours;
 pub mod outbound;
 pub mod pace;
