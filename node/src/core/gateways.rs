@@ -162,9 +162,8 @@ impl Gateways {
     }
 
     /// Those that have beaten and are silent: for two seconds from their last
-    /// beat, or from two seconds after our own echo came back. None of them beat
-    /// before this node started, as far as it knows, so it need not count from
-    /// then.
+    /// beat, or from two seconds after our own echo came back. That every one of
+    /// them has beaten since this node started spares counting from the start.
     pub fn silent(&self, now: Timestamp) -> Vec<GatewayRef> {
         let Some(echo) = self.echo.filter(|_| self.hears_echo(now)) else {
             return Vec::new();
