@@ -6,6 +6,9 @@
 //! after all: it goes on to beat, the owner sees that it wants more than is
 //! known, and asks it to restate. Only silence that we would have heard counts:
 //! while our own beats do not come back to us, everybody is silent.
+//!
+//! Long before that it is [silent](Gateways::silent), and this node says so to
+//! the voters. What comes of it is not for this node to decide.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -27,6 +30,13 @@ const PRESENT: Duration = Duration::from_secs(2);
 const FORGET: Duration = Duration::from_secs(60);
 /// After how long without an echo the bus counts as away. We beat every 500 ms.
 const ECHO: Duration = Duration::from_secs(2);
+/// After how long without an echo we say nothing of anybody's silence. A bus that
+/// is away for less keeps no gateway silent for [`SILENT`].
+const DEAF: Duration = Duration::from_secs(1);
+/// After how much silence of a gateway the voters are told.
+const SILENT: Duration = Duration::from_secs(2);
+/// How much longer gateways may need to come back to the bus than we.
+const SETTLE: Duration = Duration::from_secs(2);
 /// How often the log speaks of strangers.
 const COMPLAIN: Duration = Duration::from_secs(10);
 
@@ -44,8 +54,8 @@ struct Gateway {
     heard_at: Timestamp,
     map_version: u64,
     connections: u32,
-    /// Whether this life has beaten; if not, it may be silent for good reason.
-    beats: bool,
+    /// When this life beat last; if never, it may be silent for good reason.
+    beat_at: Option<Timestamp>,
 }
 
 #[derive(Debug, Clone, Copy)]
@@ -53,6 +63,8 @@ struct Echo {
     last: Timestamp,
     /// It has come without a break since then.
     since: Timestamp,
+    /// It has come often enough since then to say of others that they are silent.
+    keen_since: Timestamp,
 }
 
 /// What to make of something that came from a gateway.
@@ -106,7 +118,7 @@ impl Gateways {
         if let Some(known) = self.life(&beat.from) {
             known.map_version = beat.map_version;
             known.connections = beat.connections;
-            known.beats = true;
+            known.beat_at = Some(now);
         }
         heard
     }
@@ -117,7 +129,15 @@ impl Gateways {
             Some(echo) if now.since(echo.last) < ECHO => echo.since,
             _ => now,
         };
-        self.echo = Some(Echo { last: now, since });
+        let keen_since = match self.echo {
+            Some(echo) if now.since(echo.last) < DEAF => echo.keen_since,
+            _ => now,
+        };
+        self.echo = Some(Echo {
+            last: now,
+            since,
+            keen_since,
+        });
     }
 
     /// The next gateway that is forgotten now: it counts as gone.
@@ -129,11 +149,35 @@ impl Gateways {
             let from = self.echo.filter(|echo| now.since(echo.last) < ECHO)?.since;
             let silent = |gateway: &Gateway| now.since(gateway.heard_at.max(from)) >= FORGET;
             let mut known = self.known.iter();
-            known.find(|(_, gateway)| gateway.beats && silent(gateway))
+            known.find(|(_, gateway)| gateway.beat_at.is_some() && silent(gateway))
         };
         let id = one?.0.clone();
         let incarnation = self.known.remove(&id)?.incarnation;
         Some(GatewayRef { id, incarnation })
+    }
+
+    /// Whether our own beats come back to us, so that silence means something.
+    pub fn hears_echo(&self, now: Timestamp) -> bool {
+        self.echo.is_some_and(|echo| now.since(echo.last) < DEAF)
+    }
+
+    /// Those that have beaten and are silent: for two seconds from their last
+    /// beat, or from two seconds after our own echo came back. That every one of
+    /// them has beaten since this node started spares counting from the start.
+    pub fn silent(&self, now: Timestamp) -> Vec<GatewayRef> {
+        let Some(echo) = self.echo.filter(|_| self.hears_echo(now)) else {
+            return Vec::new();
+        };
+        let from = echo.keen_since + SETTLE;
+        let silent = self.known.iter().filter(|(_, gateway)| {
+            let beat_at = gateway.beat_at;
+            beat_at.is_some_and(|beat_at| now.since(beat_at.max(from)) >= SILENT)
+        });
+        let life = |(id, gateway): (&GatewayId, &Gateway)| GatewayRef {
+            id: id.clone(),
+            incarnation: gateway.incarnation,
+        };
+        silent.map(life).collect()
     }
 
     /// How many are present.
@@ -173,7 +217,7 @@ impl Gateways {
                     heard_at: now,
                     map_version: 0,
                     connections: 0,
-                    beats: false,
+                    beat_at: None,
                 };
                 self.known.insert(from.id.clone(), gateway);
                 Heard::New
@@ -289,6 +333,34 @@ mod tests {
             "a break between"
         );
         assert_eq!(gateways.forget(Timestamp(1_013_000)), Some(gateway("a", 1)));
+    }
+
+    #[test]
+    fn one_that_does_not_beat_is_silent_whatever_it_asks() {
+        let mut gateways = Gateways::default();
+        echo(&mut gateways, 0, 9_500);
+        gateways.beat(Timestamp(6_000), OURS, &beat(gateway("a", 1), 0));
+        gateways.asked(Timestamp(7_000), &gateway("a", 1), 1);
+        gateways.asked(Timestamp(7_000), &gateway("b", 1), 1);
+        assert_eq!(gateways.silent(Timestamp(7_999)), []);
+        assert_eq!(gateways.silent(Timestamp(8_000)), [gateway("a", 1)]);
+        gateways.beat(Timestamp(8_000), OURS, &beat(gateway("a", 2), 0));
+        assert_eq!(gateways.silent(Timestamp(9_999)), []);
+        assert_eq!(gateways.silent(Timestamp(10_000)), [gateway("a", 2)]);
+    }
+
+    #[test]
+    fn a_bus_that_was_away_keeps_nobody_silent() {
+        let mut gateways = Gateways::default();
+        assert!(!gateways.hears_echo(Timestamp(0)));
+        echo(&mut gateways, 0, 5_000);
+        gateways.beat(Timestamp(5_000), OURS, &beat(gateway("a", 1), 0));
+        assert!(gateways.hears_echo(Timestamp(5_999)));
+        assert!(!gateways.hears_echo(Timestamp(6_000)));
+        assert_eq!(gateways.silent(Timestamp(9_000)), [], "we are deaf");
+        echo(&mut gateways, 9_000, 13_000);
+        assert_eq!(gateways.silent(Timestamp(12_999)), []);
+        assert_eq!(gateways.silent(Timestamp(13_000)), [gateway("a", 1)]);
     }
 
     #[test]

@@ -386,7 +386,7 @@ fn what_was_declared_gone_first_is_forgotten_first() {
     assert!(cluster.is_gone(&gateway(&id(1), 1)));
 }
 
-/// What version 0.1 wrote: rows were pairs, an assignment had three fields.
+/// Rows were pairs once, and an assignment had three fields.
 #[test]
 fn what_older_versions_wrote_is_read() {
     let member = "96 cc61 a161 01 a3613a31 a0 c2";

@@ -1,6 +1,7 @@
 use super::*;
 use crate::core::cluster::tests::{founding, node, registration};
-use crate::core::cluster::{Command, Registration};
+use crate::core::cluster::{Command, Registration, Replica, ReplicaSet, Standby};
+use proptest::prelude::*;
 use proto::shard::Fence;
 
 pub(super) fn cluster(shards: u16, expect: u16, names: &[&str]) -> Cluster {
@@ -81,4 +82,233 @@ fn what_belonged_to_a_forgotten_name_waits_for_it() {
     };
     cluster.apply(5, Command::Register(back));
     assert_eq!(to_do(&cluster).len(), 2);
+}
+
+/// A leader that sees these dead, and whether leases are over.
+fn plan_with(cluster: &Cluster, dead: &[NodeRef], lapsed: &dyn Fn(&NodeRef, u64) -> bool) -> Plan {
+    let dead = dead.iter().cloned().collect();
+    plan(cluster, &Seen { dead, lapsed })
+}
+
+/// Three nodes, `a` (2), `b` (3), `c` (4), with four shards each, and everybody's
+/// standby as it should be.
+fn replicated() -> Cluster {
+    let mut cluster = cluster(12, 3, &["a", "b", "c"]);
+    cluster.apply(10, Command::Assign(to_do(&cluster)));
+    stand_by(&mut cluster, 11);
+    cluster
+}
+
+/// Every living owner gets the standbys that it should have.
+fn stand_by(cluster: &mut Cluster, index: u64) {
+    let sets = standbys(cluster, &BTreeSet::new()).into_iter();
+    let sets = sets.map(|(shard, node)| {
+        let row = cluster.rows()[usize::from(shard.0)].clone().unwrap();
+        let state = Replica::InSync;
+        ReplicaSet {
+            shard,
+            owner: row.owner,
+            fence: row.fence,
+            version: row.version,
+            standbys: vec![Standby { node, state }],
+        }
+    });
+    cluster.apply(index, Command::Replicas(sets.collect()));
+}
+
+#[test]
+fn the_standbys_of_a_dead_owner_are_promoted_whatever_lease_it_has() {
+    let mut cluster = replicated();
+    let never = |_: &NodeRef, _| false;
+    let plan = plan_with(&cluster, &[node("a", 2)], &never);
+    assert_eq!((plan.promotions.len(), plan.afresh.len()), (4, 0));
+    assert_eq!(plan.withhold, [].into());
+    cluster.apply(12, Command::Assign(plan.promotions));
+    assert_eq!(counts(&cluster), [("b".into(), 6), ("c".into(), 6)].into());
+    assert!(plan_with(&cluster, &[node("a", 2)], &never).is_empty());
+}
+
+#[test]
+fn a_node_that_starts_anew_leaves_its_shards_to_its_standbys() {
+    let mut cluster = replicated();
+    cluster.apply(12, Command::Register(registration("a", 2)));
+    let plan = plan(&cluster, &Seen::nothing());
+    assert_eq!((plan.promotions.len(), plan.afresh.len()), (4, 0));
+}
+
+#[test]
+fn without_a_living_standby_a_shard_waits_for_the_lease_of_its_owner() {
+    let mut cluster = replicated();
+    let dead = [node("a", 2), node("b", 3)];
+    let never = |_: &NodeRef, _| false;
+    let plan = plan_with(&cluster, &dead, &never);
+    assert_eq!((plan.promotions.len(), plan.afresh.len()), (4, 0));
+    assert!(plan.promotions.iter().all(|a| a.owner == node("c", 4)));
+    cluster.apply(12, Command::Assign(plan.promotions));
+    assert!(plan_with(&cluster, &dead, &never).is_empty());
+    let only_a = |node: &NodeRef, _| *node == dead[0];
+    let plan = plan_with(&cluster, &dead, &only_a);
+    assert_eq!(plan.withhold, [node("a", 2)].into());
+    cluster.apply(13, Command::Assign(plan.afresh));
+    let plan = plan_with(&cluster, &dead, &|_, _| true);
+    assert_eq!(plan.withhold, [node("b", 3)].into());
+    cluster.apply(14, Command::Assign(plan.afresh));
+    assert_eq!(counts(&cluster), [("c".into(), 12)].into());
+}
+
+/// `a`'s shards went to their standbys, which died before they spoke.
+fn orphaned() -> (Cluster, [NodeRef; 2]) {
+    let mut cluster = replicated();
+    let (a, b) = (node("a", 2), node("b", 3));
+    let plan = plan_with(&cluster, std::slice::from_ref(&a), &|_, _| false);
+    cluster.apply(12, Command::Assign(plan.promotions));
+    (cluster, [a, b])
+}
+
+#[test]
+fn the_lease_of_an_earlier_owner_is_waited_for_too_unless_it_was_told() {
+    let (cluster, [a, b]) = orphaned();
+    let of_b = |node: &NodeRef, _| *node == b;
+    let dead = [a.clone(), b.clone()];
+    let plan = plan_with(&cluster, &dead, &of_b);
+    let of_a = |a: &Assignment| a.under == Some(Fence(12));
+    assert!(
+        !plan.afresh.iter().any(of_a),
+        "a may not know that it was replaced"
+    );
+    let told_a = |node: &NodeRef, told| *node == b || told <= 12;
+    let plan = plan_with(&cluster, std::slice::from_ref(&b), &told_a);
+    assert_eq!(plan.afresh.len(), 2);
+    assert_eq!(plan.withhold, [a, b].into());
+}
+
+#[test]
+fn a_life_that_has_ended_is_not_waited_for_but_one_elsewhere_is() {
+    let never = |_: &NodeRef, _| false;
+    let mut cluster = cluster(4, 1, &["a"]);
+    cluster.apply(10, Command::Assign(to_do(&cluster)));
+    cluster.apply(11, Command::Register(registration("b", 1)));
+    let before = cluster.clone();
+    cluster.apply(12, Command::Register(registration("a", 2)));
+    let plan = plan_with(&cluster, &[], &never);
+    assert!(plan.afresh.iter().all(|a| a.owner == node("a", 12)));
+    assert_eq!(plan.afresh.len(), 4);
+
+    let mut cluster = before;
+    cluster.apply(12, Command::Forget(registration("a", 1).raft_id));
+    let stranger = Registration {
+        raft_id: 5,
+        ..registration("a", 9)
+    };
+    cluster.apply(13, Command::Register(stranger));
+    assert!(plan_with(&cluster, &[], &never).is_empty());
+    let plan = plan_with(&cluster, &[], &|_, _| true);
+    assert!(plan.afresh.iter().all(|a| a.owner == node("a", 13)));
+}
+
+#[test]
+fn a_standby_stays_though_gossip_has_given_it_up_but_none_is_chosen_so() {
+    let mut cluster = replicated();
+    let shard = ShardId(0);
+    let before = standby_for(&cluster, shard, &BTreeSet::new()).unwrap();
+    let given_up = [registration(before.id.as_str(), 1).raft_id].into();
+    assert_eq!(
+        standby_for(&cluster, shard, &given_up),
+        Some(before.clone())
+    );
+    let row = cluster.rows()[0].clone().unwrap();
+    let dropped = ReplicaSet {
+        shard,
+        owner: row.owner,
+        fence: row.fence,
+        version: row.version,
+        standbys: Vec::new(),
+    };
+    cluster.apply(12, Command::Replicas(vec![dropped]));
+    let next = standby_for(&cluster, shard, &given_up).unwrap();
+    assert_ne!(next, before);
+}
+
+/// Nodes in zones, all shards given out.
+fn zoned(shards: u16, zones: &[u8]) -> Cluster {
+    let mut cluster = cluster(shards, zones.len() as u16, &[]);
+    for (at, zone) in zones.iter().enumerate() {
+        let registration = Registration {
+            raft_id: at as u64,
+            zone: format!("zone-{zone}"),
+            ..registration(&format!("n{at:02}"), 1)
+        };
+        cluster.apply(at as u64 + 2, Command::Register(registration));
+    }
+    cluster.apply(100, Command::Assign(to_do(&cluster)));
+    cluster
+}
+
+fn zone<'a>(cluster: &'a Cluster, node: &NodeRef) -> &'a str {
+    &cluster.members()[&node.id].registration.zone
+}
+
+proptest! {
+    /// Owner and standby are never together, in another zone if there is one,
+    /// and one node's standbys are spread evenly over all that can be.
+    #[test]
+    fn standbys_are_apart_and_spread(zones in prop::collection::vec(0_u8..3, 1..14)) {
+        let mut cluster = zoned(256, &zones);
+        let mut chosen = standbys(&cluster, &BTreeSet::new());
+        prop_assert_eq!(chosen.len(), if zones.len() == 1 { 0 } else { 256 });
+        let mut pairs: BTreeMap<NodeRef, BTreeMap<NodeRef, usize>> = BTreeMap::new();
+        for (shard, standby) in &chosen {
+            let owner = &cluster.rows()[usize::from(shard.0)].as_ref().unwrap().owner;
+            prop_assert_ne!(owner, standby);
+            *pairs.entry(owner.clone()).or_default().entry(standby.clone()).or_default() += 1;
+        }
+        for (owner, standbys) in &pairs {
+            let others = cluster.members().len() - 1;
+            let elsewhere = cluster.members().values();
+            let elsewhere = elsewhere.filter(|m| m.registration.zone != zone(&cluster, owner)).count();
+            let able = if elsewhere == 0 { others } else { elsewhere };
+            prop_assert!(standbys.len() >= able.min(SPREAD));
+            prop_assert!(standbys.values().max().unwrap() - standbys.values().min().unwrap() <= 1);
+            let together = standbys.keys().any(|s| zone(&cluster, s) == zone(&cluster, owner));
+            prop_assert!(!together || elsewhere == 0);
+        }
+        // What is recorded stays.
+        stand_by(&mut cluster, 101);
+        prop_assert_eq!(&standbys(&cluster, &BTreeSet::new()), &chosen);
+        chosen.retain(|_, node| node.id.as_str() != "n00");
+        let given_up = [0].into();
+        let later = standbys(&cluster, &given_up);
+        prop_assert!(chosen.iter().all(|(shard, node)| later.get(shard) == Some(node)));
+    }
+
+    /// Whoever dies: only its shards move, the plan is done after it was applied,
+    /// and the load stays even enough.
+    #[test]
+    fn plans_move_as_little_as_they_can(
+        zones in prop::collection::vec(0_u8..3, 2..10),
+        which in any::<prop::sample::Index>(),
+        in_sync in any::<bool>(),
+    ) {
+        let mut cluster = zoned(128, &zones);
+        if in_sync {
+            stand_by(&mut cluster, 101);
+        }
+        let before = cluster.clone();
+        let dead = node(&format!("n{:02}", which.index(zones.len())), which.index(zones.len()) as u64 + 2);
+        let dead = [dead];
+        let plan = plan_with(&cluster, &dead, &|_, _| true);
+        prop_assert_eq!(plan.promotions.is_empty(), !in_sync);
+        for (at, entry) in plan.entries().enumerate() {
+            cluster.apply(102 + at as u64, Command::Assign(entry));
+        }
+        prop_assert!(plan_with(&cluster, &dead, &|_, _| true).is_empty());
+        for (old, new) in before.rows().iter().flatten().zip(cluster.rows().iter().flatten()) {
+            prop_assert_eq!(old.owner == new.owner, old.owner != dead[0]);
+        }
+        let counts = counts(&cluster);
+        prop_assert_eq!(counts.values().sum::<usize>(), 128);
+        if !in_sync {
+            prop_assert!(counts.values().max().unwrap() - counts.values().min().unwrap() <= 1);
+        }
+    }
 }

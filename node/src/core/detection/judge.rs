@@ -1,0 +1,177 @@
+//! The one judge of gateway death: every voter's table of what the nodes say.
+//! The leader's counts, and what it says is decided through Raft.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
+
+use proto::id::{GatewayRef, Incarnation, NodeId, NodeRef};
+use proto::time::Timestamp;
+
+use crate::core::cluster::Cluster;
+
+/// How long a report counts. Nodes have to report more often.
+pub const REPORT_LASTS: Duration = Duration::from_secs(1);
+
+/// What a node says of the gateways.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Report {
+    /// Which node.
+    pub from: NodeRef,
+    /// Whether its own beats come back to it from the bus. If not, everybody is
+    /// silent to it.
+    pub hears_echo: bool,
+    /// Those that have been silent for too long.
+    pub silent: BTreeSet<GatewayRef>,
+}
+
+/// See the [module](self).
+#[derive(Debug, Default)]
+pub struct Judge {
+    reports: BTreeMap<NodeId, Heard>,
+}
+
+#[derive(Debug)]
+struct Heard {
+    at: Timestamp,
+    incarnation: Incarnation,
+    silent: BTreeSet<GatewayRef>,
+}
+
+impl Judge {
+    /// A node has said what it hears: only the last that it said counts.
+    pub fn report(&mut self, now: Timestamp, report: Report) {
+        let NodeRef { id, incarnation } = report.from;
+        let known = self.reports.get(&id);
+        if known.is_some_and(|known| known.incarnation > incarnation) {
+            return;
+        }
+        let silent = if report.hears_echo {
+            report.silent
+        } else {
+            BTreeSet::new()
+        };
+        let heard = Heard {
+            at: now,
+            incarnation,
+            silent,
+        };
+        self.reports.insert(id, heard);
+    }
+
+    /// Gateways to declare gone: a majority of all members, whether they report
+    /// or not, say that they are silent, and none was declared gone before.
+    pub fn gone(&mut self, now: Timestamp, cluster: &Cluster) -> Vec<GatewayRef> {
+        let members = cluster.members();
+        self.reports.retain(|id, heard| {
+            let current = members.get(id).map(|member| member.incarnation);
+            let passed = current.is_none_or(|current| current > heard.incarnation);
+            now.since(heard.at) <= REPORT_LASTS && !passed
+        });
+        let mut votes: BTreeMap<&GatewayRef, usize> = BTreeMap::new();
+        for (id, heard) in &self.reports {
+            // One whose registration we have not heard of yet waits.
+            if members[id].incarnation == heard.incarnation {
+                for gateway in &heard.silent {
+                    *votes.entry(gateway).or_default() += 1;
+                }
+            }
+        }
+        let majority = members.len() / 2 + 1;
+        let silent = votes.into_iter().filter(|(_, votes)| *votes >= majority);
+        let silent = silent.map(|(gateway, _)| gateway);
+        let new = silent.filter(|gateway| !cluster.is_gone(gateway));
+        new.cloned().collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::core::cluster::tests::{node, registration};
+    use crate::core::cluster::{Command, Registration};
+
+    /// `a` (2), `b` (3) and `w` (4), a witness.
+    fn cluster() -> Cluster {
+        let mut cluster = Cluster::default();
+        for (at, name) in ["a", "b", "w"].into_iter().enumerate() {
+            let registration = Registration {
+                witness: name == "w",
+                ..registration(name, 1)
+            };
+            cluster.apply(at as u64 + 2, Command::Register(registration));
+        }
+        cluster
+    }
+
+    fn gateway(incarnation: u64) -> GatewayRef {
+        GatewayRef {
+            id: "g".parse().unwrap(),
+            incarnation: Incarnation(incarnation),
+        }
+    }
+
+    fn silent(from: NodeRef) -> Report {
+        Report {
+            from,
+            hears_echo: true,
+            silent: [gateway(1)].into(),
+        }
+    }
+
+    fn at(millis: u64) -> Timestamp {
+        Timestamp(millis)
+    }
+
+    #[test]
+    fn a_majority_of_all_members_declares_a_gateway_gone_once() {
+        let (mut cluster, mut judge) = (cluster(), Judge::default());
+        judge.report(at(0), silent(node("a", 2)));
+        judge.report(at(1), silent(node("a", 2)));
+        assert_eq!(judge.gone(at(1), &cluster), [], "one node is no majority");
+        judge.report(at(2), silent(node("w", 4)));
+        assert_eq!(judge.gone(at(2), &cluster), [gateway(1)]);
+        cluster.apply(9, Command::GatewayGone(gateway(1)));
+        assert_eq!(judge.gone(at(2), &cluster), []);
+    }
+
+    #[test]
+    fn whoever_does_not_hear_itself_says_nothing() {
+        let (cluster, mut judge) = (cluster(), Judge::default());
+        judge.report(at(0), silent(node("a", 2)));
+        let deaf = Report {
+            hears_echo: false,
+            ..silent(node("b", 3))
+        };
+        judge.report(at(0), deaf);
+        assert_eq!(judge.gone(at(0), &cluster), []);
+    }
+
+    #[test]
+    fn what_was_said_long_ago_or_taken_back_does_not_count() {
+        let (cluster, mut judge) = (cluster(), Judge::default());
+        judge.report(at(0), silent(node("a", 2)));
+        judge.report(at(1_000), silent(node("b", 3)));
+        assert_eq!(judge.gone(at(1_000), &cluster), [gateway(1)]);
+        assert_eq!(judge.gone(at(1_001), &cluster), []);
+        judge.report(at(1_001), silent(node("a", 2)));
+        let hears = Report {
+            silent: BTreeSet::new(),
+            ..silent(node("b", 3))
+        };
+        judge.report(at(1_001), hears);
+        assert_eq!(judge.gone(at(1_001), &cluster), []);
+    }
+
+    #[test]
+    fn only_members_in_their_present_lives_are_heard() {
+        let (mut cluster, mut judge) = (cluster(), Judge::default());
+        judge.report(at(0), silent(node("a", 2)));
+        judge.report(at(0), silent(node("x", 1)));
+        judge.report(at(0), silent(node("b", 2)));
+        assert_eq!(judge.gone(at(0), &cluster), []);
+        judge.report(at(0), silent(node("b", 9)));
+        assert_eq!(judge.gone(at(0), &cluster), [], "not yet registered");
+        cluster.apply(9, Command::Register(registration("b", 2)));
+        assert_eq!(judge.gone(at(0), &cluster), [gateway(1)]);
+    }
+}
