@@ -203,7 +203,9 @@ impl Node {
             id: id.clone(),
             incarnation: member.incarnation,
         });
-        self.pairs.members(&living.collect());
+        let mut effects = Vec::new();
+        self.pairs.members(&living.collect(), &mut effects);
+        self.obey_pairs(effects, out);
         if Arc::ptr_eq(agreed, &self.agreed) {
             return;
         }
@@ -314,7 +316,7 @@ impl Node {
                 }
                 pairs::Effect::Confirmed(_, confirmed) => confirmed.shard,
                 pairs::Effect::Refused(shard, _) | pairs::Effect::Lost(_, shard, _) => *shard,
-                pairs::Effect::Reopened(_) => {
+                pairs::Effect::Reopened(_) | pairs::Effect::Ended(_) => {
                     for worker in &mut self.workers {
                         worker.mail.push_back(vec![Input::Pair(effect.clone())]);
                     }

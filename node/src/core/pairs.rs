@@ -9,7 +9,6 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
-use std::time::Duration;
 
 use bytes::Bytes;
 use proto::id::NodeRef;
@@ -18,16 +17,8 @@ use proto::time::Timestamp;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
+use super::lease::{PAIR_BEAT, PairLease};
 use super::record::Record;
-use super::replication::PairLease;
-
-/// How long an owner may act after it sent what a standby has echoed.
-pub const LEASE: Duration = Duration::from_millis(300);
-/// How often a batch is sent at least.
-pub const BEAT: Duration = Duration::from_millis(50);
-/// How long a standby waits after its last echo, before it is the owner: the
-/// lease, on a clock that is slower by 1% than the standby's, and a little.
-pub const WAIT: Duration = Duration::from_millis(308);
 
 /// What an owner's node sends to a standby's.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -122,6 +113,8 @@ pub enum Effect {
     Lost(NodeRef, ShardId, Fence),
     /// What went the old way may be lost.
     Reopened(NodeRef),
+    /// This life of a standby is over.
+    Ended(NodeRef),
 }
 
 /// See the [module](self).
@@ -164,7 +157,7 @@ impl Pairs {
 
     /// Time has passed: whoever has been sent nothing for long gets a beat.
     pub fn tick(&mut self, now: Timestamp, effects: &mut Vec<Effect>) {
-        let is_due = |pair: &Pair| pair.sent_at.is_none_or(|at| now.since(at) >= BEAT);
+        let is_due = |pair: &Pair| pair.sent_at.is_none_or(|at| now.since(at) >= PAIR_BEAT);
         self.send(now, |pair| !pair.parts.is_empty() || is_due(pair), effects);
     }
 
@@ -174,8 +167,9 @@ impl Pairs {
     }
 
     /// These nodes are alive; what stood by in other lives does not any more.
-    pub fn members(&mut self, members: &BTreeSet<NodeRef>) {
-        self.pairs.retain(|node, _| members.contains(node));
+    pub fn members(&mut self, members: &BTreeSet<NodeRef>, effects: &mut Vec<Effect>) {
+        let ended = self.pairs.extract_if(.., |node, _| !members.contains(node));
+        effects.extend(ended.map(|(node, _)| Effect::Ended(node)));
     }
 
     /// There is a way to a standby, a new one.
@@ -184,7 +178,7 @@ impl Pairs {
             pair.is_open = true;
             pair.parts.clear();
             pair.sent_at = None;
-            pair.lease.heard = now;
+            pair.lease.reopened(now);
             effects.push(Effect::Reopened(to.clone()));
         }
     }
@@ -207,12 +201,7 @@ impl Pairs {
         };
         let refused = echo.refused.into_iter();
         effects.extend(refused.map(|(shard, fence)| Effect::Refused(shard, fence)));
-        // A time that has not come yet is none of ours.
-        let sent_at = Timestamp(echo.sent_at);
-        if sent_at <= now {
-            pair.lease.until = pair.lease.until.max(sent_at + LEASE);
-            pair.lease.heard = now;
-        }
+        pair.lease.echo(now, Timestamp(echo.sent_at));
         let from = &echo.from;
         let lost = echo.lost.into_iter();
         effects.extend(lost.map(|(shard, fence)| Effect::Lost(from.clone(), shard, fence)));
@@ -246,10 +235,7 @@ impl Pair {
         Self {
             is_open: false,
             parts: Vec::new(),
-            lease: PairLease {
-                until: Timestamp(0),
-                heard: now,
-            },
+            lease: PairLease::new(now),
             sent_at: None,
         }
     }

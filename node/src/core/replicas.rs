@@ -1,7 +1,7 @@
 //! What a node holds of shards that others own, and when it owns them itself.
 //!
 //! A standby applies the records of its owner in order and echoes each batch.
-//! The echo is a promise: for [`WAIT`] after it, nothing that the owner owned
+//! The echo is a promise: until [`may_serve_from`] says so, nothing that the owner owned
 //! then is served here. So when it is agreed that the standby is the owner now,
 //! it first refuses the earlier fence (no echo goes out any more without saying
 //! so) and then waits until no earlier owner can have a lease of it.
@@ -19,7 +19,8 @@ use proto::shard::{Fence, ShardId};
 use proto::time::Timestamp;
 
 use super::agreed::Agreed;
-use super::pairs::{Batch, Confirmation, Echo, Part, WAIT};
+use super::lease::may_serve_from;
+use super::pairs::{Batch, Confirmation, Echo, Part};
 use super::record::Record;
 use super::shard::{Shard, Tenure};
 
@@ -116,7 +117,7 @@ impl Replicas {
             };
             let earlier = replicas.earlier.iter();
             let echoed = earlier.filter_map(|owner| self.owners.get(owner)?.echoed);
-            let serves_from = echoed.max().map_or(now, |at| at + WAIT);
+            let serves_from = echoed.max().map_or(now, may_serve_from);
             let replica = self.replicas.remove(&id);
             let shard = replica.map(|replica| {
                 let mut shard = replica.shard;

@@ -32,6 +32,7 @@ use proto::message::{Published, Reply};
 use proto::shard::{Fence, ShardId};
 use proto::time::Timestamp;
 
+use super::lease::PairLease;
 use super::record::{ChannelPiece, Record};
 use super::shard::{Effect, Proposal};
 
@@ -42,9 +43,6 @@ const FILL_BYTES: usize = 256 * 1_024;
 /// How long a proposal may take before it is made again.
 const PROPOSE_AGAIN: Duration = Duration::from_millis(300);
 
-/// After so long without an echo an owner goes on without a standby.
-pub const SILENCE: Duration = Duration::from_millis(400);
-
 /// Until when this node may act as an owner.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Leases {
@@ -52,15 +50,6 @@ pub struct Leases {
     pub node: Timestamp,
     /// By each standby.
     pub pairs: BTreeMap<NodeRef, PairLease>,
-}
-
-/// What a standby lets its owner do.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct PairLease {
-    /// Until when the owner may act.
-    pub until: Timestamp,
-    /// When the standby was last heard of, or first spoken to.
-    pub heard: Timestamp,
 }
 
 impl Leases {
@@ -74,15 +63,15 @@ impl Leases {
 
     /// Whether this node may act as the owner of what these stand by for.
     pub fn hold(&self, now: Timestamp, standbys: &[NodeRef]) -> bool {
-        let holds = |node| self.pairs.get(node).is_some_and(|pair| now < pair.until);
+        let holds = |node| self.pairs.get(node).is_some_and(|pair| pair.holds(now));
         now < self.node && standbys.iter().all(holds)
     }
 
     /// Whether a standby has said nothing for so long that an owner is to go
     /// on without it.
     fn is_silent(&self, now: Timestamp, node: &NodeRef) -> bool {
-        let heard = self.pairs.get(node).map(|pair| pair.heard);
-        heard.is_some_and(|heard| now.since(heard) >= SILENCE)
+        let pair = self.pairs.get(node);
+        pair.is_some_and(|pair| pair.is_lost(now))
     }
 }
 

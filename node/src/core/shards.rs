@@ -219,6 +219,9 @@ impl Shards {
             pairs::Effect::Reopened(node) => {
                 self.all(now, || shard::Input::Reopened(node.clone()), effects);
             }
+            pairs::Effect::Ended(node) => {
+                self.all(now, || shard::Input::Lost(node.clone()), effects);
+            }
             pairs::Effect::Send(_) => {}
         }
     }

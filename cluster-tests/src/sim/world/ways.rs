@@ -1,10 +1,11 @@
 //! Ways from owners' nodes to standbys' nodes: ordered, and reliable until they
 //! break. What is on a way when it breaks is lost, both ways.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use bytes::Bytes;
 use node::core::cluster::{Command, Replica, ReplicaSet, Standby};
+use node::core::placement;
 use proto::id::NodeRef;
 
 use super::{Event, Program, Proposal, World};
@@ -222,23 +223,13 @@ impl World {
             return;
         };
         let cluster = &self.agreement.state(applied).cluster;
-        let living: Vec<NodeRef> = cluster
-            .members()
-            .iter()
-            .map(|(id, member)| NodeRef {
-                id: id.clone(),
-                incarnation: member.incarnation,
-            })
-            .filter(|other| *other != node.me)
-            .collect();
-        if living.is_empty() {
-            return;
-        }
+        let standbys = placement::standbys(cluster, &BTreeSet::new());
         let shards = node.unprotected();
         if let Program::Node(node) = &mut self.slots[at].program {
             for shard in shards {
-                let standby = living[usize::from(shard.0) % living.len()].clone();
-                node.recruit(shard, standby);
+                if let Some(standby) = standbys.get(&shard) {
+                    node.recruit(shard, standby.clone());
+                }
             }
         }
     }

@@ -33,6 +33,11 @@ impl PairLease {
         }
     }
 
+    /// There is a new way to the standby: its silence counts from now.
+    pub fn reopened(&mut self, now: Timestamp) {
+        self.since = self.since.max(now);
+    }
+
     /// The standby has echoed what was sent at this time. Echoes may come in any
     /// order; one of the future is none.
     pub fn echo(&mut self, now: Timestamp, sent_at: Timestamp) {

@@ -13,6 +13,7 @@ use proto::time::UnixTime;
 use super::super::{Effect, Input};
 use super::*;
 use crate::core::agreed::{Agreed, Replicas as AgreedReplicas};
+use crate::core::lease::may_serve_from;
 use crate::core::pairs::{self, Pairs};
 use crate::core::replicas::{self, Replicas};
 use crate::core::replication::{Leases, Row};
@@ -140,7 +141,9 @@ impl Two {
                 }
                 pairs::Effect::Lost(from, ..) => self.tell(Input::Lost(from)),
                 pairs::Effect::Reopened(to) => self.tell(Input::Reopened(to)),
-                pairs::Effect::Refused(..) => panic!("nobody else owns it"),
+                pairs::Effect::Refused(..) | pairs::Effect::Ended(_) => {
+                    panic!("nobody else owns it, and nobody ends")
+                }
             }
         }
     }
@@ -423,7 +426,7 @@ fn a_standby_that_was_made_the_owner_says_so_before_any_echo_and_waits() {
     let [replicas::Effect::Begin(succession)] = &effects[..] else {
         panic!("{effects:?}");
     };
-    assert_eq!(succession.serves_from, echoed + pairs::WAIT);
+    assert_eq!(succession.serves_from, may_serve_from(echoed));
     two.carry();
     assert_eq!(two.echoes[0].refused, [(SHARD, Fence(9))]);
 }
