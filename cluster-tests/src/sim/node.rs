@@ -1,15 +1,17 @@
 //! A node: its cores, driven as `node/src/{ingress,worker,egress,gossip}.rs`
 //! drive them, task by task. A task that stands still lets its mail pile up.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeMap, VecDeque};
 use std::mem;
 use std::sync::Arc;
 
 use bytes::Bytes;
 use node::core::agreed::Agreed;
 use node::core::cluster::Cluster;
+use node::core::detection::Beats;
 use node::core::gateways::{self, Gateways};
 use node::core::gossip::{self, Gossip, News, Rumours};
+use node::core::lease::{Grant, LeaseTable, NodeLease, RENEW_PACE};
 use node::core::neighbours::{self, Neighbours};
 use node::core::outbound::{self, Outbound, Parcel};
 use node::core::pairs::{self, Pairs};
@@ -61,6 +63,14 @@ pub struct Node {
     outbound: Outbound,
     pairs: Pairs,
     replicas: Replicas,
+    /// When other nodes were last heard of, for when this one leads.
+    pub beats: Beats,
+    lease: NodeLease,
+    renewed_at: Option<Timestamp>,
+    /// Whose leases may last, while this one leads.
+    pub table: LeaseTable,
+    /// How much of what is agreed it has applied.
+    applied: u64,
     agreed: Arc<Agreed>,
     /// What waits for the egress.
     effects: VecDeque<Vec<Effect>>,
@@ -146,7 +156,10 @@ impl Node {
                 part,
                 Arc::clone(&namespaces),
                 Arc::clone(agreed),
-                leases(&Pairs::new(me.clone())),
+                Leases {
+                    node: Timestamp(0),
+                    pairs: BTreeMap::new(),
+                },
             );
             Worker {
                 shards,
@@ -162,6 +175,11 @@ impl Node {
             workers: (0..WORKERS).map(worker).collect(),
             outbound: Outbound::new(me.clone(), namespaces.digest(), Arc::clone(&map)),
             pairs: Pairs::new(me.clone()),
+            beats: Beats::default(),
+            lease: NodeLease::default(),
+            renewed_at: None,
+            table: LeaseTable::default(),
+            applied: 0,
             replicas: Replicas::new(me.clone(), Arc::clone(&namespaces), Arc::clone(agreed)),
             agreed: Arc::clone(agreed),
             effects: VecDeque::new(),
@@ -189,6 +207,7 @@ impl Node {
         &mut self,
         now: Timestamp,
         state: &State,
+        applied: usize,
         leads: bool,
         trace: &mut Trace,
         out: &mut Outgoing,
@@ -198,6 +217,7 @@ impl Node {
             map,
             agreed,
         } = state;
+        self.applied = applied as u64;
         self.gossip(now, gossip::Input::Members(members(cluster)), out);
         let living = cluster.members().iter().map(|(id, member)| NodeRef {
             id: id.clone(),
@@ -230,6 +250,40 @@ impl Node {
         self.obey_pairs(effects, out);
         self.tell_leases();
         self.run(now, trace, out);
+    }
+
+    /// Time to look who is there, and to ask for a lease: the number of the
+    /// renewal.
+    pub fn tick_membership(&mut self, now: Timestamp, cluster: &Cluster) -> Option<u64> {
+        self.beats.observe(now, cluster);
+        self.table.tidy(now, cluster);
+        let is_soon = self.renewed_at.is_some_and(|at| now.since(at) < RENEW_PACE);
+        if is_soon {
+            return None;
+        }
+        self.renewed_at = Some(now);
+        Some(self.lease.renew(now))
+    }
+
+    /// The leader has granted a renewal.
+    pub fn granted(
+        &mut self,
+        now: Timestamp,
+        grant: &Grant,
+        trace: &mut Trace,
+        out: &mut Outgoing,
+    ) {
+        self.lease.granted(grant.renewal, grant.applied);
+        self.tell_leases();
+        self.run(now, trace, out);
+    }
+
+    /// What this node may do as an owner.
+    fn leases(&self) -> Leases {
+        Leases {
+            node: self.lease.until(self.applied).unwrap_or(Timestamp(0)),
+            pairs: self.pairs.leases(),
+        }
     }
 
     /// To whom there should be a way.
@@ -301,7 +355,7 @@ impl Node {
     }
 
     fn tell_leases(&mut self) {
-        let leases = leases(&self.pairs);
+        let leases = self.leases();
         for worker in &mut self.workers {
             worker.mail.push_back(vec![Input::Leases(leases.clone())]);
         }
@@ -442,7 +496,7 @@ impl Node {
         if self.egress_stands {
             return;
         }
-        self.outbound.lease(leases(&self.pairs));
+        self.outbound.lease(self.leases());
         if let Some(leads) = self.news_of_map.take() {
             let map = Arc::clone(&self.map);
             out.parcels.extend(self.outbound.follow(map, leads));
@@ -692,14 +746,6 @@ impl Node {
             }
             effect => Some(effect),
         }
-    }
-}
-
-/// What this node may do as an owner.
-fn leases(pairs: &Pairs) -> Leases {
-    Leases {
-        node: Timestamp(u64::MAX),
-        pairs: pairs.leases(),
     }
 }
 

@@ -4,6 +4,7 @@
 
 mod agreeing;
 mod clients;
+mod leases;
 mod messages;
 mod processes;
 mod samples;
@@ -11,14 +12,15 @@ mod ways;
 mod weather;
 
 use std::cmp::Reverse;
-use std::collections::{BTreeMap, BinaryHeap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, BinaryHeap, VecDeque};
 use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
 use node::core::cluster::{Command, Founding};
+use node::core::lease::Grant;
 use proto::channel::ChannelKey;
-use proto::id::ClusterUuid;
+use proto::id::{ClusterUuid, NodeRef};
 use proto::namespace::Namespaces;
 use proto::shard::{ShardId, Sharding};
 use proto::time::Timestamp;
@@ -65,6 +67,10 @@ enum Event {
         bytes: Bytes,
     },
     Way(Passage),
+    Beat(usize, u32, NodeRef),
+    Renewal(usize, u32, NodeRef, u64),
+    Round(usize, u32, u64),
+    Grant(Grant),
     WayBroke(usize, usize, u32),
     Datagram {
         to: usize,
@@ -132,7 +138,11 @@ impl Ticker {
 struct Proposal {
     by: usize,
     life: u32,
-    command: Command,
+    commands: Vec<Command>,
+    /// Who gets no lease until it is decided.
+    withheld: BTreeSet<NodeRef>,
+    /// A plan of a leader; it makes no other meanwhile.
+    is_plan: bool,
 }
 
 #[derive(Debug)]
@@ -423,6 +433,10 @@ impl World {
                 }
             }
             Event::Way(passage) => self.passage(passage),
+            Event::Beat(to, life, from) => self.beat(to, life, &from),
+            Event::Renewal(to, life, from, number) => self.renewal(to, life, from, number),
+            Event::Round(at, life, read_index) => self.round_ended(at, life, read_index),
+            Event::Grant(grant) => self.grant(&grant),
             Event::WayBroke(from, to, generation) => self.way_broke(from, to, generation),
             Event::Datagram { to, life, bytes } => self.datagram(to, life, bytes),
             Event::Start(slot) => self.start(slot),

@@ -89,10 +89,15 @@ struct Late {
     effects: Vec<Effect>,
 }
 
-/// Whose the effects are that follow in a round.
-struct Place {
-    of: (ShardId, Fence),
-    is_late: bool,
+/// What becomes of the effects that follow in a round.
+#[derive(Clone, Copy)]
+enum Place {
+    InTime,
+    /// They wait, with others of this shard.
+    Late((ShardId, Fence)),
+    /// Somebody else owns the shard: whatever lease this node has now, it was
+    /// not given for that.
+    Over,
 }
 
 /// Links that have ended and are remembered at most.
@@ -151,6 +156,10 @@ impl Outbound {
     /// changed; who misses it learns from beats and replies that it did.
     pub fn follow(&mut self, map: Arc<ShardMap>, leads: bool) -> Option<Parcel> {
         let before = std::mem::replace(&mut self.map, map).version;
+        let map = Arc::clone(&self.map);
+        let is_over = |shard, fence| map.owner(shard).is_some_and(|(_, known)| known > fence);
+        self.late
+            .retain(|(shard, fence), _| !is_over(*shard, *fence));
         if !leads || self.map.version <= before {
             return None;
         }
@@ -171,7 +180,7 @@ impl Outbound {
         parcels: &mut Vec<Parcel>,
     ) {
         for round in rounds {
-            let mut place = None;
+            let mut place = Place::InTime;
             for effect in round {
                 self.perform_in_time(now, &mut place, effect, parcels);
             }
@@ -182,11 +191,11 @@ impl Outbound {
     fn perform_in_time(
         &mut self,
         now: Timestamp,
-        place: &mut Option<Place>,
+        place: &mut Place,
         effect: Effect,
         parcels: &mut Vec<Parcel>,
     ) {
-        match (effect, &place) {
+        match (effect, *place) {
             (
                 Effect::Under {
                     shard,
@@ -194,31 +203,46 @@ impl Outbound {
                     standbys,
                 },
                 _,
-            ) => {
-                let of = (shard, fence);
-                let is_late = !self.leases.hold(now, &standbys);
-                if let Some(late) = self.late.get_mut(&of) {
-                    late.standbys = Arc::clone(&standbys);
-                }
-                if is_late {
-                    let effects = Vec::new();
-                    let late = Late { standbys, effects };
-                    self.late.entry(of).or_insert(late);
-                } else {
-                    self.perform_late(now, of, parcels);
-                }
-                *place = Some(Place { of, is_late });
-            }
+            ) => *place = self.place(now, (shard, fence), standbys, parcels),
             (Effect::Stopped(shard), _) => {
                 self.late.retain(|(late, _), _| *late != shard);
             }
-            (effect, Some(Place { of, is_late: true })) => {
-                if let Some(late) = self.late.get_mut(of) {
+            (effect, Place::InTime) => self.perform(now, effect, parcels),
+            (effect, Place::Late(of)) => {
+                if let Some(late) = self.late.get_mut(&of) {
                     late.effects.push(effect);
                 }
             }
-            (effect, _) => self.perform(now, effect, parcels),
+            (_, Place::Over) => {}
         }
+    }
+
+    fn place(
+        &mut self,
+        now: Timestamp,
+        of: (ShardId, Fence),
+        standbys: Arc<[NodeRef]>,
+        parcels: &mut Vec<Parcel>,
+    ) -> Place {
+        let (shard, fence) = of;
+        if self
+            .map
+            .owner(shard)
+            .is_some_and(|(_, known)| known > fence)
+        {
+            self.late.remove(&of);
+            return Place::Over;
+        }
+        if self.leases.hold(now, &standbys) {
+            self.perform_late(now, of, parcels);
+            return Place::InTime;
+        }
+        let late = self.late.entry(of).or_insert_with(|| Late {
+            standbys: Arc::clone(&standbys),
+            effects: Vec::new(),
+        });
+        late.standbys = standbys;
+        Place::Late(of)
     }
 
     /// Performs what waited for a lease that holds again.

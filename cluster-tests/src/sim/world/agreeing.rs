@@ -1,13 +1,14 @@
 //! Who leads, what is decided, and when nodes hear of it. Drives the model of
 //! [`agreement`](super::super::agreement).
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 
-use node::core::cluster::{Command, How, Outcome, Registration, Replica};
+use node::core::cluster::{Cluster, Command, How, Outcome, Registration, Replica};
 use node::core::formation::{Succession, succession};
 use node::core::gossip::{News, Rumour};
-use node::core::placement::{self, Seen};
-use proto::id::Incarnation;
+use node::core::placement;
+use proto::id::{Incarnation, NodeRef};
 
 use super::{Event, NODE_TICKERS, Program, Proposal, World};
 use crate::sim::node as nodes;
@@ -45,7 +46,9 @@ impl World {
         if !able.is_empty() {
             let leader = *self.random.pick(&able);
             self.agreement.leader = Some(leader as u8);
-            self.agreement.believes[leader] = true;
+            if !std::mem::replace(&mut self.agreement.believes[leader], true) {
+                self.elected(leader);
+            }
         }
     }
 
@@ -58,6 +61,9 @@ impl World {
         let agreement = &mut self.agreement;
         let keeps = agreement.leader == Some(node) || agreement.stubborn[usize::from(node)];
         agreement.believes[usize::from(node)] = keeps;
+        if !keeps && let Program::Node(node) = &mut self.slots[usize::from(node)].program {
+            node.table.deposed();
+        }
     }
 
     /// What a leader does, and whoever believes to be one.
@@ -67,37 +73,73 @@ impl World {
         if !self.agreement.believes[at] || busy || matches!(slot.program, Program::Down) {
             return;
         }
-        let cluster = &self.agreement.state(slot.applied).cluster;
-        let command = match cluster.founding() {
-            None => Command::Found(self.founding.clone()),
+        let cluster = &Arc::clone(&self.agreement.state(slot.applied).cluster);
+        let mut withheld = BTreeSet::new();
+        let commands: Vec<Command> = match cluster.founding() {
+            None => vec![Command::Found(self.founding.clone())],
             Some(_) => {
-                let mut entries = placement::plan(cluster, &Seen::nothing()).entries();
-                let Some(assignments) = entries.next() else {
-                    return;
-                };
-                Command::Assign(assignments)
+                let plan = self.plan(at, cluster);
+                withheld = plan.withhold.clone();
+                plan.entries().map(Command::Assign).collect()
             }
         };
+        if commands.is_empty() {
+            return;
+        }
+        if let Program::Node(node) = &mut self.slots[at].program {
+            node.table.stop_granting(&withheld);
+        }
         self.agreement.proposing[at] = true;
-        let life = slot.life;
+        let life = self.slots[at].life;
         let at_most = *self.random.pick(&[5_000, 20_000, 300_000]);
         let soon = self.soon(500, at_most);
         let proposal = Proposal {
             by: at,
             life,
-            command,
+            commands,
+            withheld,
+            is_plan: true,
         };
         self.schedule(soon, Event::Commit(Box::new(proposal)));
     }
 
+    fn plan(&self, at: usize, cluster: &Cluster) -> placement::Plan {
+        let now = self.timestamp(at);
+        let Program::Node(node) = &self.slots[at].program else {
+            return placement::Plan::default();
+        };
+        let lapsed = |owner: &NodeRef, told| node.table.lapsed_unless_told(now, owner, told);
+        let seen = placement::Seen {
+            dead: node.beats.dead(now, cluster),
+            lapsed: &lapsed,
+        };
+        placement::plan(cluster, &seen)
+    }
+
     pub(super) fn commit(&mut self, proposal: Proposal) {
-        let Proposal { by, life, command } = proposal;
+        let Proposal {
+            by,
+            life,
+            commands,
+            withheld,
+            is_plan,
+        } = proposal;
         if self.slots[by].life != life {
             return;
         }
-        self.agreement.proposing[by] = false;
+        if is_plan {
+            self.agreement.proposing[by] = false;
+        }
         if self.has_majority(by) && !self.agreement.suspended {
-            self.decide(command);
+            for command in commands {
+                self.decide(command);
+            }
+            if !withheld.is_empty() {
+                self.catch_up(by);
+            }
+        }
+        if let Program::Node(node) = &mut self.slots[by].program {
+            node.table.grant_again(&withheld);
         }
     }
 
@@ -219,7 +261,7 @@ impl World {
                     return;
                 }
                 let (trace, out) = (&mut self.trace, &mut self.node_out);
-                node.follow(now, state, leads, trace, out);
+                node.follow(now, state, last, leads, trace, out);
                 self.perform_node(at);
             }
             Program::Starting {
@@ -264,6 +306,10 @@ impl World {
         );
         slot.program = Program::Node(Box::new(node));
         let life = slot.life;
+        // It may have been leading since before it was registered.
+        if self.agreement.believes[at] {
+            self.elected(at);
+        }
         for ticker in NODE_TICKERS {
             self.schedule(self.now, Event::Tick(at, life, ticker));
         }

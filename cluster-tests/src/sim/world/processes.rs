@@ -229,6 +229,7 @@ impl World {
                 }
                 if ticker == Ticker::Membership {
                     self.catch_up(at);
+                    self.look_round(at);
                     self.lead(at);
                 }
             }

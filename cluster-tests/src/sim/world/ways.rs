@@ -115,7 +115,9 @@ impl World {
         let proposal = Proposal {
             by: at,
             life: self.slots[at].life,
-            command: Command::Replicas(sets),
+            commands: vec![Command::Replicas(sets)],
+            withheld: BTreeSet::new(),
+            is_plan: false,
         };
         let soon = self.soon(500, at_most);
         self.schedule(soon, Event::Commit(Box::new(proposal)));
