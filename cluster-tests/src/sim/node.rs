@@ -548,11 +548,23 @@ impl Node {
             .iter()
             .flat_map(|worker| worker.shards.served());
         let served: Vec<String> = served
-            .map(|(id, shard)| format!("{id}@{}", shard.fence()))
+            .map(|(id, shard)| {
+                let replication = shard.replication();
+                let standbys: Vec<String> = replication
+                    .standbys()
+                    .map(|(node, counts)| format!("{}{}", node.id, if counts { "" } else { "?" }))
+                    .collect();
+                let held = match replication.held() {
+                    0 => String::new(),
+                    held => format!("!{held}"),
+                };
+                format!("{id}@{}{held}({})", shard.fence(), standbys.join(" "))
+            })
             .collect();
         format!(
-            "incarnation {}, map {}, serves {}",
+            "incarnation {}, lease until {:?}, map {}, serves {}",
             self.me.incarnation.0,
+            self.lease.until(self.applied).map(|until| until.0),
             self.map.version,
             served.join(" ")
         )

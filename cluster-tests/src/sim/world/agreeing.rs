@@ -46,9 +46,8 @@ impl World {
         if !able.is_empty() {
             let leader = *self.random.pick(&able);
             self.agreement.leader = Some(leader as u8);
-            if !std::mem::replace(&mut self.agreement.believes[leader], true) {
-                self.elected(leader);
-            }
+            self.agreement.believes[leader] = true;
+            self.elected(leader);
         }
     }
 

@@ -149,7 +149,9 @@ impl World {
             let before = std::mem::replace(&mut agreement.stubborn[node], stubborn);
             let lives = !matches!(self.slots[node].program, Program::Down);
             if stubborn && lives {
-                agreement.believes[node] = true;
+                if !std::mem::replace(&mut agreement.believes[node], true) {
+                    self.elected(node);
+                }
             } else if before && !stubborn {
                 agreement.believes[node] = agreement.leader == Some(node as u8);
             }
