@@ -140,3 +140,57 @@ fn a_window_that_answers_while_unattached_is_found() {
 fn a_join_that_does_not_reach_back_is_found() {
     breaks(Mistake::JoinFromNow, &["liveness"]);
 }
+
+#[test]
+fn an_owner_that_does_not_wait_for_its_standby_is_found() {
+    breaks(
+        Mistake::Unconfirmed,
+        &[
+            "contiguous_offsets",
+            "acked_survives_one_crash",
+            "same_order_everywhere",
+        ],
+    );
+}
+
+#[test]
+fn a_pair_lease_that_is_counted_from_receipt_is_found() {
+    breaks(Mistake::LeaseFromReceipt, &["one_owner"]);
+}
+
+#[test]
+fn a_standby_that_does_not_refuse_is_found() {
+    breaks(Mistake::NoRefusal, &["one_owner"]);
+}
+
+#[test]
+fn a_promoted_standby_that_does_not_wait_is_found() {
+    breaks(Mistake::NoWait, &["one_owner"]);
+}
+
+#[test]
+fn a_publish_table_that_is_not_carried_is_found() {
+    breaks(Mistake::TablesNotCarried, &["exactly_once"]);
+}
+
+#[test]
+fn a_state_that_is_not_sent_is_found() {
+    breaks(Mistake::ChannelsNotSent, &["acked_survives_one_crash"]);
+}
+
+#[test]
+fn an_owner_that_drops_its_standby_alone_is_found() {
+    breaks(
+        Mistake::DroppedAlone,
+        &[
+            "one_owner",
+            "contiguous_offsets",
+            "acked_survives_one_crash",
+        ],
+    );
+}
+
+#[test]
+fn a_leader_that_does_not_wait_for_leases_is_found() {
+    breaks(Mistake::LapseNotWaited, &["one_owner"]);
+}

@@ -4,7 +4,10 @@
 //! The model only says in which order decisions come, when each node hears of
 //! them, and how wrong a node may be about who leads. It is harsher than Raft:
 //! what a deposed leader planned may still be decided if a majority hears it,
-//! so every decision must be conditional on what it was made under.
+//! so every decision must be conditional on what it was made under. One thing it
+//! takes from Raft: what rests on leases that have run out is decided in the term
+//! in which it was planned, or never. For a later leader has everything that may
+//! still be decided before it grants anything.
 
 use std::sync::Arc;
 
@@ -31,6 +34,8 @@ pub struct Agreement {
     states: Vec<State>,
     /// Who leads, as far as a majority is concerned.
     pub leader: Option<u8>,
+    /// Counts leaders.
+    pub term: u64,
     /// Who believes to lead.
     pub believes: Vec<bool>,
     /// Whether a node has something on its way to be decided.
@@ -60,6 +65,7 @@ impl Agreement {
         Self {
             states: vec![state],
             leader: None,
+            term: 0,
             believes: vec![false; nodes],
             proposing: vec![false; nodes],
             stubborn: vec![false; nodes],

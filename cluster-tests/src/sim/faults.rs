@@ -60,6 +60,9 @@ pub enum Fault {
     Stall(u8, usize),
     /// A node applies nothing of what is agreed.
     Lag(u8),
+    /// A node applies nothing of what is agreed, and its datagrams are lost; what
+    /// it says to its standbys is not.
+    Muffled(u8),
     /// Nobody leads.
     NoLeader,
     /// A node believes that it leads, whoever else does.
@@ -113,6 +116,7 @@ impl fmt::Display for Fault {
             }
             Self::Stall(node, task) => write!(f, "task {task} of n{node} stands still"),
             Self::Lag(node) => write!(f, "n{node} applies nothing"),
+            Self::Muffled(node) => write!(f, "n{node} is heard by its standbys alone"),
             Self::NoLeader => f.write_str("nobody leads"),
             Self::SecondLeader(node) => write!(f, "n{node} believes that it leads"),
         }
@@ -373,6 +377,18 @@ impl Drawing<'_> {
     }
 
     fn of_agreement(&mut self) {
+        if self.random.chance(300) {
+            let node = self.node();
+            self.window(700, 7_000, Fault::Muffled(node));
+            // It may have been the leader, and not know better.
+            if self.random.chance(500)
+                && let Some(window) = self.windows.last().cloned()
+            {
+                let fault = Fault::SecondLeader(node);
+                self.windows.push(Window { fault, ..window });
+            }
+            return;
+        }
         let node = self.node();
         match self.random.below(3) {
             0 => self.window(200, 8_000, Fault::Lag(node)),

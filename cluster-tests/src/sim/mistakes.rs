@@ -8,6 +8,9 @@ use std::sync::Arc;
 
 use gateway::core::attachment::{Resumption, Step};
 use node::core::outbound::{Kind, Parcel};
+use node::core::pairs::{Batch, Echo};
+use node::core::record::Record;
+use node::core::replicas::Succession;
 use node::core::shard::Effect;
 use proto::channel::ChannelKey;
 use proto::id::{GatewayRef, Incarnation};
@@ -16,6 +19,7 @@ use proto::position::{Epoch, Position};
 use proto::publication::Publication;
 use proto::shard::ShardId;
 use proto::subject::Address;
+use proto::time::Timestamp;
 
 use super::worker::{Mail, Told, Worker};
 
@@ -45,11 +49,28 @@ pub enum Mistake {
     ForgottenKeys,
     /// A join does not reach back to the lowest cursor that waits.
     JoinFromNow,
+    /// An owner takes what it has sent to a standby for confirmed.
+    Unconfirmed,
+    /// An owner counts its pair lease from when the echo came.
+    LeaseFromReceipt,
+    /// A standby does not say that it is the owner now.
+    NoRefusal,
+    /// A standby that is made the owner does not wait for the lease that it has
+    /// given.
+    NoWait,
+    /// A standby is not told what gateways have published.
+    TablesNotCarried,
+    /// A standby is not sent the channels that were there before.
+    ChannelsNotSent,
+    /// An owner goes on without a standby before that is agreed.
+    DroppedAlone,
+    /// A leader gives shards away without waiting for leases.
+    LapseNotWaited,
 }
 
 impl Mistake {
     /// All of them.
-    pub const ALL: [Self; 11] = [
+    pub const ALL: [Self; 19] = [
         Self::NoTailBeat,
         Self::UnversionedInterest,
         Self::NoDigests,
@@ -61,6 +82,14 @@ impl Mistake {
         Self::RepairUnordered,
         Self::WindowUnattached,
         Self::JoinFromNow,
+        Self::Unconfirmed,
+        Self::LeaseFromReceipt,
+        Self::NoRefusal,
+        Self::NoWait,
+        Self::TablesNotCarried,
+        Self::ChannelsNotSent,
+        Self::DroppedAlone,
+        Self::LapseNotWaited,
     ];
 }
 
@@ -213,6 +242,45 @@ impl AtNode {
         }
     }
 
+    /// Whether it is this one.
+    pub fn is(&self, mistake: Mistake) -> bool {
+        self.mistake == Some(mistake)
+    }
+
+    /// Changes what an owner has sent.
+    pub fn batch(&self, batch: &mut Batch) {
+        if !self.is(Mistake::TablesNotCarried) && !self.is(Mistake::ChannelsNotSent) {
+            return;
+        }
+        for part in &mut batch.parts {
+            for record in &mut part.records {
+                let record = Arc::make_mut(record);
+                if self.is(Mistake::ChannelsNotSent) {
+                    if matches!(record, Record::Channel(_)) {
+                        *record = Record::Keys(Vec::new());
+                    }
+                    continue;
+                }
+                match record {
+                    Record::Begin(begin) => begin.tables.clear(),
+                    Record::Publish(performed) => {
+                        performed.from.id = "stranger".parse().expect("a valid id");
+                        performed.idempotency = None;
+                    }
+                    Record::Keys(keys) => keys.clear(),
+                    _ => {}
+                }
+            }
+        }
+    }
+
+    /// Changes an echo before its owner hears it.
+    pub fn echo(&self, now: Timestamp, echo: &mut Echo) {
+        if self.is(Mistake::LeaseFromReceipt) {
+            echo.sent_at = now.0;
+        }
+    }
+
     /// Whether a message of a node is sent.
     pub fn sends(&self, parcel: &Parcel) -> bool {
         let tail_beat = parcel.kind == Kind::Beat && matches!(parcel.to, Address::Gateway(_));
@@ -298,6 +366,14 @@ impl Windows {
         });
         Told::Follow(key, follow, None)
     }
+}
+
+/// A new owner serves at once.
+pub fn begin_at_once(succession: &mut Succession, now: Timestamp) {
+    if let Some(shard) = &mut succession.shard {
+        shard.succeed(now, succession.tenure.clone(), now);
+    }
+    succession.serves_from = now;
 }
 
 /// Changes a beat of a gateway.

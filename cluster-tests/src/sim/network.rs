@@ -79,6 +79,8 @@ pub struct Network {
     cuts: Vec<bool>,
     /// Of what nodes send to each other, lost: parts in a thousand.
     pub peer_loss: u32,
+    /// By node: its datagrams go nowhere.
+    pub muffled: Vec<bool>,
     /// No straggler comes later than this.
     stragglers_until: Moment,
 }
@@ -109,6 +111,7 @@ impl Network {
             lanes: vec![Moment(0); processes * processes * SUBJECTS],
             cuts: vec![false; nodes * nodes],
             peer_loss: 0,
+            muffled: vec![false; nodes],
             stragglers_until,
         }
     }
@@ -185,6 +188,7 @@ impl Network {
     /// When a datagram from one node to another arrives.
     pub fn datagram(&mut self, now: Moment, from: u8, to: u8) -> Option<Moment> {
         if self.cuts[usize::from(from) * self.nodes + usize::from(to)]
+            || self.muffled[usize::from(from)]
             || self.random.chance(self.peer_loss)
         {
             return None;

@@ -32,7 +32,7 @@ use proto::shard::{ShardId, ShardMap};
 use proto::time::Timestamp;
 
 use super::agreement::State;
-use super::mistakes::{AtNode, Mistake};
+use super::mistakes::{self, AtNode, Mistake};
 use super::trace::{Fact, Trace};
 use super::workload::{self, channel_of, order_of};
 
@@ -239,7 +239,7 @@ impl Node {
         }
         let mut effects = Vec::new();
         self.replicas.follow(now, Arc::clone(agreed), &mut effects);
-        self.obey_replicas(effects, trace, out);
+        self.obey_replicas(now, effects, trace, out);
         self.run(now, trace, out);
     }
 
@@ -317,10 +317,11 @@ impl Node {
         trace: &mut Trace,
         out: &mut Outgoing,
     ) {
-        let batch = pairs::decode(bytes).expect("nodes of one version understand each other");
+        let mut batch = pairs::decode(bytes).expect("nodes of one version understand each other");
+        self.mistake.batch(&mut batch);
         let mut effects = Vec::new();
         self.replicas.batch(now, batch, &mut effects);
-        self.obey_replicas(effects, trace, out);
+        self.obey_replicas(now, effects, trace, out);
     }
 
     /// Something has come from a standby.
@@ -331,7 +332,8 @@ impl Node {
         trace: &mut Trace,
         out: &mut Outgoing,
     ) {
-        let echo = pairs::decode(bytes).expect("nodes of one version understand each other");
+        let mut echo = pairs::decode(bytes).expect("nodes of one version understand each other");
+        self.mistake.echo(now, &mut echo);
         let mut effects = Vec::new();
         self.pairs.echo(now, echo, &mut effects);
         self.obey_pairs(effects, out);
@@ -343,6 +345,14 @@ impl Node {
     pub fn recruit(&mut self, shard: ShardId, node: NodeRef) {
         let worker = &mut self.workers[usize::from(shard.0) % WORKERS];
         worker.mail.push_back(vec![Input::Recruit { shard, node }]);
+    }
+
+    /// The shards of which it could act as the owner now.
+    pub fn acting(&self, now: Timestamp) -> Vec<ShardId> {
+        let awake = self.workers.iter();
+        let awake = awake.filter(|worker| !worker.stands && worker.agreed.is_none());
+        let acting = awake.flat_map(|worker| worker.shards.acting(now));
+        acting.map(|(shard, _)| shard).collect()
     }
 
     /// Shards that are served here and have no standby.
@@ -384,16 +394,23 @@ impl Node {
 
     fn obey_replicas(
         &mut self,
+        now: Timestamp,
         effects: Vec<replicas::Effect>,
         trace: &mut Trace,
         out: &mut Outgoing,
     ) {
         for effect in effects {
             match effect {
-                replicas::Effect::Echo(echo) => {
+                replicas::Effect::Echo(mut echo) => {
+                    if self.mistake.is(Mistake::NoRefusal) {
+                        echo.refused.clear();
+                    }
                     out.echoes.push((echo.to.clone(), pairs::encode(&echo)));
                 }
-                replicas::Effect::Begin(succession) => {
+                replicas::Effect::Begin(mut succession) => {
+                    if self.mistake.is(Mistake::NoWait) {
+                        mistakes::begin_at_once(&mut succession, now);
+                    }
                     inherit(self.number, &succession, trace);
                     let shard = succession.tenure.shard;
                     let worker = &mut self.workers[usize::from(shard.0) % WORKERS];
@@ -726,6 +743,23 @@ impl Node {
 }
 
 impl Node {
+    /// Takes for agreed what is only proposed, by mistake.
+    fn haste(&mut self, proposal: &Proposal) {
+        let shard = proposal.shard;
+        let worker = &mut self.workers[usize::from(shard.0) % WORKERS];
+        if self.mistake.is(Mistake::DroppedAlone) {
+            let mut agreed = Agreed::clone(&self.agreed);
+            if let Some(replicas) = agreed.shards.get_mut(usize::from(shard.0))
+                && !replicas.row.in_sync.is_empty()
+                && replicas.row.version == proposal.version
+            {
+                replicas.row.version += 1;
+                replicas.row.in_sync = proposal.in_sync.clone();
+                worker.mail.push_back(vec![Input::Agreed(Arc::new(agreed))]);
+            }
+        }
+    }
+
     /// Performs what is not for the egress.
     fn perform_beside(
         &mut self,
@@ -749,10 +783,22 @@ impl Node {
                     first,
                     records,
                 };
+                if self.mistake.is(Mistake::Unconfirmed) {
+                    let confirmed = pairs::Confirmation {
+                        shard,
+                        fence,
+                        fill,
+                        number: first + part.records.len() as u64 - 1,
+                    };
+                    let confirmed = pairs::Effect::Confirmed(to.clone(), confirmed);
+                    let worker = &mut self.workers[usize::from(shard.0) % WORKERS];
+                    worker.mail.push_back(vec![Input::Pair(confirmed)]);
+                }
                 self.pairs.push(now, to, part);
                 None
             }
             Effect::Propose(proposal) => {
+                self.haste(&proposal);
                 out.proposals.push(proposal);
                 None
             }
@@ -770,8 +816,9 @@ fn inherit(node: u8, succession: &Succession, trace: &mut Trace) {
         let Some(state) = shard.describe(&key) else {
             continue;
         };
+        let (offset, fence) = trace.head(state.position.epoch);
         let known = Position {
-            offset: trace.head(state.position.epoch),
+            offset,
             ..state.position
         };
         let Some((_, Missed::Publications(rest))) = shard.since(&key, Since::Delivered(known))
@@ -779,9 +826,9 @@ fn inherit(node: u8, succession: &Succession, trace: &mut Trace) {
             continue;
         };
         for publication in rest {
-            trace.add(Fact::Published {
+            trace.inherit(Fact::Published {
                 node,
-                fence: succession.tenure.fence.0,
+                fence,
                 channel,
                 position: Position {
                     offset: publication.offset,
@@ -797,15 +844,31 @@ fn inherit(node: u8, succession: &Succession, trace: &mut Trace) {
 fn tells(node: u8, effect: &Effect, trace: &mut Trace) -> bool {
     match effect {
         Effect::Deliver { entry, .. } => {
-            trace.add(Fact::Published {
+            let position = Position {
+                epoch: entry.epoch,
+                offset: entry.publication.offset,
+            };
+            if !trace.is_inherited(&position) {
+                trace.add(Fact::Published {
+                    node,
+                    fence: entry.fence.0,
+                    channel: channel_of(&entry.key),
+                    position,
+                    order: order_of(&entry.publication),
+                });
+            }
+            true
+        }
+        Effect::Reply {
+            reply: Reply::Joined {
+                result: Ok(joined), ..
+            },
+            ..
+        } => {
+            trace.add(Fact::Told {
                 node,
-                fence: entry.fence.0,
-                channel: channel_of(&entry.key),
-                position: Position {
-                    epoch: entry.epoch,
-                    offset: entry.publication.offset,
-                },
-                order: order_of(&entry.publication),
+                fence: joined.fence.0,
+                position: joined.position,
             });
             true
         }

@@ -1,7 +1,7 @@
 //! What happened in a world, as facts that invariants judge. Compact, without
 //! texts: a run has tens of thousands, and nearly all runs are thrown away.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::fmt;
 
 use proto::error::ErrorCode;
@@ -81,6 +81,13 @@ pub enum Fact {
         /// Which publish it was.
         order: Order,
     },
+    /// It is agreed that a shard begins anew, if the entry applies.
+    Afresh {
+        /// Which shard.
+        shard: u16,
+        /// Under which fence.
+        fence: u64,
+    },
     /// It is agreed that a shard begins anew, though a standby that runs has
     /// all of it.
     Forsaken {
@@ -88,6 +95,22 @@ pub enum Fact {
         shard: u16,
         /// The standby.
         standby: u8,
+    },
+    /// Two nodes could act as the owner of one shard at this moment.
+    TwoOwners {
+        /// Which shard.
+        shard: u16,
+        /// The nodes.
+        nodes: [u8; 2],
+    },
+    /// An owner has told a gateway where a channel stands.
+    Told {
+        /// Which node.
+        node: u8,
+        /// Under which fence.
+        fence: u64,
+        /// Where.
+        position: Position,
     },
     /// A publisher asks a gateway.
     Asked {
@@ -234,10 +257,14 @@ pub struct Entry {
 pub struct Trace {
     /// The entries.
     pub entries: Vec<Entry>,
+    /// Of each channel.
+    pub shards: Vec<u16>,
     /// What clients remember: where they stand, and where they stood before.
     cursors: HashMap<(Connection, Channel), [Position; 2]>,
     /// How far the publications of each epoch have come.
-    heads: HashMap<Epoch, Offset>,
+    heads: HashMap<Epoch, (Offset, u64)>,
+    /// What an owner told nobody, and the next one has: under which fence.
+    inherited: HashSet<Position>,
     now: Moment,
     step: u64,
 }
@@ -255,13 +282,32 @@ impl Trace {
     }
 
     /// The last publication of an epoch that anybody was told of.
-    pub fn head(&self, epoch: Epoch) -> Offset {
-        self.heads.get(&epoch).copied().unwrap_or(Offset::ZERO)
+    pub fn head(&self, epoch: Epoch) -> (Offset, u64) {
+        let known = self.heads.get(&epoch);
+        known.copied().unwrap_or((Offset::ZERO, 0))
+    }
+
+    /// A new owner has something that the one before it told nobody yet. That
+    /// one may still do so, while its lease lasts.
+    pub fn inherit(&mut self, fact: Fact) {
+        if let Fact::Published { position, .. } = &fact {
+            self.inherited.insert(*position);
+        }
+        self.add(fact);
+    }
+
+    /// Whether it is known already that this is there.
+    pub fn is_inherited(&self, position: &Position) -> bool {
+        self.inherited.contains(position)
     }
 
     fn remember(&mut self, fact: &Fact) {
-        if let Fact::Published { position, .. } = fact {
-            self.heads.insert(position.epoch, position.offset);
+        if let Fact::Published {
+            position, fence, ..
+        } = fact
+        {
+            let head = (position.offset, *fence);
+            self.heads.insert(position.epoch, head);
         }
         let (connection, channel, position) = match fact {
             Fact::Attached {
@@ -361,6 +407,24 @@ impl fmt::Display for Fact {
                 f,
                 "n{node} puts order {order} into channel {channel} at {position}, fence {fence}"
             ),
+            Self::TwoOwners { shard, nodes } => {
+                write!(
+                    f,
+                    "n{} and n{} both act for shard {shard}",
+                    nodes[0], nodes[1]
+                )
+            }
+            Self::Told {
+                node,
+                fence,
+                position,
+            } => write!(
+                f,
+                "n{node} says that it stands at {position}, fence {fence}"
+            ),
+            Self::Afresh { shard, fence } => {
+                write!(f, "shard {shard} begins anew under fence {fence}")
+            }
             Self::Forsaken { shard, standby } => {
                 write!(f, "shard {shard} begins anew without n{standby}")
             }

@@ -141,8 +141,8 @@ struct Proposal {
     commands: Vec<Command>,
     /// Who gets no lease until it is decided.
     withheld: BTreeSet<NodeRef>,
-    /// A plan of a leader; it makes no other meanwhile.
-    is_plan: bool,
+    /// A plan of a leader, in this term; it makes no other meanwhile.
+    plan: Option<u64>,
 }
 
 #[derive(Debug)]
@@ -247,6 +247,8 @@ pub struct World {
     founding: Founding,
     /// By gateway and channel: whether it and the owner say different things.
     differs: Vec<bool>,
+    /// Every so many shards one has no standby.
+    bare_every: Option<u16>,
     subscription_bound: usize,
     healing: Option<Moment>,
     is_whole: bool,
@@ -316,6 +318,7 @@ impl World {
                 expect: u16::from(options.nodes),
             },
             differs: vec![false; usize::from(options.gateways) * usize::from(CHANNELS)],
+            bare_every: random.chance(400).then_some(2),
             subscription_bound: SUBSCRIPTION,
             healing: None,
             is_whole: false,
@@ -328,6 +331,7 @@ impl World {
             slots,
             random,
         };
+        world.trace.shards = world.shards.iter().map(|shard| shard.0).collect();
         world.begin();
         world
     }

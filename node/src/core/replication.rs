@@ -363,18 +363,31 @@ impl Replication {
                 peer.outgoing = 0;
             }
         }
-        let serves = self.serves_from.is_none_or(|from| from <= now) && now < leases.node;
-        if serves {
+        if self.serves(now, leases) {
             effects.extend(self.propose(now, shard, fence));
         }
         let under = self.counting();
-        if serves && self.knows_all_in_sync() && leases.hold(now, &under) {
+        if self.acts_under(now, leases, &under) {
             self.release(shard, fence, under, effects);
         }
     }
 
+    /// Whether this node may act as the owner now.
+    pub fn acts(&self, now: Timestamp, leases: &Leases) -> bool {
+        self.acts_under(now, leases, &self.counting())
+    }
+
+    fn acts_under(&self, now: Timestamp, leases: &Leases, standbys: &[NodeRef]) -> bool {
+        self.serves(now, leases) && self.knows_all_in_sync() && leases.hold(now, standbys)
+    }
+
+    /// Whether no owner before it can have a lease, and this node has one.
+    fn serves(&self, now: Timestamp, leases: &Leases) -> bool {
+        self.serves_from.is_none_or(|from| from <= now) && now < leases.node
+    }
+
     /// The standbys that count.
-    fn counting(&mut self) -> Arc<[NodeRef]> {
+    fn counting(&self) -> Arc<[NodeRef]> {
         let counting = self.peers.iter().filter(|peer| peer.counts());
         let mut nodes = counting.map(|peer| &peer.node);
         if let Some(known) = &self.under

@@ -148,6 +148,15 @@ impl Shards {
         self.served.iter().map(|(id, shard)| (*id, shard))
     }
 
+    /// The shards of which this node may act as the owner now, and under which
+    /// fence.
+    pub fn acting(&self, now: Timestamp) -> impl Iterator<Item = (ShardId, Fence)> {
+        let acts = move |shard: &Shard| shard.replication().acts(now, &self.leases);
+        let served = self.served.iter();
+        let acting = served.filter(move |(_, shard)| acts(shard));
+        acting.map(|(id, shard)| (*id, shard.fence()))
+    }
+
     /// One channel, for those who look inside.
     pub fn describe(&self, key: &ChannelKey) -> Answer {
         let map = &self.agreed.map;

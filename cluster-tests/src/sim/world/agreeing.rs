@@ -4,13 +4,14 @@
 use std::collections::BTreeSet;
 use std::sync::Arc;
 
-use node::core::cluster::{Cluster, Command, How, Outcome, Registration, Replica};
+use node::core::cluster::{Cluster, Command, How, Outcome, Registration};
 use node::core::formation::{Succession, succession};
 use node::core::gossip::{News, Rumour};
 use node::core::placement;
 use proto::id::{Incarnation, NodeRef};
 
 use super::{Event, NODE_TICKERS, Program, Proposal, World};
+use crate::sim::mistakes::Mistake;
 use crate::sim::node as nodes;
 use crate::sim::node::Node;
 use crate::sim::trace::Fact;
@@ -46,6 +47,7 @@ impl World {
         if !able.is_empty() {
             let leader = *self.random.pick(&able);
             self.agreement.leader = Some(leader as u8);
+            self.agreement.term += 1;
             self.agreement.believes[leader] = true;
             self.elected(leader);
         }
@@ -78,6 +80,7 @@ impl World {
             None => vec![Command::Found(self.founding.clone())],
             Some(_) => {
                 let plan = self.plan(at, cluster);
+                self.judge_plan(at, cluster, &plan);
                 withheld = plan.withhold.clone();
                 plan.entries().map(Command::Assign).collect()
             }
@@ -97,7 +100,7 @@ impl World {
             life,
             commands,
             withheld,
-            is_plan: true,
+            plan: Some(self.agreement.term),
         };
         self.schedule(soon, Event::Commit(Box::new(proposal)));
     }
@@ -107,12 +110,36 @@ impl World {
         let Program::Node(node) = &self.slots[at].program else {
             return placement::Plan::default();
         };
-        let lapsed = |owner: &NodeRef, told| node.table.lapsed_unless_told(now, owner, told);
+        let in_haste = self.options.mistake == Some(Mistake::LapseNotWaited);
+        let lapsed =
+            |owner: &NodeRef, told| in_haste || node.table.lapsed_unless_told(now, owner, told);
         let seen = placement::Seen {
             dead: node.beats.dead(now, cluster),
             lapsed: &lapsed,
         };
         placement::plan(cluster, &seen)
+    }
+
+    /// Writes down whom a plan forsakes.
+    fn judge_plan(&mut self, at: usize, cluster: &Cluster, plan: &placement::Plan) {
+        let now = self.timestamp(at);
+        let Program::Node(node) = &self.slots[at].program else {
+            return;
+        };
+        for assignment in &plan.afresh {
+            let row = cluster.rows().get(usize::from(assignment.shard.0));
+            let Some(Some(row)) = row else {
+                continue;
+            };
+            let is_seen = |standby: &&NodeRef| !node.beats.is_dead(now, cluster, standby);
+            let passed_over = row.in_sync().find(is_seen);
+            if let Some(standby) = passed_over.and_then(|standby| self.place_of(standby)) {
+                self.trace.add(Fact::Forsaken {
+                    shard: assignment.shard.0,
+                    standby: standby as u8,
+                });
+            }
+        }
     }
 
     pub(super) fn commit(&mut self, proposal: Proposal) {
@@ -121,15 +148,18 @@ impl World {
             life,
             commands,
             withheld,
-            is_plan,
+            plan,
         } = proposal;
         if self.slots[by].life != life {
             return;
         }
-        if is_plan {
+        if plan.is_some() {
             self.agreement.proposing[by] = false;
         }
-        if self.has_majority(by) && !self.agreement.suspended {
+        let agreement = &self.agreement;
+        let in_term = agreement.leader == Some(by as u8) && plan == Some(agreement.term);
+        let may = self.has_majority(by) && !agreement.suspended;
+        if may && (withheld.is_empty() || in_term) {
             for command in commands {
                 self.decide(command);
             }
@@ -142,31 +172,17 @@ impl World {
         }
     }
 
-    /// Writes down what a plan forsakes.
+    /// Writes down what begins anew, if it is decided.
     fn judge_assignments(&mut self, command: &Command) {
         let Command::Assign(assignments) = command else {
             return;
         };
-        let cluster = Arc::clone(&self.agreement.last().cluster);
+        let fence = self.agreement.length() as u64 + 1;
         for assignment in assignments {
-            let row = cluster.rows().get(usize::from(assignment.shard.0));
-            let Some(Some(row)) = row else {
-                continue;
-            };
-            let is_under = assignment.under == Some(row.fence)
-                && assignment
-                    .version
-                    .is_none_or(|version| version == row.version);
-            if assignment.how != How::Afresh || !is_under {
-                continue;
-            }
-            let in_sync = row.standbys.iter();
-            let in_sync = in_sync.filter(|standby| standby.state == Replica::InSync);
-            let runs = in_sync.filter_map(|standby| self.place_of(&standby.node));
-            if let Some(standby) = runs.min() {
-                self.trace.add(Fact::Forsaken {
+            if assignment.how == How::Afresh {
+                self.trace.add(Fact::Afresh {
                     shard: assignment.shard.0,
-                    standby: standby as u8,
+                    fence,
                 });
             }
         }

@@ -1,11 +1,14 @@
 //! Beats between nodes, and leases from whoever leads, or believes to.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use node::core::lease::Grant;
 use proto::id::NodeRef;
+use proto::shard::ShardId;
 
 use super::{Event, Program, World};
+use crate::sim::trace::Fact;
 
 impl World {
     /// A node has begun to lead.
@@ -46,6 +49,26 @@ impl World {
             let soon = self.soon(500, 40_000);
             let life = self.slots[at].life;
             self.schedule(soon, Event::Round(at, life, read_index));
+        }
+    }
+
+    /// Looks whether two nodes could act as the owner of one shard.
+    pub(super) fn look_for_two_owners(&mut self) {
+        let mut acting: BTreeMap<ShardId, u8> = BTreeMap::new();
+        for at in 0..self.nodes() {
+            let now = self.timestamp(at);
+            let slot = &self.slots[at];
+            let (Program::Node(node), None) = (&slot.program, &slot.pause) else {
+                continue;
+            };
+            for shard in node.acting(now) {
+                if let Some(other) = acting.insert(shard, at as u8) {
+                    self.trace.add(Fact::TwoOwners {
+                        shard: shard.0,
+                        nodes: [other, at as u8],
+                    });
+                }
+            }
         }
     }
 

@@ -7,6 +7,7 @@ use bytes::Bytes;
 use node::core::cluster::{Command, Replica, ReplicaSet, Standby};
 use node::core::placement;
 use proto::id::NodeRef;
+use proto::shard::ShardId;
 
 use super::{Event, Program, Proposal, World};
 use crate::sim::clock::Moment;
@@ -117,7 +118,7 @@ impl World {
             life: self.slots[at].life,
             commands: vec![Command::Replicas(sets)],
             withheld: BTreeSet::new(),
-            is_plan: false,
+            plan: None,
         };
         let soon = self.soon(500, at_most);
         self.schedule(soon, Event::Commit(Box::new(proposal)));
@@ -226,7 +227,9 @@ impl World {
         };
         let cluster = &self.agreement.state(applied).cluster;
         let standbys = placement::standbys(cluster, &BTreeSet::new());
-        let shards = node.unprotected();
+        let is_bare = |shard: &ShardId| self.bare_every.is_some_and(|n| shard.0 % n == 0);
+        let mut shards = node.unprotected();
+        shards.retain(|shard| !is_bare(shard));
         if let Program::Node(node) = &mut self.slots[at].program {
             for shard in shards {
                 if let Some(standby) = standbys.get(&shard) {

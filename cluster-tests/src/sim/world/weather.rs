@@ -79,6 +79,7 @@ impl World {
         let nodes = self.options.nodes;
         self.network.lines.fill_with(Default::default);
         self.network.peer_loss = 0;
+        self.network.muffled.fill(false);
         self.subscription_bound = SUBSCRIPTION;
         for from in 0..nodes {
             for to in 0..nodes {
@@ -124,6 +125,10 @@ impl World {
                 }
                 Fault::PeerCut(from, to) if from != to => self.network.cut(from, to, true),
                 Fault::Lag(node) => lags[usize::from(node)] = true,
+                Fault::Muffled(node) => {
+                    lags[usize::from(node)] = true;
+                    self.network.muffled[usize::from(node)] = true;
+                }
                 Fault::NoLeader => suspended = true,
                 Fault::SecondLeader(node) => stubborn[usize::from(node)] = true,
                 Fault::PeerCut(..)
