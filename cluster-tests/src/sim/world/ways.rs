@@ -227,7 +227,7 @@ impl World {
         };
         let cluster = &self.agreement.state(applied).cluster;
         let standbys = placement::standbys(cluster, &BTreeSet::new());
-        let is_bare = |shard: &ShardId| self.bare_every.is_some_and(|n| shard.0 % n == 0);
+        let is_bare = |shard: &ShardId| self.bare_every.is_some_and(|n| shard.0.is_multiple_of(n));
         let mut shards = node.unprotected();
         shards.retain(|shard| !is_bare(shard));
         if let Program::Node(node) = &mut self.slots[at].program {
