@@ -16,6 +16,18 @@
 //! map; a [`shard::Shard`] is the only place where channels change. Effects come
 //! out in the order in which they must be performed: a publication is handed to
 //! the links before its publisher hears of it, and the driver keeps that order.
+//!
+//! Standbys, whose shells are not built yet:
+//!
+//! ```text
+//!   owner                                              standby
+//!   Shard ── Replication ──▶ Pairs ══ batches ══▶ Replicas ── Shard::replay
+//!      ▲       holds back      │  ◀═══ echoes ═══     │
+//!      └── confirmed, leases ──┘                      └─▶ Begin: it is the owner now
+//! ```
+//!
+//! [`lease`] says who may serve, [`detection`] who is dead, [`placement`] what
+//! the leader decides of it.
 
 pub mod accord;
 pub mod agreed;
