@@ -51,8 +51,6 @@ const PROBING: Duration = Duration::from_secs(1);
 const RUNNING: Duration = Duration::from_secs(15);
 /// How often what nobody tells is looked at.
 const SAMPLE: Duration = Duration::from_millis(250);
-/// How often it is looked whether a shard has two owners.
-const LOOK: Duration = Duration::from_millis(50);
 /// Steps of a world that goes round in circles.
 const STEPS_MAX: u64 = 3_000_000;
 /// Messages that a subscription holds, as in the bus.
@@ -92,7 +90,6 @@ enum Event {
     Again(Order),
     Begin(usize),
     End(usize),
-    Look,
     Sample,
     Heal,
     Settle,
@@ -400,7 +397,6 @@ impl World {
         }
         self.schedule(Moment(0), Event::Election);
         self.schedule(Moment::ms(1_000), Event::Publish);
-        self.schedule(Moment::ms(1_000), Event::Look);
         self.schedule(Moment::ms(1_000), Event::Sample);
         self.schedule(FAULTS_END + Duration::from_micros(1), Event::Heal);
     }
@@ -465,11 +461,6 @@ impl World {
             Event::Again(first) => self.publish_again(first),
             Event::Begin(window) => self.fault(window, true),
             Event::End(window) => self.fault(window, false),
-            Event::Look => {
-                self.look_for_two_owners();
-                let next = self.now + LOOK;
-                self.schedule(next, Event::Look);
-            }
             Event::Sample => self.sample(),
             Event::Heal => {
                 self.healing = Some(self.now);

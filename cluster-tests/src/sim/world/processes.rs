@@ -222,6 +222,7 @@ impl World {
             Process::Node(_) => {
                 self.perform_node(at);
                 if ticker == Ticker::Pairs {
+                    self.look_for_two_owners();
                     self.make_ways(at);
                 }
                 if ticker == Ticker::Tell {
