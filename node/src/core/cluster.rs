@@ -5,7 +5,7 @@
 //! orders things: the index of a registration is the node's incarnation, the
 //! index at which a shard got its owner is its fence, and the index of the last
 //! such entry is the version of the map. What there is of a shard, and how
-//! entries change it, is in [`rows`].
+//! entries change it, is in `rows`.
 
 mod rows;
 
