@@ -204,11 +204,7 @@ fn hand_to_links(bencher: Bencher<'_, '_>, gateways: u64) {
     bencher.counter(ItemsCount::new(gateways)).bench_local(|| {
         now += 1;
         parcels.clear();
-        outbound.send(
-            Timestamp(now),
-            [vec![deliver.clone()]].into_iter(),
-            &mut parcels,
-        );
+        outbound.send(Timestamp(now), [deliver.clone()].into_iter(), &mut parcels);
         parcels.len()
     });
 }

@@ -58,7 +58,7 @@ pub(crate) async fn run(
                 if count == 0 {
                     return;
                 }
-                outbound.send(Timestamp::now(), round.drain(..), &mut parcels);
+                outbound.send(Timestamp::now(), round.drain(..).flatten(), &mut parcels);
             }
         }
         for parcel in parcels.drain(..) {

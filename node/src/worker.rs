@@ -126,12 +126,12 @@ impl Worker {
         for input in inputs {
             self.shards.handle(now, input, &mut effects);
         }
-        effects.retain(|effect| self.count(effect));
+        effects.retain_mut(|effect| self.count(effect));
         effects
     }
 
     /// Counts an effect, and says whether there is more to it.
-    fn count(&mut self, effect: &Effect) -> bool {
+    fn count(&mut self, effect: &mut Effect) -> bool {
         match effect {
             Effect::Deliver { to, entry } => {
                 if let Some(metrics) = self.by_shard.get(&entry.shard) {
@@ -141,10 +141,11 @@ impl Worker {
                 }
                 true
             }
-            Effect::Reply { .. }
-            | Effect::Forget(_)
-            | Effect::Repair { .. }
-            | Effect::Under { .. } => true,
+            Effect::Reply { .. } | Effect::Forget(_) | Effect::Repair { .. } => true,
+            Effect::Under(leased) => {
+                leased.effects.retain_mut(|effect| self.count(effect));
+                true
+            }
             Effect::Replicate { .. } | Effect::Propose(_) => false,
             Effect::Healed => {
                 self.metrics.interest_healed.inc();

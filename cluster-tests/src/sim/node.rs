@@ -1,6 +1,8 @@
 //! A node: its cores, driven as `node/src/{ingress,worker,egress,gossip}.rs`
 //! drive them, task by task. A task that stands still lets its mail pile up.
 
+mod standing_by;
+
 use std::collections::{BTreeMap, VecDeque};
 use std::mem;
 use std::sync::Arc;
@@ -11,11 +13,11 @@ use node::core::cluster::Cluster;
 use node::core::detection::Beats;
 use node::core::gateways::{self, Gateways};
 use node::core::gossip::{self, Gossip, News, Rumours};
-use node::core::lease::{Grant, LeaseTable, NodeLease, RENEW_PACE};
+use node::core::lease::{LeaseTable, NodeLease};
 use node::core::neighbours::{self, Neighbours};
 use node::core::outbound::{self, Outbound, Parcel};
-use node::core::pairs::{self, Pairs};
-use node::core::replicas::{self, Replicas, Succession};
+use node::core::pairs::Pairs;
+use node::core::replicas::Replicas;
 use node::core::replication::Leases;
 use node::core::routing::{Route, route};
 use node::core::shard::{Effect, Proposal};
@@ -24,7 +26,7 @@ use proto::channel::ChannelKey;
 use proto::codec;
 use proto::id::{GatewayRef, NodeRef};
 use proto::message::{
-    Answer, ChannelState, GatewayBeat, Message, Missed, NodeBeat, Reply, Request, Requests, Since,
+    Answer, ChannelState, GatewayBeat, Message, NodeBeat, Reply, Request, Requests,
 };
 use proto::namespace::Namespaces;
 use proto::position::Position;
@@ -32,9 +34,9 @@ use proto::shard::{ShardId, ShardMap};
 use proto::time::Timestamp;
 
 use super::agreement::State;
-use super::mistakes::{self, AtNode, Mistake};
+use super::mistakes::{AtNode, Mistake};
 use super::trace::{Fact, Trace};
-use super::workload::{self, channel_of, order_of};
+use super::workload::{channel_of, order_of};
 
 /// Tasks that drive shards.
 const WORKERS: usize = 2;
@@ -243,183 +245,6 @@ impl Node {
         self.run(now, trace, out);
     }
 
-    /// Time for a beat to standbys, and for leases.
-    pub fn tick_pairs(&mut self, now: Timestamp, trace: &mut Trace, out: &mut Outgoing) {
-        let mut effects = Vec::new();
-        self.pairs.tick(now, &mut effects);
-        self.obey_pairs(effects, out);
-        self.tell_leases();
-        self.run(now, trace, out);
-    }
-
-    /// Time to look who is there, and to ask for a lease: the number of the
-    /// renewal.
-    pub fn tick_membership(&mut self, now: Timestamp, cluster: &Cluster) -> Option<u64> {
-        self.beats.observe(now, cluster);
-        self.table.tidy(now, cluster);
-        let is_soon = self.renewed_at.is_some_and(|at| now.since(at) < RENEW_PACE);
-        if is_soon {
-            return None;
-        }
-        self.renewed_at = Some(now);
-        Some(self.lease.renew(now))
-    }
-
-    /// The leader has granted a renewal.
-    pub fn granted(
-        &mut self,
-        now: Timestamp,
-        grant: &Grant,
-        trace: &mut Trace,
-        out: &mut Outgoing,
-    ) {
-        self.lease.granted(grant.renewal, grant.applied);
-        self.tell_leases();
-        self.run(now, trace, out);
-    }
-
-    /// What this node may do as an owner.
-    fn leases(&self) -> Leases {
-        Leases {
-            node: self.lease.until(self.applied).unwrap_or(Timestamp(0)),
-            pairs: self.pairs.leases(),
-        }
-    }
-
-    /// To whom there should be a way.
-    pub fn standbys(&self) -> Vec<NodeRef> {
-        self.pairs.standbys().cloned().collect()
-    }
-
-    /// There is a way to a standby.
-    pub fn opened(&mut self, now: Timestamp, to: &NodeRef, trace: &mut Trace, out: &mut Outgoing) {
-        let mut effects = Vec::new();
-        self.pairs.opened(now, to, &mut effects);
-        self.obey_pairs(effects, out);
-        self.run(now, trace, out);
-    }
-
-    /// A way to a standby has broken.
-    pub fn closed(&mut self, to: &NodeRef) {
-        self.pairs.closed(to);
-    }
-
-    /// An owner has made a way to this node.
-    pub fn welcomed(&mut self, from: &NodeRef) {
-        self.replicas.opened(from);
-    }
-
-    /// Something has come from an owner.
-    pub fn hear_batch(
-        &mut self,
-        now: Timestamp,
-        bytes: &[u8],
-        trace: &mut Trace,
-        out: &mut Outgoing,
-    ) {
-        let mut batch = pairs::decode(bytes).expect("nodes of one version understand each other");
-        self.mistake.batch(&mut batch);
-        let mut effects = Vec::new();
-        self.replicas.batch(now, batch, &mut effects);
-        self.obey_replicas(now, effects, trace, out);
-    }
-
-    /// Something has come from a standby.
-    pub fn hear_echo(
-        &mut self,
-        now: Timestamp,
-        bytes: &[u8],
-        trace: &mut Trace,
-        out: &mut Outgoing,
-    ) {
-        let mut echo = pairs::decode(bytes).expect("nodes of one version understand each other");
-        self.mistake.echo(now, &mut echo);
-        let mut effects = Vec::new();
-        self.pairs.echo(now, echo, &mut effects);
-        self.obey_pairs(effects, out);
-        self.tell_leases();
-        self.run(now, trace, out);
-    }
-
-    /// A node is to stand by for a shard of this one.
-    pub fn recruit(&mut self, shard: ShardId, node: NodeRef) {
-        let worker = &mut self.workers[usize::from(shard.0) % WORKERS];
-        worker.mail.push_back(vec![Input::Recruit { shard, node }]);
-    }
-
-    /// The shards of which it could act as the owner now.
-    pub fn acting(&self, now: Timestamp) -> Vec<ShardId> {
-        let awake = self.workers.iter();
-        let awake = awake.filter(|worker| !worker.stands && worker.agreed.is_none());
-        let acting = awake.flat_map(|worker| worker.shards.acting(now));
-        acting.map(|(shard, _)| shard).collect()
-    }
-
-    /// Shards that are served here and have no standby.
-    pub fn unprotected(&self) -> Vec<ShardId> {
-        let served = self.workers.iter().flat_map(|w| w.shards.served());
-        served
-            .filter(|(_, shard)| !shard.replication().is_replicated())
-            .map(|(id, _)| id)
-            .collect()
-    }
-
-    fn tell_leases(&mut self) {
-        let leases = self.leases();
-        for worker in &mut self.workers {
-            worker.mail.push_back(vec![Input::Leases(leases.clone())]);
-        }
-    }
-
-    fn obey_pairs(&mut self, effects: Vec<pairs::Effect>, out: &mut Outgoing) {
-        for effect in effects {
-            let shard = match &effect {
-                pairs::Effect::Send(batch) => {
-                    out.batches.push((batch.to.clone(), pairs::encode(batch)));
-                    continue;
-                }
-                pairs::Effect::Confirmed(_, confirmed) => confirmed.shard,
-                pairs::Effect::Refused(shard, _) | pairs::Effect::Lost(_, shard, _) => *shard,
-                pairs::Effect::Reopened(_) | pairs::Effect::Ended(_) => {
-                    for worker in &mut self.workers {
-                        worker.mail.push_back(vec![Input::Pair(effect.clone())]);
-                    }
-                    continue;
-                }
-            };
-            let worker = &mut self.workers[usize::from(shard.0) % WORKERS];
-            worker.mail.push_back(vec![Input::Pair(effect)]);
-        }
-    }
-
-    fn obey_replicas(
-        &mut self,
-        now: Timestamp,
-        effects: Vec<replicas::Effect>,
-        trace: &mut Trace,
-        out: &mut Outgoing,
-    ) {
-        for effect in effects {
-            match effect {
-                replicas::Effect::Echo(mut echo) => {
-                    if self.mistake.is(Mistake::NoRefusal) {
-                        echo.refused.clear();
-                    }
-                    out.echoes.push((echo.to.clone(), pairs::encode(&echo)));
-                }
-                replicas::Effect::Begin(mut succession) => {
-                    if self.mistake.is(Mistake::NoWait) {
-                        mistakes::begin_at_once(&mut succession, now);
-                    }
-                    inherit(self.number, &succession, trace);
-                    let shard = succession.tenure.shard;
-                    let worker = &mut self.workers[usize::from(shard.0) % WORKERS];
-                    worker.mail.push_back(vec![Input::Begin(succession)]);
-                }
-            }
-        }
-    }
-
     /// A message has come from the bus.
     pub fn hear(
         &mut self,
@@ -520,7 +345,7 @@ impl Node {
         }
         while !self.effects.is_empty() {
             let round = self.effects.len().min(ROUND);
-            let effects = self.effects.drain(..round);
+            let effects = self.effects.drain(..round).flatten();
             self.outbound.send(now, effects, &mut out.parcels);
         }
         self.check(out);
@@ -717,12 +542,11 @@ impl Node {
         loop {
             if !effects.is_empty() {
                 let mut round = Vec::new();
-                for mut effect in effects.drain(..) {
-                    self.mistake.effect(&mut effect);
-                    let Some(effect) = self.perform_beside(now, effect, out) else {
+                for effect in effects.drain(..) {
+                    let Some(mut effect) = self.perform_beside(now, effect, out) else {
                         continue;
                     };
-                    if tells(self.number, &effect, trace) {
+                    if self.tells(&mut effect, trace) {
                         round.push(effect);
                     }
                 }
@@ -740,153 +564,61 @@ impl Node {
         }
         self.buffer = effects;
     }
-}
 
-impl Node {
-    /// Takes for agreed what is only proposed, by mistake.
-    fn haste(&mut self, proposal: &Proposal) {
-        let shard = proposal.shard;
-        let worker = &mut self.workers[usize::from(shard.0) % WORKERS];
-        if self.mistake.is(Mistake::DroppedAlone) {
-            let mut agreed = Agreed::clone(&self.agreed);
-            if let Some(replicas) = agreed.shards.get_mut(usize::from(shard.0))
-                && !replicas.row.in_sync.is_empty()
-                && replicas.row.version == proposal.version
-            {
-                replicas.row.version += 1;
-                replicas.row.in_sync = proposal.in_sync.clone();
-                worker.mail.push_back(vec![Input::Agreed(Arc::new(agreed))]);
-            }
-        }
-    }
-
-    /// Performs what is not for the egress.
-    fn perform_beside(
-        &mut self,
-        now: Timestamp,
-        effect: Effect,
-        out: &mut Outgoing,
-    ) -> Option<Effect> {
+    /// Writes down what an effect says, and whether it is to be sent.
+    fn tells(&mut self, effect: &mut Effect, trace: &mut Trace) -> bool {
+        let node = self.number;
+        self.mistake.effect(effect);
         match effect {
-            Effect::Replicate {
-                to,
-                shard,
-                fence,
-                fill,
-                first,
-                records,
-            } => {
-                let part = pairs::Part {
-                    shard,
-                    fence,
-                    fill,
-                    first,
-                    records,
+            Effect::Deliver { entry, .. } => {
+                let position = Position {
+                    epoch: entry.epoch,
+                    offset: entry.publication.offset,
                 };
-                if self.mistake.is(Mistake::Unconfirmed) {
-                    let confirmed = pairs::Confirmation {
-                        shard,
-                        fence,
-                        fill,
-                        number: first + part.records.len() as u64 - 1,
-                    };
-                    let confirmed = pairs::Effect::Confirmed(to.clone(), confirmed);
-                    let worker = &mut self.workers[usize::from(shard.0) % WORKERS];
-                    worker.mail.push_back(vec![Input::Pair(confirmed)]);
+                if !trace.is_inherited(&position) {
+                    trace.add(Fact::Published {
+                        node,
+                        fence: entry.fence.0,
+                        channel: channel_of(&entry.key),
+                        position,
+                        order: order_of(&entry.publication),
+                    });
                 }
-                self.pairs.push(now, to, part);
-                None
+                true
             }
-            Effect::Propose(proposal) => {
-                self.haste(&proposal);
-                out.proposals.push(proposal);
-                None
-            }
-            effect => Some(effect),
-        }
-    }
-}
-
-/// Writes down what a new owner has that the one before it told nobody.
-fn inherit(node: u8, succession: &Succession, trace: &mut Trace) {
-    let Some(shard) = &succession.shard else {
-        return;
-    };
-    for (channel, key) in (0..).zip(workload::channels()) {
-        let Some(state) = shard.describe(&key) else {
-            continue;
-        };
-        let (offset, fence) = trace.head(state.position.epoch);
-        let known = Position {
-            offset,
-            ..state.position
-        };
-        let Some((_, Missed::Publications(rest))) = shard.since(&key, Since::Delivered(known))
-        else {
-            continue;
-        };
-        for publication in rest {
-            trace.inherit(Fact::Published {
-                node,
-                fence,
-                channel,
-                position: Position {
-                    offset: publication.offset,
-                    ..known
+            Effect::Reply {
+                reply: Reply::Joined {
+                    result: Ok(joined), ..
                 },
-                order: order_of(&publication),
-            });
-        }
-    }
-}
-
-/// Writes down what an effect says, and whether it is to be sent.
-fn tells(node: u8, effect: &Effect, trace: &mut Trace) -> bool {
-    match effect {
-        Effect::Deliver { entry, .. } => {
-            let position = Position {
-                epoch: entry.epoch,
-                offset: entry.publication.offset,
-            };
-            if !trace.is_inherited(&position) {
-                trace.add(Fact::Published {
+                ..
+            } => {
+                trace.add(Fact::Told {
                     node,
-                    fence: entry.fence.0,
-                    channel: channel_of(&entry.key),
-                    position,
-                    order: order_of(&entry.publication),
+                    fence: joined.fence.0,
+                    position: joined.position,
                 });
+                true
             }
-            true
+            Effect::Under(leased) => {
+                leased
+                    .effects
+                    .retain_mut(|effect| self.tells(effect, trace));
+                true
+            }
+            Effect::Reply { .. } | Effect::Forget(_) | Effect::Repair { .. } => true,
+            Effect::Replicate { .. } | Effect::Propose(_) => false,
+            Effect::Started(shard) | Effect::Stopped(shard) => {
+                trace.add(Fact::Serves {
+                    node,
+                    shard: shard.0,
+                    begins: matches!(effect, Effect::Started(_)),
+                });
+                true
+            }
+            Effect::Healed | Effect::Repeated | Effect::KeyRefused { .. } => false,
+            // Every process here has a map of this cluster.
+            Effect::Unroutable => panic!("n{node} was asked for a shard that does not exist"),
         }
-        Effect::Reply {
-            reply: Reply::Joined {
-                result: Ok(joined), ..
-            },
-            ..
-        } => {
-            trace.add(Fact::Told {
-                node,
-                fence: joined.fence.0,
-                position: joined.position,
-            });
-            true
-        }
-        Effect::Reply { .. } | Effect::Forget(_) | Effect::Repair { .. } | Effect::Under { .. } => {
-            true
-        }
-        Effect::Replicate { .. } | Effect::Propose(_) => false,
-        Effect::Started(shard) | Effect::Stopped(shard) => {
-            trace.add(Fact::Serves {
-                node,
-                shard: shard.0,
-                begins: matches!(effect, Effect::Started(_)),
-            });
-            true
-        }
-        Effect::Healed | Effect::Repeated | Effect::KeyRefused { .. } => false,
-        // Every process here has a map of this cluster.
-        Effect::Unroutable => panic!("n{node} was asked for a shard that does not exist"),
     }
 }
 

@@ -43,14 +43,10 @@ impl Agreed {
             let Some(row) = row else {
                 return Replicas::default();
             };
-            let in_sync = row.standbys.iter().filter(|standby| {
-                let state = standby.state;
-                state == cluster::Replica::InSync
-            });
             Replicas {
                 row: Row {
                     version: row.version,
-                    in_sync: in_sync.map(|standby| standby.node.clone()).collect(),
+                    in_sync: row.in_sync().cloned().collect(),
                     has_earlier: !row.earlier.is_empty(),
                 },
                 promoted: row.promoted,

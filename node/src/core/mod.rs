@@ -55,3 +55,4 @@ pub mod routing;
 pub mod shard;
 pub mod shards;
 pub mod tombstones;
+pub mod wire;

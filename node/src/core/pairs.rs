@@ -10,11 +10,9 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
-use bytes::Bytes;
 use proto::id::NodeRef;
 use proto::shard::{Fence, ShardId};
 use proto::time::Timestamp;
-use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
 use super::lease::{PAIR_BEAT, PairLease};
@@ -77,27 +75,6 @@ pub struct Confirmation {
     pub fill: u64,
     /// It has everything up to this number.
     pub number: u64,
-}
-
-/// The version of what goes between nodes.
-const WIRE_VERSION: u8 = 1;
-
-/// Bytes of a [`Batch`] or an [`Echo`].
-pub fn encode(message: &impl Serialize) -> Bytes {
-    let mut bytes = vec![WIRE_VERSION];
-    rmp_serde::encode::write(&mut bytes, message).expect("our types always encode into memory");
-    bytes.into()
-}
-
-/// A [`Batch`] or an [`Echo`] that came from outside. `Err`: what is wrong.
-pub fn decode<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, String> {
-    match bytes.split_first() {
-        Some((&WIRE_VERSION, body)) => {
-            rmp_serde::from_slice(body).map_err(|error| format!("not understood: {error}"))
-        }
-        Some((version, _)) => Err(format!("version {version}, not {WIRE_VERSION}")),
-        None => Err("nothing".into()),
-    }
 }
 
 /// What is to be done.

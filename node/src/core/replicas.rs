@@ -12,6 +12,7 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::time::Duration;
 
 use proto::id::NodeRef;
 use proto::namespace::Namespaces;
@@ -23,6 +24,9 @@ use super::lease::may_serve_from;
 use super::pairs::{Batch, Confirmation, Echo, Part};
 use super::record::Record;
 use super::shard::{Shard, Tenure};
+
+/// After how long without an echo an owner is forgotten: long after any lease.
+const FORGET: Duration = Duration::from_secs(60);
 
 /// What is to be done.
 #[derive(Debug)]
@@ -162,12 +166,21 @@ impl Replicas {
         for replica in self.replicas.values_mut() {
             replica.shard.age(now);
         }
+        // Lives of nodes end, and none of them is heard of again.
+        let is_recent = |at: Timestamp| now.since(at) < FORGET;
+        self.owners
+            .retain(|_, owner| owner.echoed.is_some_and(is_recent));
     }
 
     /// What is held, and whose it is.
     pub fn held(&self) -> impl Iterator<Item = (ShardId, &NodeRef, Fence)> {
         let held = self.replicas.iter();
         held.map(|(id, replica)| (*id, &replica.owner, replica.fence))
+    }
+
+    /// How many owners are remembered.
+    pub fn owners(&self) -> usize {
+        self.owners.len()
     }
 
     /// What this owner has not been told on this way: which shards somebody
@@ -234,8 +247,8 @@ impl Replicas {
         if (replica.fence, replica.fill) != (fence, fill) {
             return;
         }
-        for (number, record) in (first..).zip(records) {
-            if number == replica.received + 1 {
+        for (number, record) in (first..=u64::MAX).zip(records) {
+            if replica.received.checked_add(1) == Some(number) {
                 let record = Arc::unwrap_or_clone(record);
                 replica.shard.replay(now, record);
                 replica.received = number;

@@ -33,8 +33,9 @@ use proto::shard::{Fence, ShardId};
 use proto::time::Timestamp;
 
 use super::lease::PairLease;
+use super::pairs::Part;
 use super::record::{ChannelPiece, Record};
-use super::shard::{Effect, Proposal};
+use super::shard::{Effect, Leased, Proposal};
 
 /// Standbys of one shard at most: two while it moves.
 pub const STANDBYS_MAX: usize = 2;
@@ -354,11 +355,13 @@ impl Replication {
                 let records = peer.unconfirmed.range(begin..).cloned().collect();
                 effects.push(Effect::Replicate {
                     to: peer.node.clone(),
-                    shard,
-                    fence,
-                    fill: peer.fill,
-                    first: peer.sent - peer.outgoing as u64 + 1,
-                    records,
+                    part: Part {
+                        shard,
+                        fence,
+                        fill: peer.fill,
+                        first: peer.sent - peer.outgoing as u64 + 1,
+                        records,
+                    },
                 });
                 peer.outgoing = 0;
             }
@@ -412,35 +415,30 @@ impl Replication {
         &mut self,
         shard: ShardId,
         fence: Fence,
-        under: Arc<[NodeRef]>,
+        standbys: Arc<[NodeRef]>,
         effects: &mut Vec<Effect>,
     ) {
         let confirmed = self.made - self.lag();
-        let is_due = |(made, _): &mut (u64, Effect)| *made <= confirmed;
-        let counting = under.len();
+        let due = self.held.partition_point(|(made, _)| *made <= confirmed);
         // Also when nothing is to be performed: what was released before may
         // still wait for the lease of a standby that has gone.
-        let changed = self.under.as_ref() != Some(&under);
-        if changed
-            || self
-                .held
-                .front()
-                .is_some_and(|(made, _)| *made <= confirmed)
-        {
-            self.under = Some(Arc::clone(&under));
-            let standbys = under;
-            effects.push(Effect::Under {
-                shard,
-                fence,
-                standbys,
-            });
+        if due == 0 && self.under.as_ref() == Some(&standbys) {
+            return;
         }
-        while let Some((_, mut effect)) = self.held.pop_front_if(is_due) {
+        self.under = Some(Arc::clone(&standbys));
+        let copies = 1 + standbys.len() as u8;
+        let released = self.held.drain(..due).map(|(_, mut effect)| {
             if let Effect::Reply { reply, .. } = &mut effect {
-                count_copies(reply, 1 + counting as u8);
+                count_copies(reply, copies);
             }
-            effects.push(effect);
-        }
+            effect
+        });
+        effects.push(Effect::Under(Leased {
+            shard,
+            fence,
+            standbys,
+            effects: released.collect(),
+        }));
     }
 
     /// Who should be known as in sync.

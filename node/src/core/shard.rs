@@ -1,5 +1,5 @@
 //! One shard: the only place where its channels change. What gateways follow is
-//! in `following`.
+//! in `following`, what they publish in `publishing`.
 //!
 //! Its **repair log** is the last ten seconds of publications of all its
 //! channels, whatever their namespaces keep: the publications are in the
@@ -11,6 +11,7 @@
 //! on. A standby has a shard too, and changes it by [`Shard::replay`] alone.
 
 mod following;
+mod publishing;
 mod replaying;
 
 use std::collections::{HashMap, VecDeque};
@@ -20,22 +21,21 @@ use std::time::Duration;
 use proto::channel::ChannelKey;
 use proto::id::{ClusterUuid, GatewayId, GatewayRef, NodeRef};
 use proto::message::{
-    ChannelState, Entry, Idempotency, InterestDigest, Missed, Publish, PublishResult, Published,
-    Refusal, Repair, Reply, Request, Sequenced, Since,
+    ChannelState, Entry, InterestDigest, Missed, Published, Refusal, Repair, Reply, Request, Since,
 };
 use proto::namespace::Namespaces;
 use proto::position::{Epoch, Position};
-use proto::publication::Publication;
 use proto::recent::Recent;
 use proto::shard::{Fence, ShardId};
 use proto::time::{Timers, Timestamp};
 
 use super::accord::Accord;
 use super::channel::Channel;
-use super::idempotency::{self, Keys};
+use super::idempotency::Keys;
 use super::interest::Recipients;
-use super::publish_table::{Admission, PublishTable};
-use super::record::{Performed, Record};
+use super::pairs::Part;
+use super::publish_table::PublishTable;
+use super::record::Record;
 use super::replication::{Leases, Replication, Row};
 use super::tombstones::Tombstones;
 
@@ -125,30 +125,14 @@ pub enum Effect {
     Replicate {
         /// Which one.
         to: NodeRef,
-        /// The shard.
-        shard: ShardId,
-        /// Under which this node owns it.
-        fence: Fence,
-        /// Which recruitment of a standby it is; each has numbers of its own.
-        fill: u64,
-        /// The number of the first record.
-        first: u64,
-        /// The records.
-        records: Vec<Arc<Record>>,
+        /// The changes.
+        part: Part,
     },
     /// Have it agreed who has all of a shard, besides its owner.
     Propose(Proposal),
-    /// What follows, up to the next of these or the end of the batch, is of this
-    /// shard, and may be performed only while the leases of this node and of
-    /// these standbys hold.
-    Under {
-        /// The shard.
-        shard: ShardId,
-        /// Under which this node owns it.
-        fence: Fence,
-        /// Those who must have let it.
-        standbys: Arc<[NodeRef]>,
-    },
+    /// Perform these, in this order, but only while the leases hold. Comes
+    /// without any when other leases are needed than before.
+    Under(Leased),
     /// Count: a restatement has ended a difference.
     Healed,
     /// Count: a publish was repeated with its idempotency key, and got the first
@@ -167,6 +151,19 @@ pub enum Effect {
     /// Count: a request of a shard that does not exist. Its sender has no map
     /// of this cluster.
     Unroutable,
+}
+
+/// What an owner has decided, and may do only as long as it is the owner.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Leased {
+    /// The shard.
+    pub shard: ShardId,
+    /// Under which this node owns it.
+    pub fence: Fence,
+    /// Those who must let it, besides the leader.
+    pub standbys: Arc<[NodeRef]>,
+    /// What is to be done.
+    pub effects: Vec<Effect>,
 }
 
 /// Which standbys an owner wants to be known as in sync.
@@ -215,14 +212,6 @@ pub struct Shard {
     interest: usize,
     timers: Timers<ChannelKey>,
     replication: Replication,
-}
-
-/// What a publish has changed, for the standbys.
-struct Done {
-    key: ChannelKey,
-    epoch: Epoch,
-    publication: Arc<Publication>,
-    idempotency: Option<Idempotency>,
 }
 
 /// One gateway, in its present life.
@@ -406,161 +395,6 @@ impl Shard {
         Err(Refusal::NotOwner {
             owner: self.tenure.owner.clone(),
             fence: self.tenure.fence,
-        })
-    }
-
-    /// Performs a publish exactly once, in its place of the gateway's sequence.
-    fn sequenced(
-        &mut self,
-        from: &GatewayRef,
-        place: Sequenced,
-        perform: impl FnOnce(&mut Self, &mut Option<Done>) -> PublishResult,
-    ) -> PublishResult {
-        self.check_fence(place.fence)?;
-        let low_mark = place.low_mark.min(place.sequence);
-        match self.table(from, low_mark).admit(place.sequence, low_mark) {
-            Admission::Next => {
-                let mut done = None;
-                let result = perform(self, &mut done);
-                self.table(from, low_mark).record(result.clone());
-                self.log_publish(from, place.sequence, low_mark, done, &result);
-                result
-            }
-            // Whoever repeats it is answered under the present fence.
-            Admission::Repeat(mut result) => {
-                if let Ok(Published::Accepted { fence, .. }) = &mut result {
-                    *fence = self.tenure.fence;
-                }
-                result
-            }
-            Admission::OutOfSequence { expected } => Err(Refusal::OutOfSequence { expected }),
-            Admission::Forgotten => Err(Refusal::Forgotten),
-        }
-    }
-
-    fn log_publish(
-        &mut self,
-        from: &GatewayRef,
-        sequence: u64,
-        low_mark: u64,
-        done: Option<Done>,
-        result: &PublishResult,
-    ) {
-        let from = || from.clone();
-        self.replication.log(|| match done {
-            Some(done) => Record::Publish(Box::new(Performed {
-                from: from(),
-                sequence,
-                low_mark,
-                key: done.key,
-                epoch: done.epoch,
-                publication: done.publication,
-                idempotency: done.idempotency,
-            })),
-            None => Record::Close {
-                from: from(),
-                sequence,
-                low_mark,
-                result: result.clone(),
-            },
-        });
-    }
-
-    fn table(&mut self, from: &GatewayRef, low_mark: u64) -> &mut PublishTable {
-        let gateway = self
-            .gateways
-            .get_mut(&from.id)
-            .expect("meet() has noted it");
-        let silent = &mut self.silent;
-        gateway.publishes.get_or_insert_with(|| {
-            let known = silent.iter().position(|(known, _)| known == from);
-            known
-                .and_then(|at| silent.remove(at))
-                .map_or_else(|| PublishTable::starting_at(low_mark), |(_, table)| table)
-        })
-    }
-
-    /// Performs a publish once for its idempotency key, if it has one.
-    fn publish_once(
-        &mut self,
-        now: Timestamp,
-        publish: Publish,
-        done: &mut Option<Done>,
-        effects: &mut Vec<Effect>,
-    ) -> PublishResult {
-        let Some(idempotency) = publish.idempotency else {
-            return self.publish(now, publish, done, effects);
-        };
-        match self.keys.admit(now, &idempotency) {
-            idempotency::Admission::New => {}
-            idempotency::Admission::Repeat(first) => {
-                effects.push(Effect::Repeated);
-                return Ok(Published::Accepted {
-                    fence: self.tenure.fence,
-                    position: first.position,
-                    copies: first.copies,
-                });
-            }
-            idempotency::Admission::Mismatch => {
-                effects.push(Effect::KeyRefused { full: false });
-                return Err(Refusal::IdempotencyMismatch);
-            }
-            idempotency::Admission::Full => {
-                effects.push(Effect::KeyRefused { full: true });
-                return Err(Refusal::IdempotencyFull);
-            }
-        }
-        let result = self.publish(now, publish, done, effects)?;
-        if let Published::Accepted {
-            position, copies, ..
-        } = result
-        {
-            let first = idempotency::Publication { position, copies };
-            self.keys.remember(now, &idempotency, first);
-        }
-        Ok(result)
-    }
-
-    /// One step both hands the publication to the links and gives the result
-    /// that acknowledges it; both wait together for what standbys confirm.
-    fn publish(
-        &mut self,
-        now: Timestamp,
-        publish: Publish,
-        done: &mut Option<Done>,
-        effects: &mut Vec<Effect>,
-    ) -> PublishResult {
-        let Tenure { shard, fence, .. } = self.tenure;
-        let key = publish.key.clone();
-        let idempotency = publish.idempotency;
-        let is_replicated = self.replication.is_replicated();
-        let (limits, channel) = self.channel(&key)?;
-        let publication = channel.publish(now, publish, limits);
-        let position = channel.position();
-        *done = is_replicated.then(|| Done {
-            key: key.clone(),
-            epoch: position.epoch,
-            publication: Arc::clone(&publication),
-            idempotency,
-        });
-        let bytes = publication.bytes();
-        effects.push(Effect::Deliver {
-            to: channel.interest.recipients(),
-            entry: Entry {
-                shard,
-                fence,
-                key: key.clone(),
-                epoch: position.epoch,
-                publication,
-            },
-        });
-        self.set_check(now, &key);
-        self.repair.push(now, key, position.offset, bytes);
-        self.release_repaired(now);
-        Ok(Published::Accepted {
-            fence,
-            position,
-            copies: 1,
         })
     }
 

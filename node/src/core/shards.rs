@@ -288,10 +288,12 @@ impl Shards {
             let (id, answer) = (*id, self.describe(key));
             let reply = Reply::Inspected { id, answer };
             effects.push(Effect::Reply { to: from, reply });
-        } else if let Some(shard) = self.served.get(&id) {
+        } else if let Some(shard) = self.served.get_mut(&id) {
             // Whoever asks will ask again, when less is waiting.
             if shard.replication().held() < HELD_MAX {
-                self.one(now, id, shard::Input::Request { from, request }, effects);
+                let first = effects.len();
+                shard.handle(now, shard::Input::Request { from, request }, effects);
+                shard.gate(now, &self.leases, first, effects);
             }
         } else {
             effects.extend(match elsewhere(&self.agreed.map, id, &request) {

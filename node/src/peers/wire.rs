@@ -5,14 +5,12 @@ use bytes::Bytes;
 use proto::id::{ClusterUuid, NodeId};
 use proto::message::{Answer, Question};
 use proto::subject::ClusterName;
-use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
 use crate::core::cluster::{Command, Outcome, RaftId, Registration};
 use crate::core::formation::{Pledge, Status};
+pub(crate) use crate::core::wire::{decode, encode};
 
-/// The version of everything in this file.
-pub(crate) const WIRE_VERSION: u8 = 1;
 /// Bytes of a call or reply at most: a Raft snapshot is far below.
 pub(crate) const BYTES_MAX: usize = 16 * 1_024 * 1_024;
 
@@ -150,26 +148,6 @@ pub(crate) enum Reply {
     Inspected(Answer),
     /// It was not done; why.
     Refused(String),
-}
-
-/// Bytes of a value, with the version before them.
-pub(crate) fn encode(value: &impl Serialize) -> Vec<u8> {
-    let mut bytes = vec![WIRE_VERSION];
-    rmp_serde::encode::write(&mut bytes, value).expect("our types always encode into memory");
-    bytes
-}
-
-/// A value of bytes that came from outside. `Err`: what is wrong with them.
-pub(crate) fn decode<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, String> {
-    match bytes.split_first() {
-        Some((&WIRE_VERSION, body)) => {
-            rmp_serde::from_slice(body).map_err(|error| format!("not understood: {error}"))
-        }
-        Some((version, _)) => Err(format!(
-            "it speaks version {version} of the protocol between nodes, this node {WIRE_VERSION}"
-        )),
-        None => Err("it said nothing".into()),
-    }
 }
 
 #[cfg(test)]

@@ -139,6 +139,10 @@ impl Shard {
 
     fn restore(&mut self, now: Timestamp, piece: ChannelPiece) {
         let key = piece.key.clone();
+        // It was made anew since the filling began, so records have said it all.
+        if self.channels.contains_key(&key) {
+            return;
+        }
         let held = piece.held as usize;
         let repairable = piece.past.len().saturating_sub(held);
         for (age, publication) in &piece.past[repairable..] {

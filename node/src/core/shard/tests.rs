@@ -1,6 +1,7 @@
 use super::*;
+use crate::core::idempotency;
 use proto::id::Incarnation;
-use proto::message::{Digest, Idempotency, Join, Joined, Leave, Missed, RestateEnd, Since};
+use proto::message::{Digest, Idempotency, Join, Joined, Leave, Publish, RestateEnd, Sequenced};
 use proto::namespace::{HistoryLimits, Namespace};
 use proto::position::{GapReason, Offset, Position};
 use proto::time::UnixTime;

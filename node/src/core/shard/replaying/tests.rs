@@ -96,23 +96,7 @@ impl Two {
         self.owner.gate(self.now, &leases, first, &mut effects);
         for effect in effects {
             match effect {
-                Effect::Replicate {
-                    to,
-                    shard,
-                    fence,
-                    fill,
-                    first,
-                    records,
-                } => {
-                    let part = pairs::Part {
-                        shard,
-                        fence,
-                        fill,
-                        first,
-                        records,
-                    };
-                    self.pairs.push(self.now, to, part);
-                }
+                Effect::Replicate { to, part } => self.pairs.push(self.now, to, part),
                 Effect::Propose(proposal) => {
                     let row = &mut self.agreed.shards[0].row;
                     assert_eq!(proposal.version, row.version);
@@ -122,7 +106,7 @@ impl Two {
                     let row = row.clone();
                     self.tell(Input::Agreed(row));
                 }
-                Effect::Under { .. } => {}
+                Effect::Under(leased) => self.performed.extend(leased.effects),
                 effect => self.performed.push(effect),
             }
         }
@@ -330,7 +314,7 @@ fn an_owner_pauses_while_its_lease_has_lapsed_and_loses_nothing() {
     two.publish(1, None);
     two.carry();
     // The echo is late: what it confirms may be told only under a new lease.
-    two.now = two.now + Duration::from_millis(350);
+    two.now = two.now + Duration::from_millis(320);
     two.carry_back();
     assert_eq!(two.performed, []);
     two.settle();
@@ -540,4 +524,68 @@ proptest! {
             }
         }
     }
+}
+
+#[test]
+fn a_channel_that_is_made_anew_while_a_standby_is_filled_is_not_filled_twice() {
+    let mut two = Two::new();
+    let mut standby = Shard::new(two.owner.tenure.clone(), Arc::new(Namespaces::default()));
+    two.publish(1, None);
+    let piece = two.owner.channels[&key(1)].piece(two.now, key(1));
+    let position = piece.position;
+    let create = Record::Create {
+        key: key(1),
+        position,
+        forgetful: false,
+    };
+    standby.replay(two.now, create);
+    standby.replay(two.now, Record::Channel(Box::new(piece)));
+    // Only one of them has a past.
+    assert_eq!(standby.describe(&key(1)).unwrap().kept, 0);
+    assert_eq!(standby.repair.bytes(), 0);
+}
+
+#[test]
+fn numbers_from_outside_count_for_nothing_and_stop_nobody() {
+    let mut two = Two::new();
+    two.recruit();
+    two.settle();
+    let part = |first, fill| pairs::Part {
+        shard: SHARD,
+        fence: Fence(1),
+        fill,
+        first,
+        records: vec![Arc::new(Record::Whole), Arc::new(Record::Whole)],
+    };
+    let batch = pairs::Batch {
+        from: node("a"),
+        to: node("b"),
+        sent_at: u64::MAX,
+        parts: vec![part(u64::MAX, 1), part(0, 1), part(2, u64::MAX)],
+    };
+    let mut effects = Vec::new();
+    two.standby.batch(two.now, batch, &mut effects);
+    let [replicas::Effect::Echo(echo)] = &effects[..] else {
+        panic!("{effects:?}");
+    };
+    let before = echo.confirmed.iter().map(|confirmed| confirmed.number);
+    assert_eq!(before.collect::<Vec<_>>(), [2, 2], "begin and whole");
+    assert_eq!(echo.lost, [(SHARD, Fence(1))]);
+    // An echo of the future is none.
+    let mut effects = Vec::new();
+    two.pass(400);
+    two.pairs.echo(two.now, echo.clone(), &mut effects);
+    let lease = two.pairs.leases()[&node("b")];
+    assert!(!lease.holds(two.now));
+}
+
+#[test]
+fn an_owner_that_is_silent_for_long_is_forgotten() {
+    let mut two = Two::new();
+    two.recruit();
+    two.settle();
+    assert_eq!(two.standby.owners(), 1);
+    two.close();
+    two.pass(61_000);
+    assert_eq!(two.standby.owners(), 0);
 }

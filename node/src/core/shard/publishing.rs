@@ -1,0 +1,180 @@
+//! What gateways publish: each publish once, in its place and for its key.
+
+use std::sync::Arc;
+
+use proto::channel::ChannelKey;
+use proto::id::GatewayRef;
+use proto::message::{Entry, Idempotency, Publish, PublishResult, Published, Refusal, Sequenced};
+use proto::position::Epoch;
+use proto::publication::Publication;
+use proto::time::Timestamp;
+
+use super::{Effect, Shard, Tenure};
+use crate::core::idempotency;
+use crate::core::publish_table::{Admission, PublishTable};
+use crate::core::record::{Performed, Record};
+
+/// What a publish has changed, for the standbys.
+pub(super) struct Done {
+    key: ChannelKey,
+    epoch: Epoch,
+    publication: Arc<Publication>,
+    idempotency: Option<Idempotency>,
+}
+
+impl Shard {
+    /// Performs a publish exactly once, in its place of the gateway's sequence.
+    pub(super) fn sequenced(
+        &mut self,
+        from: &GatewayRef,
+        place: Sequenced,
+        perform: impl FnOnce(&mut Self, &mut Option<Done>) -> PublishResult,
+    ) -> PublishResult {
+        self.check_fence(place.fence)?;
+        let low_mark = place.low_mark.min(place.sequence);
+        match self.table(from, low_mark).admit(place.sequence, low_mark) {
+            Admission::Next => {
+                let mut done = None;
+                let result = perform(self, &mut done);
+                self.table(from, low_mark).record(result.clone());
+                self.log_publish(from, place.sequence, low_mark, done, &result);
+                result
+            }
+            // Whoever repeats it is answered under the present fence.
+            Admission::Repeat(mut result) => {
+                if let Ok(Published::Accepted { fence, .. }) = &mut result {
+                    *fence = self.tenure.fence;
+                }
+                result
+            }
+            Admission::OutOfSequence { expected } => Err(Refusal::OutOfSequence { expected }),
+            Admission::Forgotten => Err(Refusal::Forgotten),
+        }
+    }
+
+    fn log_publish(
+        &mut self,
+        from: &GatewayRef,
+        sequence: u64,
+        low_mark: u64,
+        done: Option<Done>,
+        result: &PublishResult,
+    ) {
+        let from = || from.clone();
+        self.replication.log(|| match done {
+            Some(done) => Record::Publish(Box::new(Performed {
+                from: from(),
+                sequence,
+                low_mark,
+                key: done.key,
+                epoch: done.epoch,
+                publication: done.publication,
+                idempotency: done.idempotency,
+            })),
+            None => Record::Close {
+                from: from(),
+                sequence,
+                low_mark,
+                result: result.clone(),
+            },
+        });
+    }
+
+    pub(super) fn table(&mut self, from: &GatewayRef, low_mark: u64) -> &mut PublishTable {
+        let gateway = self
+            .gateways
+            .get_mut(&from.id)
+            .expect("meet() has noted it");
+        let silent = &mut self.silent;
+        gateway.publishes.get_or_insert_with(|| {
+            let known = silent.iter().position(|(known, _)| known == from);
+            known
+                .and_then(|at| silent.remove(at))
+                .map_or_else(|| PublishTable::starting_at(low_mark), |(_, table)| table)
+        })
+    }
+
+    /// Performs a publish once for its idempotency key, if it has one.
+    pub(super) fn publish_once(
+        &mut self,
+        now: Timestamp,
+        publish: Publish,
+        done: &mut Option<Done>,
+        effects: &mut Vec<Effect>,
+    ) -> PublishResult {
+        let Some(idempotency) = publish.idempotency else {
+            return self.publish(now, publish, done, effects);
+        };
+        match self.keys.admit(now, &idempotency) {
+            idempotency::Admission::New => {}
+            idempotency::Admission::Repeat(first) => {
+                effects.push(Effect::Repeated);
+                return Ok(Published::Accepted {
+                    fence: self.tenure.fence,
+                    position: first.position,
+                    copies: first.copies,
+                });
+            }
+            idempotency::Admission::Mismatch => {
+                effects.push(Effect::KeyRefused { full: false });
+                return Err(Refusal::IdempotencyMismatch);
+            }
+            idempotency::Admission::Full => {
+                effects.push(Effect::KeyRefused { full: true });
+                return Err(Refusal::IdempotencyFull);
+            }
+        }
+        let result = self.publish(now, publish, done, effects)?;
+        if let Published::Accepted {
+            position, copies, ..
+        } = result
+        {
+            let first = idempotency::Publication { position, copies };
+            self.keys.remember(now, &idempotency, first);
+        }
+        Ok(result)
+    }
+
+    /// One step both hands the publication to the links and gives the result
+    /// that acknowledges it; both wait together for what standbys confirm.
+    fn publish(
+        &mut self,
+        now: Timestamp,
+        publish: Publish,
+        done: &mut Option<Done>,
+        effects: &mut Vec<Effect>,
+    ) -> PublishResult {
+        let Tenure { shard, fence, .. } = self.tenure;
+        let key = publish.key.clone();
+        let idempotency = publish.idempotency;
+        let is_replicated = self.replication.is_replicated();
+        let (limits, channel) = self.channel(&key)?;
+        let publication = channel.publish(now, publish, limits);
+        let position = channel.position();
+        *done = is_replicated.then(|| Done {
+            key: key.clone(),
+            epoch: position.epoch,
+            publication: Arc::clone(&publication),
+            idempotency,
+        });
+        let bytes = publication.bytes();
+        effects.push(Effect::Deliver {
+            to: channel.interest.recipients(),
+            entry: Entry {
+                shard,
+                fence,
+                key: key.clone(),
+                epoch: position.epoch,
+                publication,
+            },
+        });
+        self.set_check(now, &key);
+        self.repair.push(now, key, position.offset, bytes);
+        self.release_repaired(now);
+        Ok(Published::Accepted {
+            fence,
+            position,
+            copies: 1,
+        })
+    }
+}
