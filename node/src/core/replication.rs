@@ -32,13 +32,12 @@ use proto::message::{Published, Reply};
 use proto::shard::{Fence, ShardId};
 use proto::time::Timestamp;
 
+use super::cluster::STANDBYS_MAX;
 use super::lease::PairLease;
 use super::pairs::Part;
 use super::record::{ChannelPiece, Record};
 use super::shard::{Effect, Leased, Proposal};
 
-/// Standbys of one shard at most: two while it moves.
-pub const STANDBYS_MAX: usize = 2;
 /// Bytes of pieces that a standby may have unconfirmed.
 const FILL_BYTES: usize = 256 * 1_024;
 /// How long a proposal may take before it is made again.
