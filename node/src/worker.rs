@@ -55,7 +55,7 @@ impl Worker {
             part,
             namespaces,
             Arc::clone(&agreed),
-            Leases::unlimited(),
+            Arc::new(Leases::unlimited()),
         );
         let mut worker = Self {
             shards,

@@ -64,6 +64,8 @@ pub struct Node {
     workers: Vec<Worker>,
     outbound: Outbound,
     pairs: Pairs,
+    /// As last told to those who go by them.
+    leases: Arc<Leases>,
     replicas: Replicas,
     /// When other nodes were last heard of, for when this one leads.
     pub beats: Beats,
@@ -151,6 +153,10 @@ impl Node {
             id: news.name.clone(),
             incarnation: news.incarnation,
         };
+        let leases = Arc::new(Leases {
+            node: Timestamp(0),
+            pairs: BTreeMap::new(),
+        });
         let worker = |index| {
             let part = Part { index, of: WORKERS };
             let shards = Shards::new(
@@ -158,10 +164,7 @@ impl Node {
                 part,
                 Arc::clone(&namespaces),
                 Arc::clone(agreed),
-                Leases {
-                    node: Timestamp(0),
-                    pairs: BTreeMap::new(),
-                },
+                Arc::clone(&leases),
             );
             Worker {
                 shards,
@@ -175,6 +178,7 @@ impl Node {
             gateways: Gateways::default(),
             neighbours: Neighbours::new(me.clone(), namespaces.digest()),
             workers: (0..WORKERS).map(worker).collect(),
+            leases,
             outbound: Outbound::new(me.clone(), namespaces.digest(), Arc::clone(&map)),
             pairs: Pairs::new(me.clone()),
             beats: Beats::default(),
@@ -228,6 +232,7 @@ impl Node {
         let mut effects = Vec::new();
         self.pairs.members(&living.collect(), &mut effects);
         self.obey_pairs(effects, out);
+        self.tell_leases();
         if Arc::ptr_eq(agreed, &self.agreed) {
             return;
         }
@@ -338,7 +343,7 @@ impl Node {
         if self.egress_stands {
             return;
         }
-        self.outbound.lease(self.leases());
+        self.outbound.lease(Arc::clone(&self.leases));
         if let Some(leads) = self.news_of_map.take() {
             let map = Arc::clone(&self.map);
             out.parcels.extend(self.outbound.follow(map, leads));

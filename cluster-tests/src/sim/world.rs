@@ -55,6 +55,8 @@ const SAMPLE: Duration = Duration::from_millis(250);
 const STEPS_MAX: u64 = 3_000_000;
 /// Messages that a subscription holds, as in the bus.
 const SUBSCRIPTION: usize = 65_536;
+/// Shards at most.
+const SHARDS_MAX: u16 = 16;
 
 /// Something that will happen.
 #[derive(Debug)]
@@ -268,7 +270,7 @@ impl World {
         let plan = Plan::draw(&mut of_plan, FAULTS_END, options.nodes, options.gateways);
         let sharding = Sharding {
             seed: random.draw(),
-            count: *random.pick(&[8, 12, 16]),
+            count: *random.pick(&[8, 12, SHARDS_MAX]),
         };
         let nodes = (0..options.nodes).map(Process::Node);
         let processes = nodes.chain((0..options.gateways).map(Process::Gateway));

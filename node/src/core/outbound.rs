@@ -80,7 +80,7 @@ pub struct Outbound {
     turns: VecDeque<GatewayId>,
     /// Bytes that may still be sent again in this tick.
     repair_room: usize,
-    leases: Leases,
+    leases: Arc<Leases>,
     late: Late,
 }
 
@@ -126,13 +126,13 @@ impl Outbound {
             floor: 1,
             turns: VecDeque::new(),
             repair_room: REPAIR_BYTES,
-            leases: Leases::unlimited(),
+            leases: Arc::new(Leases::unlimited()),
             late: Late::default(),
         }
     }
 
     /// Until when this node may act as an owner, from now on.
-    pub fn lease(&mut self, leases: Leases) {
+    pub fn lease(&mut self, leases: Arc<Leases>) {
         self.leases = leases;
     }
 

@@ -62,9 +62,13 @@ impl Leases {
     }
 
     /// Whether this node may act as the owner of what these stand by for.
-    pub fn hold(&self, now: Timestamp, standbys: &[NodeRef]) -> bool {
+    pub fn hold<'a>(
+        &self,
+        now: Timestamp,
+        standbys: impl IntoIterator<Item = &'a NodeRef>,
+    ) -> bool {
         let holds = |node| self.pairs.get(node).is_some_and(|pair| pair.holds(now));
-        now < self.node && standbys.iter().all(holds)
+        now < self.node && standbys.into_iter().all(holds)
     }
 
     /// Whether a standby has said nothing for so long that an owner is to go
@@ -72,6 +76,11 @@ impl Leases {
     fn is_silent(&self, now: Timestamp, node: &NodeRef) -> bool {
         let pair = self.pairs.get(node);
         pair.is_some_and(|pair| pair.is_lost(now))
+    }
+
+    /// Whether any standby is silent for so long.
+    pub fn is_any_silent(&self, now: Timestamp) -> bool {
+        self.pairs.values().any(|pair| pair.is_lost(now))
     }
 }
 
@@ -104,6 +113,8 @@ pub struct Replication {
     recruited: u64,
     /// The standbys that count, as last told to those who perform.
     under: Option<Arc<[NodeRef]>>,
+    /// Whether other leases would change nothing: nothing waits for them.
+    is_settled: bool,
 }
 
 /// A standby. Its records have numbers of its own: it was sent pieces, too.
@@ -368,19 +379,24 @@ impl Replication {
         if self.serves(now, leases) {
             effects.extend(self.propose(now, shard, fence));
         }
-        let under = self.counting();
-        if self.acts_under(now, leases, &under) {
-            self.release(shard, fence, under, effects);
+        if self.acts(now, leases) {
+            self.release(shard, fence, effects);
         }
+        self.is_settled =
+            self.held.is_empty() && self.known_counting().is_some() && !self.wants_agreement();
+    }
+
+    /// Whether leases that change let nothing go that waits, unless somebody is
+    /// silent.
+    pub fn is_settled(&self) -> bool {
+        self.is_settled
     }
 
     /// Whether this node may act as the owner now.
     pub fn acts(&self, now: Timestamp, leases: &Leases) -> bool {
-        self.acts_under(now, leases, &self.counting())
-    }
-
-    fn acts_under(&self, now: Timestamp, leases: &Leases, standbys: &[NodeRef]) -> bool {
-        self.serves(now, leases) && self.knows_all_in_sync() && leases.hold(now, standbys)
+        self.serves(now, leases)
+            && self.knows_all_in_sync()
+            && leases.hold(now, self.counting())
     }
 
     /// Whether no owner before it can have a lease, and this node has one.
@@ -389,15 +405,15 @@ impl Replication {
     }
 
     /// The standbys that count.
-    fn counting(&self) -> Arc<[NodeRef]> {
+    fn counting(&self) -> impl Iterator<Item = &NodeRef> {
         let counting = self.peers.iter().filter(|peer| peer.counts());
-        let mut nodes = counting.map(|peer| &peer.node);
-        if let Some(known) = &self.under
-            && nodes.clone().eq(known.iter())
-        {
-            return Arc::clone(known);
-        }
-        nodes.by_ref().cloned().collect()
+        counting.map(|peer| &peer.node)
+    }
+
+    /// The same, if those who perform have been told of them.
+    fn known_counting(&self) -> Option<&Arc<[NodeRef]>> {
+        let known = self.under.as_ref()?;
+        self.counting().eq(known.iter()).then_some(known)
     }
 
     /// Whether everybody who may be made the owner has been given everything.
@@ -414,16 +430,17 @@ impl Replication {
         &mut self,
         shard: ShardId,
         fence: Fence,
-        standbys: Arc<[NodeRef]>,
         effects: &mut Vec<Effect>,
     ) {
         let confirmed = self.made - self.lag();
         let due = self.held.partition_point(|(made, _)| *made <= confirmed);
         // Also when nothing is to be performed: what was released before may
         // still wait for the lease of a standby that has gone.
-        if due == 0 && self.under.as_ref() == Some(&standbys) {
+        let known = self.known_counting().cloned();
+        if due == 0 && known.is_some() {
             return;
         }
+        let standbys = known.unwrap_or_else(|| self.counting().cloned().collect());
         self.under = Some(Arc::clone(&standbys));
         let copies = 1 + standbys.len() as u8;
         let released = self.held.drain(..due).map(|(_, mut effect)| {

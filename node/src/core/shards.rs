@@ -34,7 +34,7 @@ pub enum Input {
     /// A shard has come to this node with its state.
     Begin(Box<Succession>),
     /// Until when this node may act as an owner.
-    Leases(Leases),
+    Leases(Arc<Leases>),
     /// A node is to stand by for a shard.
     Recruit {
         /// The shard.
@@ -84,7 +84,7 @@ pub struct Shards {
     part: Part,
     namespaces: Arc<Namespaces>,
     agreed: Arc<Agreed>,
-    leases: Leases,
+    leases: Arc<Leases>,
     served: BTreeMap<ShardId, Shard>,
 }
 
@@ -95,7 +95,7 @@ impl Shards {
         part: Part,
         namespaces: Arc<Namespaces>,
         agreed: Arc<Agreed>,
-        leases: Leases,
+        leases: Arc<Leases>,
     ) -> Self {
         Self {
             me,
@@ -114,7 +114,11 @@ impl Shards {
             Input::Begin(succession) => self.begin(now, *succession, effects),
             Input::Leases(leases) => {
                 self.leases = leases;
-                for shard in self.served.values_mut() {
+                let is_any_silent = self.leases.is_any_silent(now);
+                let waits = |shard: &&mut Shard| {
+                    is_any_silent || !shard.replication().is_settled()
+                };
+                for shard in self.served.values_mut().filter(waits) {
                     shard.gate(now, &self.leases, effects.len(), effects);
                 }
             }

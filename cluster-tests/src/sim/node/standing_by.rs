@@ -59,7 +59,7 @@ impl Node {
     }
 
     /// What this node may do as an owner.
-    pub(super) fn leases(&self) -> Leases {
+    fn leases(&self) -> Leases {
         Leases {
             node: self.lease.until(self.applied).unwrap_or(Timestamp(0)),
             pairs: self.pairs.leases(),
@@ -76,6 +76,7 @@ impl Node {
         let mut effects = Vec::new();
         self.pairs.opened(now, to, &mut effects);
         self.obey_pairs(effects, out);
+        self.tell_leases();
         self.run(now, trace, out);
     }
 
@@ -128,11 +129,11 @@ impl Node {
     }
 
     /// The shards of which it could act as the owner now.
-    pub fn acting(&self, now: Timestamp) -> Vec<ShardId> {
+    pub fn acting(&self, now: Timestamp) -> impl Iterator<Item = ShardId> {
         let awake = self.workers.iter();
         let awake = awake.filter(|worker| !worker.stands && worker.agreed.is_none());
-        let acting = awake.flat_map(|worker| worker.shards.acting(now));
-        acting.map(|(shard, _)| shard).collect()
+        let acting = awake.flat_map(move |worker| worker.shards.acting(now));
+        acting.map(|(shard, _)| shard)
     }
 
     /// Shards that are served here and have no standby.
@@ -145,9 +146,10 @@ impl Node {
     }
 
     pub(super) fn tell_leases(&mut self) {
-        let leases = self.leases();
+        self.leases = Arc::new(self.leases());
         for worker in &mut self.workers {
-            worker.mail.push_back(vec![Input::Leases(leases.clone())]);
+            let leases = Arc::clone(&self.leases);
+            worker.mail.push_back(vec![Input::Leases(leases)]);
         }
     }
 

@@ -1,13 +1,11 @@
 //! Beats between nodes, and leases from whoever leads, or believes to.
 
-use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use node::core::lease::Grant;
 use proto::id::NodeRef;
-use proto::shard::ShardId;
 
-use super::{Event, Program, World};
+use super::{Event, Program, SHARDS_MAX, World};
 use crate::sim::trace::Fact;
 
 impl World {
@@ -54,7 +52,7 @@ impl World {
 
     /// Looks whether two nodes could act as the owner of one shard.
     pub(super) fn look_for_two_owners(&mut self) {
-        let mut acting: BTreeMap<ShardId, u8> = BTreeMap::new();
+        let mut acting = [None; SHARDS_MAX as usize];
         for at in 0..self.nodes() {
             let now = self.timestamp(at);
             let slot = &self.slots[at];
@@ -62,7 +60,7 @@ impl World {
                 continue;
             };
             for shard in node.acting(now) {
-                if let Some(other) = acting.insert(shard, at as u8) {
+                if let Some(other) = acting[usize::from(shard.0)].replace(at as u8) {
                     self.trace.add(Fact::TwoOwners {
                         shard: shard.0,
                         nodes: [other, at as u8],

@@ -48,7 +48,7 @@ impl Late {
             self.0.remove(&(shard, fence));
             return Vec::new();
         }
-        let holds = leases.hold(now, &standbys);
+        let holds = leases.hold(now, &*standbys);
         let waiting = self.0.remove(&(shard, fence));
         if holds && waiting.is_none() {
             return effects;
@@ -66,7 +66,7 @@ impl Late {
 
     /// What may be performed now that waited.
     pub(super) fn due(&mut self, now: Timestamp, leases: &Leases) -> Vec<Effect> {
-        let holds = |waiting: &mut Waiting| leases.hold(now, &waiting.standbys);
+        let holds = |waiting: &mut Waiting| leases.hold(now, &*waiting.standbys);
         let due = self.0.extract_if(.., |_, waiting| holds(waiting));
         due.flat_map(|(_, waiting)| waiting.effects).collect()
     }

@@ -452,13 +452,13 @@ fn standby() -> NodeRef {
 }
 
 /// The leases of this node and of its standby, from a batch that was sent then.
-fn leases(sent_at: u64) -> Leases {
+fn leases(sent_at: u64) -> Arc<Leases> {
     let mut pair = PairLease::new(Timestamp(sent_at));
     pair.echo(Timestamp(sent_at), Timestamp(sent_at));
-    Leases {
+    Arc::new(Leases {
         node: Timestamp(u64::MAX),
         pairs: [(standby(), pair)].into(),
-    }
+    })
 }
 
 fn leased(effects: Vec<Effect>) -> Effect {
