@@ -16,6 +16,7 @@ use tokio::time::MissedTickBehavior;
 use crate::core::outbound::{Kind, Outbound, Parcel, TICK};
 use crate::core::shard::Effect;
 use crate::metrics::Metrics;
+use crate::replicator::Duty;
 use crate::{Config, View};
 
 /// Rounds of effects that may wait; then workers wait.
@@ -28,15 +29,18 @@ const BEAT: Duration = Duration::from_millis(500);
 /// Runs until shutdown.
 pub(crate) async fn run(
     config: Arc<Config>,
-    mut view: View,
+    view: View,
+    mut duty: watch::Receiver<Duty>,
     bus: BusHandle,
     mut mailbox: mpsc::Receiver<Vec<Effect>>,
     metrics: Arc<Metrics>,
     mut shutdown: watch::Receiver<bool>,
 ) {
-    let map = Arc::clone(&view.map.borrow_and_update());
+    let Duty { agreed, leases, .. } = duty.borrow_and_update().clone();
+    let map = Arc::clone(&agreed.map);
     metrics.map_version.set(map.version as i64);
     let mut outbound = Outbound::new(config.node.clone(), config.namespaces.digest(), map);
+    outbound.lease(leases);
     let mut tick = tokio::time::interval(TICK);
     tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let mut beat = tokio::time::interval(BEAT);
@@ -47,8 +51,10 @@ pub(crate) async fn run(
         tokio::select! {
             biased;
             _ = shutdown.wait_for(|stop| *stop) => return,
-            () = View::map_changed(&mut view.map) => {
-                let map = Arc::clone(&view.map.borrow_and_update());
+            () = View::changed(&mut duty) => {
+                let Duty { agreed, leases, .. } = duty.borrow_and_update().clone();
+                outbound.lease(leases);
+                let map = Arc::clone(&agreed.map);
                 metrics.map_version.set(map.version as i64);
                 parcels.extend(outbound.follow(map, *view.leads.borrow()));
             }

@@ -15,6 +15,7 @@ use proto::time::Timestamp;
 use tokio::sync::{mpsc, watch};
 use tokio::time::MissedTickBehavior;
 
+use crate::beats::Silence;
 use crate::core::gateways::{self, Gateways};
 use crate::core::neighbours::{self, Neighbours};
 use crate::core::routing::{Route, route};
@@ -44,6 +45,7 @@ pub(crate) struct Ingress {
     neighbours: Neighbours,
     workers: Vec<mpsc::Sender<worker::Mail>>,
     out: mpsc::Sender<Vec<Effect>>,
+    silence: Silence,
     metrics: Arc<Metrics>,
 }
 
@@ -69,6 +71,7 @@ impl Ingress {
         view: View,
         workers: Vec<mpsc::Sender<worker::Mail>>,
         out: mpsc::Sender<Vec<Effect>>,
+        silence: Silence,
         metrics: Arc<Metrics>,
     ) -> Self {
         Self {
@@ -79,6 +82,7 @@ impl Ingress {
             view,
             workers,
             out,
+            silence,
             metrics,
         }
     }
@@ -254,6 +258,8 @@ impl Ingress {
         metrics.gateways.set(self.gateways.present(now) as i64);
         let differing = self.neighbours.differing(now);
         metrics.namespaces_differ.set(differing as i64);
+        let silent = self.gateways.silent(now).into_iter().collect();
+        self.silence.tell(self.gateways.hears_echo(now), silent);
         self.forget(now).await
     }
 

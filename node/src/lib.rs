@@ -10,6 +10,12 @@
 //! `core::{cluster, formation, placement, gossip}` decide.
 
 mod addresses;
+mod agreement;
+#[expect(
+    clippy::disallowed_methods,
+    reason = "shell: owns the clock of signs of life"
+)]
+mod beats;
 pub mod core;
 #[expect(clippy::disallowed_methods, reason = "shell: owns the clock of gossip")]
 mod gossip;
@@ -17,6 +23,11 @@ mod metrics;
 #[expect(clippy::disallowed_methods, reason = "shell: connects and answers")]
 mod peers;
 mod raft;
+#[expect(
+    clippy::disallowed_methods,
+    reason = "shell: owns the clock of leases and replicas"
+)]
+mod replicator;
 mod view;
 
 #[expect(
@@ -47,7 +58,11 @@ use proto::subject::{Address, ClusterName, Subject};
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
 
+use crate::beats::{Beats, Silence, Turned};
+use crate::core::agreed::Agreed;
 use crate::core::shards::Part;
+use crate::replicator::{Duty, Replicator};
+pub use agreement::Agreement;
 pub use inspect::Inspector;
 pub use membership::{Membership, MembershipConfig, MembershipError};
 pub use metrics::{ClusterMetrics, Metrics};
@@ -92,6 +107,14 @@ pub enum Error {
         /// The other one's.
         newer: Incarnation,
     },
+    /// The system does not give it what it needs.
+    #[error("node {node} could not begin to beat: {problem}; raise the limit of threads")]
+    Thread {
+        /// The node.
+        node: NodeId,
+        /// What the system said.
+        problem: String,
+    },
     /// One of its tasks panicked: a bug. Its shards are not served any more, so
     /// the node ends.
     #[error("a task of the node panicked: {0}")]
@@ -129,19 +152,60 @@ pub async fn start(
     let namespaces = Arc::new(config.namespaces.clone());
     let mut tasks = JoinSet::new();
     let (out, effects) = mpsc::channel(egress::MAILBOX);
-    let mut mailboxes = Vec::new();
     let of = config.workers.max(1);
-    for part in (0..of).map(|index| Part { index, of }) {
+    let (pairs, news): (Vec<_>, Vec<_>) = (0..of).map(|_| mpsc::unbounded_channel()).unzip();
+    let silence = Silence::default();
+    let turned: Vec<Turned> = (0..of).map(|_| Turned::default()).collect();
+    let (to_standbys, duty) = if let Some(agreement) = &view.agreement {
+        let (replicator, duty) = Replicator::new(
+            config.node.clone(),
+            Arc::clone(&namespaces),
+            agreement.clone(),
+            pairs,
+            Arc::clone(&metrics),
+        );
+        let (to_standbys, mail) = mpsc::channel(replicator::MAILBOX);
+        tasks.spawn(without_failure(replicator.run(mail, shutdown.clone())));
+        let beats = Beats {
+            me: config.node.clone(),
+            agreement: agreement.clone(),
+            workers: turned.clone(),
+            silence: silence.clone(),
+        };
+        beats
+            .spawn(shutdown.clone())
+            .map_err(|error| Error::Thread {
+                node: config.node.id.clone(),
+                problem: error.to_string(),
+            })?;
+        (Some(to_standbys), duty)
+    } else {
+        let map = Arc::clone(&view.map.borrow());
+        (None, watch::channel(Duty::alone(Agreed::alone(map))).1)
+    };
+    let mut mailboxes = Vec::new();
+    for ((index, turned), news) in turned.into_iter().enumerate().zip(news) {
         let (mailbox, mail) = mpsc::channel(worker::MAILBOX);
         mailboxes.push(mailbox);
-        let (map, namespaces) = (view.map.clone(), Arc::clone(&namespaces));
-        let worker = worker::Worker::new(&config, part, namespaces, map, Arc::clone(&metrics));
-        let running = worker.run(mail, out.clone(), shutdown.clone());
+        let (duty, namespaces) = (duty.clone(), Arc::clone(&namespaces));
+        let part = Part { index, of };
+        let worker = worker::Worker::new(&config, part, namespaces, duty, Arc::clone(&metrics));
+        let ears = worker::Ears {
+            mail,
+            news,
+            turned,
+        };
+        let mouths = worker::Mouths {
+            out: out.clone(),
+            to_standbys: to_standbys.clone(),
+        };
+        let running = worker.run(ears, mouths, shutdown.clone());
         tasks.spawn(without_failure(running));
     }
     let sending = egress::run(
         Arc::clone(&config),
         view.clone(),
+        duty,
         bus,
         effects,
         Arc::clone(&metrics),
@@ -149,7 +213,7 @@ pub async fn start(
     );
     tasks.spawn(without_failure(sending));
     let node = config.node.id.clone();
-    let ingress = ingress::Ingress::new(config, namespaces, view, mailboxes, out, metrics);
+    let ingress = ingress::Ingress::new(config, namespaces, view, mailboxes, out, silence, metrics);
     tasks.spawn(ingress.run(ears, shutdown));
     tracing::info!(%node, "node serves what the map gives it");
     let inspector = Inspector::new(asks);

@@ -35,10 +35,25 @@ pub struct Metrics {
     pub idempotency_mismatch: IntCounter,
     /// Idempotency keys that could not be remembered.
     pub idempotency_full: IntCounter,
+    /// Shards that this node took over as a standby.
+    pub failovers: IntCounter,
+    /// Shards that this node serves and that nobody has a replica of.
+    pub shards_without_standby: IntGauge,
+    /// Publishes acknowledged, by in how many processes the publication is.
+    pub acks: Acks,
     /// Beats of gateways of another cluster.
     pub stranger_gateways: IntCounter,
     /// Beats of nodes of another cluster.
     pub stranger_nodes: IntCounter,
+}
+
+/// Acknowledged publishes.
+#[derive(Debug)]
+pub struct Acks {
+    /// In the owner alone.
+    pub alone: IntCounter,
+    /// In a standby, too.
+    pub replicated: IntCounter,
 }
 
 /// Messages of this node on the bus, by kind.
@@ -119,6 +134,11 @@ impl Metrics {
             "Publishes refused because of their idempotency key: it was used for another request (mismatch), or the shard remembers as many as it may (full).",
             &["reason"],
         )?;
+        let acks = counters(
+            "dunlin_acks_total",
+            "Publishes that this node has acknowledged, by in how many processes the publication was then: 1 means that it would have been lost with this node.",
+            &["copies"],
+        )?;
         let gauge = |name: &str, help: &str| add(registry, IntGauge::new(name, help)?);
         Ok(Self {
             bus: BusMetrics {
@@ -185,6 +205,21 @@ impl Metrics {
             )?,
             idempotency_mismatch: keys_refused.with_label_values(&["mismatch"]),
             idempotency_full: keys_refused.with_label_values(&["full"]),
+            failovers: add(
+                registry,
+                IntCounter::new(
+                    "dunlin_failovers_total",
+                    "Shards that this node has taken over from a dead owner, with all that was acknowledged.",
+                )?,
+            )?,
+            shards_without_standby: gauge(
+                "dunlin_shards_without_standby",
+                "Shards that this node serves and of which nobody else has everything: what is in them would be lost with this node.",
+            )?,
+            acks: Acks {
+                alone: acks.with_label_values(&["1"]),
+                replicated: acks.with_label_values(&["2"]),
+            },
             stranger_gateways: strangers.with_label_values(&["gateway"]),
             stranger_nodes: strangers.with_label_values(&["node"]),
         })

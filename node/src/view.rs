@@ -7,6 +7,8 @@ use proto::message::NodeInfo;
 use proto::shard::ShardMap;
 use tokio::sync::watch;
 
+use crate::agreement::Agreement;
+
 /// What a node's mesh side follows of the cluster.
 #[derive(Debug, Clone)]
 pub struct View {
@@ -16,6 +18,8 @@ pub struct View {
     pub members: watch::Receiver<Arc<Vec<NodeInfo>>>,
     /// Whether this node leads: the leader pushes map changes to gateways.
     pub leads: watch::Receiver<bool>,
+    /// What else is agreed; `None`: the node is alone, and nobody stands by.
+    pub agreement: Option<Agreement>,
 }
 
 impl View {
@@ -25,12 +29,13 @@ impl View {
             map: watch::channel(Arc::new(map)).1,
             members: watch::channel(Arc::new(vec![member])).1,
             leads: watch::channel(true).1,
+            agreement: None,
         }
     }
 
-    /// Waits for another map; for ever when there will be none.
-    pub(crate) async fn map_changed(map: &mut watch::Receiver<Arc<ShardMap>>) {
-        if map.changed().await.is_err() {
+    /// Waits for a change; for ever when there will be none.
+    pub(crate) async fn changed<T>(watched: &mut watch::Receiver<T>) {
+        if watched.changed().await.is_err() {
             std::future::pending().await
         }
     }
@@ -43,7 +48,7 @@ mod tests {
     use proto::id::{ClusterUuid, Incarnation, NodeRef};
 
     #[test]
-    fn a_map_that_nobody_can_change_any_more_is_no_news() {
+    fn what_nobody_can_change_any_more_is_no_news() {
         let node = NodeRef {
             id: "n".parse().unwrap(),
             incarnation: Incarnation(1),
@@ -52,7 +57,7 @@ mod tests {
         let (sender, mut map) = watch::channel(Arc::clone(&first));
         sender.send_replace(first);
         drop(sender);
-        let mut changed = || View::map_changed(&mut map).now_or_never();
+        let mut changed = || View::changed(&mut map).now_or_never();
         assert_eq!(changed(), Some(()), "the last one is");
         assert_eq!(changed(), None, "or else a task would spin");
     }

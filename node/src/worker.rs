@@ -5,24 +5,31 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use proto::channel::ChannelKey;
-use proto::message::Answer;
+use proto::message::{Answer, Published, Reply};
 use proto::namespace::Namespaces;
-use proto::shard::{ShardId, ShardMap};
+use proto::shard::ShardId;
 use proto::time::Timestamp;
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::MissedTickBehavior;
 
-use crate::core::agreed::Agreed;
-use crate::core::replication::Leases;
-use crate::core::shard::Effect;
+use crate::beats::Turned;
+use crate::core::shard::{Effect, Shard};
 use crate::core::shards::{Input, Part, Shards};
 use crate::metrics::{Metrics, ShardMetrics};
+use crate::replicator::{Duty, FromShard};
 use crate::{Config, View};
 
 /// Batches that may wait for a worker; then ingress waits.
 pub(crate) const MAILBOX: usize = 1_024;
 /// How often time passes for shards that hear nothing.
 const TICK: Duration = Duration::from_secs(1);
+/// How often a worker looks at what waits for a lease, or for an earlier owner's
+/// to end; and for how long it may stand still unnoticed, at least.
+const TURN: Duration = Duration::from_millis(20);
+/// How often it looks for standbys.
+const RECRUIT: Duration = Duration::from_millis(250);
+/// Standbys that it takes at a time: each is sent the whole shard.
+const RECRUITS_MAX: usize = 64;
 
 /// What a worker is told or asked.
 #[derive(Debug)]
@@ -33,11 +40,31 @@ pub(crate) enum Mail {
     Describe(ChannelKey, oneshot::Sender<Answer>),
 }
 
+/// All that a worker hears by.
+pub(crate) struct Ears {
+    pub(crate) mail: mpsc::Receiver<Mail>,
+    /// What comes of what it has sent to standbys.
+    pub(crate) news: mpsc::UnboundedReceiver<Input>,
+    pub(crate) turned: Turned,
+}
+
+/// All whom it tells.
+pub(crate) struct Mouths {
+    pub(crate) out: mpsc::Sender<Vec<Effect>>,
+    /// `None`: the node is alone.
+    pub(crate) to_standbys: Option<mpsc::Sender<Vec<FromShard>>>,
+}
+
 pub(crate) struct Worker {
     shards: Shards,
-    map: watch::Receiver<Arc<ShardMap>>,
+    duty: watch::Receiver<Duty>,
+    known: Duty,
+    /// Of this round.
+    to_standbys: Vec<FromShard>,
     metrics: Arc<Metrics>,
     by_shard: BTreeMap<ShardId, ShardMetrics>,
+    /// Shards without a standby, as last told.
+    bare: i64,
 }
 
 impl Worker {
@@ -45,23 +72,26 @@ impl Worker {
         config: &Config,
         part: Part,
         namespaces: Arc<Namespaces>,
-        mut map: watch::Receiver<Arc<ShardMap>>,
+        mut duty: watch::Receiver<Duty>,
         metrics: Arc<Metrics>,
     ) -> Self {
-        let first = Arc::clone(&map.borrow_and_update());
-        let agreed = Arc::new(Agreed::alone(first));
+        let known = duty.borrow_and_update().clone();
+        let agreed = Arc::clone(&known.agreed);
         let shards = Shards::new(
             config.node.clone(),
             part,
             namespaces,
             Arc::clone(&agreed),
-            Arc::new(Leases::unlimited()),
+            Arc::clone(&known.leases),
         );
         let mut worker = Self {
             shards,
-            map,
+            duty,
+            known,
+            to_standbys: Vec::new(),
             metrics,
             by_shard: BTreeMap::new(),
+            bare: 0,
         };
         worker.handle([Input::Agreed(agreed)]);
         worker
@@ -70,21 +100,40 @@ impl Worker {
     /// Runs until shutdown or until the node ends.
     pub(crate) async fn run(
         mut self,
-        mut mailbox: mpsc::Receiver<Mail>,
-        out: mpsc::Sender<Vec<Effect>>,
+        ears: Ears,
+        mouths: Mouths,
         mut shutdown: watch::Receiver<bool>,
     ) {
         let mut tick = tokio::time::interval(TICK);
         tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let mut turn = tokio::time::interval(TURN);
+        turn.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let mut recruit = tokio::time::interval(RECRUIT);
+        recruit.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let Ears {
+            mut mail,
+            mut news,
+            turned,
+        } = ears;
         loop {
+            turned.turn(Timestamp::now());
             let effects = tokio::select! {
                 biased;
                 _ = shutdown.wait_for(|stop| *stop) => return,
                 // Before the mail: what has been taken away is not served.
-                () = View::map_changed(&mut self.map) => self.follow(),
+                () = View::changed(&mut self.duty) => self.follow(),
                 // And a worker that is always busy ticks, too.
                 _ = tick.tick() => self.tick(),
-                mail = mailbox.recv() => match mail {
+                _ = turn.tick() => self.look_at_leases(),
+                _ = recruit.tick() => self.recruit(),
+                Some(input) = news.recv() => {
+                    let mut inputs = vec![input];
+                    while let Ok(more) = news.try_recv() {
+                        inputs.push(more);
+                    }
+                    self.handle(inputs)
+                }
+                mail = mail.recv() => match mail {
                     Some(Mail::Inputs(inputs)) => self.handle(inputs),
                     Some(Mail::Describe(key, answer)) => {
                         // Whoever asked may have gone.
@@ -94,19 +143,55 @@ impl Worker {
                     None => return,
                 },
             };
-            if !effects.is_empty() && out.send(effects).await.is_err() {
+            // First: what is held waits for them.
+            if let Some(to) = &mouths.to_standbys
+                && !self.to_standbys.is_empty()
+            {
+                let all = std::mem::take(&mut self.to_standbys);
+                if to.send(all).await.is_err() {
+                    return;
+                }
+            }
+            if !effects.is_empty() && mouths.out.send(effects).await.is_err() {
                 return;
             }
         }
     }
 
     fn follow(&mut self) -> Vec<Effect> {
-        let map = Arc::clone(&self.map.borrow_and_update());
-        self.handle([Input::Agreed(Arc::new(Agreed::alone(map)))])
+        let duty = self.duty.borrow_and_update().clone();
+        let before = std::mem::replace(&mut self.known, duty);
+        let agreed = Arc::clone(&self.known.agreed);
+        let news = (!Arc::ptr_eq(&agreed, &before.agreed)).then_some(Input::Agreed(agreed));
+        let leases = Input::Leases(Arc::clone(&self.known.leases));
+        self.handle(news.into_iter().chain([leases]))
+    }
+
+    /// Time alone ends what is waited for, and shows who is silent.
+    fn look_at_leases(&mut self) -> Vec<Effect> {
+        self.handle([Input::Leases(Arc::clone(&self.known.leases))])
+    }
+
+    /// Takes standbys for shards that have none.
+    fn recruit(&mut self) -> Vec<Effect> {
+        let bare = self.shards.served().filter_map(|(shard, served)| {
+            let node = self.known.candidates.get(&shard)?.clone();
+            (!served.replication().is_replicated()).then_some(Input::Recruit { shard, node })
+        });
+        let recruits: Vec<Input> = bare.take(RECRUITS_MAX).collect();
+        if recruits.is_empty() {
+            return Vec::new();
+        }
+        self.handle(recruits)
     }
 
     fn tick(&mut self) -> Vec<Effect> {
         let effects = self.handle([Input::Tick]);
+        let is_bare = |shard: &Shard| !shard.replication().standbys().any(|(_, counts)| counts);
+        let bare = self.shards.served().filter(|(_, shard)| is_bare(shard));
+        let bare = bare.count() as i64;
+        let more = bare - std::mem::replace(&mut self.bare, bare);
+        self.metrics.shards_without_standby.add(more);
         for (id, shard) in self.shards.served() {
             if let Some(metrics) = self.by_shard.get(&id) {
                 metrics.channels.set(shard.channels() as i64);
@@ -126,8 +211,21 @@ impl Worker {
         for input in inputs {
             self.shards.handle(now, input, &mut effects);
         }
-        effects.retain_mut(|effect| self.count(effect));
-        effects
+        let mut rest = Vec::with_capacity(effects.len());
+        for effect in effects {
+            match effect {
+                Effect::Replicate { to, part } => {
+                    self.to_standbys.push(FromShard::Replicate { to, part });
+                }
+                Effect::Propose(proposal) => self.to_standbys.push(FromShard::Propose(proposal)),
+                mut effect => {
+                    if self.count(&mut effect) {
+                        rest.push(effect);
+                    }
+                }
+            }
+        }
+        rest
     }
 
     /// Counts an effect, and says whether there is more to it.
@@ -141,12 +239,28 @@ impl Worker {
                 }
                 true
             }
-            Effect::Reply { .. } | Effect::Forget(_) | Effect::Repair { .. } => true,
+            Effect::Reply {
+                reply:
+                    Reply::Published {
+                        result: Ok(Published::Accepted { copies, .. }),
+                        ..
+                    },
+                ..
+            } => {
+                let acks = &self.metrics.acks;
+                let counter = if *copies > 1 { &acks.replicated } else { &acks.alone };
+                counter.inc();
+                true
+            }
+            Effect::Reply { .. }
+            | Effect::Forget(_)
+            | Effect::Repair { .. }
+            | Effect::Replicate { .. }
+            | Effect::Propose(_) => true,
             Effect::Under(leased) => {
                 leased.effects.retain_mut(|effect| self.count(effect));
                 true
             }
-            Effect::Replicate { .. } | Effect::Propose(_) => false,
             Effect::Healed => {
                 self.metrics.interest_healed.inc();
                 false

@@ -145,6 +145,7 @@ impl Mesh {
             workers: 2,
         };
         let view = View {
+            agreement: None,
             map: map_view,
             members: members_view,
             leads: leads_view,

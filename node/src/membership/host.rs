@@ -6,18 +6,25 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Duration;
 
+use bytes::Bytes;
 use futures_util::future::{BoxFuture, join_all};
-use proto::id::{ClusterUuid, Incarnation, NodeId};
+use proto::id::{ClusterUuid, GatewayRef, Incarnation, NodeId, NodeRef};
 use proto::message::{Answer, Question};
-use tokio::sync::{Notify, watch};
+use proto::time::Timestamp;
+use tokio::sync::{Notify, mpsc, watch};
 
+use super::leases::Leases;
 use super::{Identity, MembershipConfig};
 use crate::addresses::Addresses;
 use crate::core::cluster::{Cluster, Command, Outcome, RaftId, Registration};
+use crate::core::detection::Beats;
+use crate::core::detection::judge::{Judge, Report};
 use crate::core::formation::{Pledge, Status, may_pledge, may_release};
 use crate::core::gossip::{News, Rumours};
+use crate::core::lease::{Grant, NODE_LEASE};
 use crate::peers::Peers;
-use crate::peers::wire::{Call, Reply};
+use crate::peers::ways::Way;
+use crate::peers::wire::{BEAT, Beat, Call, Reply, encode};
 use crate::raft::store::{Store, StoreError};
 use crate::raft::{Consensus, Peer, ProposeError};
 
@@ -36,7 +43,7 @@ const CALLERS_MAX: usize = 64;
 type Inspect = Arc<dyn Fn(Question) -> BoxFuture<'static, Answer> + Send + Sync>;
 
 /// See the [module](self).
-pub(super) struct Host {
+pub(crate) struct Host {
     pub(super) config: MembershipConfig,
     pub(super) store: Store,
     pub(super) addresses: Addresses,
@@ -49,6 +56,12 @@ pub(super) struct Host {
     start: u64,
     address: OnceLock<String>,
     inspect: OnceLock<Inspect>,
+    /// Takes ways that owners make to this node, once it stands by.
+    ways: OnceLock<mpsc::Sender<(NodeId, Way)>>,
+    /// What every voter hears of every node.
+    pub(super) beats: Mutex<Beats>,
+    pub(super) judge: Mutex<Judge>,
+    pub(super) leases: Leases,
     news: OnceLock<watch::Sender<News>>,
     changing: Mutex<Changing>,
 }
@@ -92,6 +105,10 @@ impl Host {
             start: random(),
             address: OnceLock::new(),
             inspect: OnceLock::new(),
+            ways: OnceLock::new(),
+            beats: Mutex::default(),
+            judge: Mutex::default(),
+            leases: Leases::default(),
             news: OnceLock::new(),
             changing: Mutex::new(changing),
         })
@@ -165,7 +182,7 @@ impl Host {
         Ok(true)
     }
 
-    pub(super) fn consensus(&self) -> Option<Consensus> {
+    pub(crate) fn consensus(&self) -> Option<Consensus> {
         self.changing().consensus.clone()
     }
 
@@ -223,7 +240,7 @@ impl Host {
     }
 
     /// Has something decided, wherever the leader is. `Err`: why it is not yet.
-    pub(super) async fn propose(
+    pub(crate) async fn propose(
         &self,
         consensus: &Consensus,
         command: Command,
@@ -270,6 +287,100 @@ impl Host {
             Ok(_) => Err("the leader answered something else".into()),
             Err(error) => Err(error.to_string()),
         }
+    }
+
+    /// Where a living member is.
+    fn address_of(&self, consensus: &Consensus, node: &NodeRef) -> Option<String> {
+        let cluster = Arc::clone(&consensus.cluster().borrow());
+        let member = cluster.members().get(&node.id);
+        let member = member.filter(|member| member.incarnation == node.incarnation)?;
+        self.addresses.get(member.registration.raft_id)
+    }
+
+    /// Makes a way to a standby.
+    pub(crate) async fn open(&self, to: &NodeRef) -> Result<Way, String> {
+        let (peers, consensus) = self
+            .peers()
+            .zip(self.consensus())
+            .ok_or("this node is in no cluster")?;
+        let address = self
+            .address_of(&consensus, to)
+            .ok_or("it is no member any more")?;
+        let way = peers.open(&address).await;
+        way.map_err(|error| error.to_string())
+    }
+
+    pub(crate) fn welcome_with(&self, ways: mpsc::Sender<(NodeId, Way)>) {
+        let _ = self.ways.set(ways);
+    }
+
+    /// Asks whoever leads for a lease. `None`: nobody has granted it.
+    pub(crate) async fn renew(&self, me: NodeRef, renewal: u64) -> Option<Grant> {
+        let consensus = self.consensus()?;
+        let standing = consensus.standing();
+        if standing.leads {
+            return self.leases.ask(me, renewal)?.await.ok();
+        }
+        let leader = standing.leader?;
+        let address = self.addresses.get(leader);
+        let address = address.or_else(|| consensus.address_of(leader))?;
+        let call = Call::Renew(me, renewal);
+        match self.peers()?.call(&address, &call, NODE_LEASE).await {
+            Ok(Reply::Granted(grant)) => Some(grant),
+            _ => None,
+        }
+    }
+
+    /// Sends a sign of life to those who vote.
+    pub(crate) fn beat(&self, voters: &BTreeSet<RaftId>, beat: &Beat) {
+        let Some(peers) = self.peers() else {
+            return;
+        };
+        let mut bytes = BEAT.to_vec();
+        bytes.extend(encode(beat));
+        let bytes = Bytes::from(bytes);
+        for voter in voters {
+            if *voter == self.identity.raft_id {
+                self.hear_beat(beat.clone());
+            } else if let Some(address) = self.addresses.get(*voter) {
+                peers.datagram(&address, bytes.clone());
+            }
+        }
+    }
+
+    /// These are the members now: who of them is silent is judged from here on.
+    pub(super) fn observe(&self, cluster: &Cluster) {
+        let mut beats = self.beats.lock().unwrap_or_else(PoisonError::into_inner);
+        beats.observe(Timestamp::now(), cluster);
+    }
+
+    /// Who counts as dead, as far as this node has heard.
+    pub(super) fn dead(&self, now: Timestamp, cluster: &Cluster) -> BTreeSet<NodeRef> {
+        let beats = self.beats.lock().unwrap_or_else(PoisonError::into_inner);
+        beats.dead(now, cluster)
+    }
+
+    /// Gateways that a majority of the nodes calls silent.
+    pub(super) fn gone(&self, now: Timestamp, cluster: &Cluster) -> Vec<GatewayRef> {
+        let mut judge = self.judge.lock().unwrap_or_else(PoisonError::into_inner);
+        judge.gone(now, cluster)
+    }
+
+    /// A node lives.
+    pub(super) fn hear_beat(&self, beat: Beat) {
+        let now = Timestamp::now();
+        let mut beats = self.beats.lock().unwrap_or_else(PoisonError::into_inner);
+        beats.beat(now, &beat.from);
+        drop(beats);
+        let mut judge = self.judge.lock().unwrap_or_else(PoisonError::into_inner);
+        judge.report(
+            now,
+            Report {
+                from: beat.from,
+                hears_echo: beat.hears_echo,
+                silent: beat.silent,
+            },
+        );
     }
 
     /// Where other nodes are, or were, or may be.

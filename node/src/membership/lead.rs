@@ -2,12 +2,13 @@
 
 use std::sync::Arc;
 
+use proto::id::NodeRef;
 use proto::shard::{SHARDS_DEFAULT, Sharding};
 use proto::time::Timestamp;
 
 use super::host::{Host, random};
 use crate::core::cluster::{Cluster, Command, Founding};
-use crate::core::placement::{self, Electorate, Seen, Unregistered};
+use crate::core::placement::{self, Electorate, Plan, Seen, Unregistered};
 use crate::raft::{Consensus, ProposeError, Standing};
 
 /// The duties of whoever leads.
@@ -16,6 +17,8 @@ pub(super) struct Leader {
     /// Said already: two nodes and no witness.
     warned: bool,
     unregistered: Unregistered,
+    /// Leases are withheld until this entry is applied.
+    withheld_until: Option<u64>,
 }
 
 impl Leader {
@@ -24,6 +27,7 @@ impl Leader {
             host,
             warned: false,
             unregistered: Unregistered::default(),
+            withheld_until: None,
         }
     }
 
@@ -71,11 +75,8 @@ impl Leader {
             tracing::info!(voters = voters.len(), "finishing a change of who votes");
             return consensus.set_voters(voters.clone()).await;
         }
-        let plan = placement::plan(cluster, &Seen::nothing());
-        for assignments in plan.entries() {
-            tracing::info!(shards = assignments.len(), "giving shards to their owners");
-            consensus.propose(Command::Assign(assignments)).await?;
-        }
+        self.give_out(consensus, cluster).await?;
+        self.judge(consensus, cluster).await?;
         let listening = standing.members.difference(&standing.voters);
         let listening = listening.copied().collect();
         if let Some(late) = self
@@ -99,6 +100,83 @@ impl Leader {
         if let Some(voters) = placement::voters(cluster, &seen) {
             tracing::info!(voters = voters.len(), "changing who votes");
             consensus.set_voters(voters).await?;
+        }
+        Ok(())
+    }
+
+    /// Shards of the dead, and those that nobody has had.
+    async fn give_out(
+        &mut self,
+        consensus: &Consensus,
+        cluster: &Cluster,
+    ) -> Result<(), ProposeError> {
+        let now = Timestamp::now();
+        self.grant_again(consensus);
+        let dead = self.host.dead(now, cluster);
+        let plan = self.host.leases.with_table(|table| {
+            let lapsed = |node: &NodeRef, told| table.lapsed_unless_told(now, node, told);
+            let plan = placement::plan(
+                cluster,
+                &Seen {
+                    dead,
+                    lapsed: &lapsed,
+                },
+            );
+            table.stop_granting(&plan.withhold);
+            plan
+        });
+        if plan.is_empty() {
+            return Ok(());
+        }
+        if !plan.withhold.is_empty() {
+            self.withheld_until = Some(u64::MAX);
+        }
+        let proposed = self.propose_plan(consensus, plan).await;
+        if self.withheld_until.is_some() {
+            // It may still be decided as long as it is not behind us.
+            self.withheld_until = Some(consensus.standing().last_log);
+            self.grant_again(consensus);
+        }
+        proposed
+    }
+
+    async fn propose_plan(&self, consensus: &Consensus, plan: Plan) -> Result<(), ProposeError> {
+        let Plan {
+            promotions, afresh, ..
+        } = plan;
+        if !promotions.is_empty() {
+            tracing::info!(
+                shards = promotions.len(),
+                "standbys become owners of shards whose owner is dead"
+            );
+            consensus.propose(Command::Assign(promotions)).await?;
+        }
+        if !afresh.is_empty() {
+            tracing::info!(shards = afresh.len(), "giving shards to new owners");
+            consensus.propose(Command::Assign(afresh)).await?;
+        }
+        Ok(())
+    }
+
+    /// Whoever was not given leases gets them again, once what was proposed is
+    /// decided or can never be.
+    fn grant_again(&mut self, consensus: &Consensus) {
+        if let Some(until) = self.withheld_until
+            && consensus.standing().applied >= until
+        {
+            self.withheld_until = None;
+            self.host.leases.with_table(|table| {
+                let withheld = table.withheld().clone();
+                table.grant_again(&withheld);
+            });
+        }
+    }
+
+    /// Gateways that are gone.
+    async fn judge(&self, consensus: &Consensus, cluster: &Cluster) -> Result<(), ProposeError> {
+        for gateway in self.host.gone(Timestamp::now(), cluster) {
+            tracing::info!(gateway = %gateway.id, "a gateway is gone: a majority of the nodes has not heard it for long");
+            consensus.propose(Command::GatewayGone(gateway)).await?;
         }
         Ok(())
     }

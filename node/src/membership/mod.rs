@@ -5,8 +5,10 @@
 mod host;
 mod join;
 mod lead;
+mod leases;
 mod shown;
 
+use std::collections::BTreeSet;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -20,6 +22,8 @@ use serde::{Deserialize, Serialize};
 use tokio::sync::{mpsc, watch};
 
 use crate::View;
+use crate::agreement::{Agreement, Known};
+use crate::core::agreed::Agreed;
 use crate::core::cluster::{Cluster, Command, Outcome, RaftId};
 use crate::core::gossip::{News, Rumours};
 use crate::gossip::Gossip;
@@ -28,7 +32,7 @@ use crate::peers::Peers;
 use crate::peers::tls::{Tls, TlsError};
 use crate::raft::store::{Store, StoreError};
 use crate::raft::{Consensus, Standing};
-use host::Host;
+pub(crate) use host::Host;
 use shown::Shown;
 
 /// How often a node looks whether there is something to do, besides when it is
@@ -174,12 +178,22 @@ impl Membership {
         };
         host.listen(address.clone(), peers.clone());
         let nobody = ShardMap::unassigned(ClusterUuid(0), Sharding { seed: 0, count: 0 });
-        let (map, map_seen) = watch::channel(Arc::new(nobody));
+        let nobody = Arc::new(nobody);
+        let (known, known_seen) = watch::channel(Known {
+            cluster: Arc::default(),
+            agreed: Arc::new(Agreed::alone(Arc::clone(&nobody))),
+            applied: 0,
+            voters: BTreeSet::new(),
+            given_up: BTreeSet::new(),
+            candidates: Arc::default(),
+        });
+        let (map, map_seen) = watch::channel(nobody);
         let (members, members_seen) = watch::channel(Arc::default());
         let (leads, leads_seen) = watch::channel(false);
         let (has_leader, has_leader_seen) = watch::channel(false);
         let (phase, phase_seen) = watch::channel(Phase::Starting("it has just begun".into()));
         let shown = Shown {
+            known,
             map,
             members,
             leads,
@@ -203,6 +217,10 @@ impl Membership {
                 map: map_seen,
                 members: members_seen,
                 leads: leads_seen,
+                agreement: Some(Agreement {
+                    known: known_seen,
+                    host: Arc::clone(&host),
+                }),
             },
             phase: phase_seen,
             has_leader: has_leader_seen,
@@ -445,6 +463,7 @@ impl Driver {
             // Beside the rest: without a majority a decision takes until there
             // is one again.
             never = self.lead(consensus) => match never {},
+            never = self.host.leases.grant(consensus) => match never {},
             failed = join::look_for_others(&self.host, &self.peers, consensus) => failed,
         }
     }
@@ -460,6 +479,7 @@ impl Driver {
                 return MembershipError::Failed(failure.clone());
             }
             let agreed = Arc::clone(&cluster.borrow_and_update());
+            self.host.observe(&agreed);
             self.show(&agreed, &standing, &rumours.borrow_and_update().clone());
             if let Phase::Registered(node) = &*self.shown.phase.borrow()
                 && let Err(why) = agreed.check_life(self.host.raft_id(), node)
@@ -471,13 +491,6 @@ impl Driver {
                     if changed.is_err() {
                         return MembershipError::Failed("agreement has ended".into());
                     }
-                }
-                going_on = consensus.changes() => {
-                    if !going_on {
-                        return MembershipError::Failed("agreement has ended".into());
-                    }
-                    // Every heartbeat is a change: once per tick is enough.
-                    tick.tick().await;
                 }
                 _ = rumours.changed() => {}
                 _ = tick.tick() => {}
@@ -502,7 +515,7 @@ impl Driver {
         }
     }
 
-    fn show(&self, cluster: &Cluster, standing: &Standing, rumours: &Rumours) {
+    fn show(&self, cluster: &Arc<Cluster>, standing: &Standing, rumours: &Rumours) {
         let members = cluster.members().values().map(|m| &m.registration);
         let members = members.map(|member| (member.raft_id, member.address.as_str()));
         self.host.addresses.set_members(members);

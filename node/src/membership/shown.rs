@@ -1,6 +1,6 @@
 //! What is agreed, as the rest of the node and people see it.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use proto::id::{NodeId, NodeRef};
@@ -9,12 +9,16 @@ use proto::shard::ShardMap;
 use tokio::sync::watch;
 
 use super::Phase;
-use crate::core::cluster::{Cluster, Member};
+use crate::agreement::Known;
+use crate::core::agreed::Agreed;
+use crate::core::cluster::{Cluster, Member, RaftId};
 use crate::core::gossip::Rumours;
+use crate::core::placement;
 use crate::raft::Standing;
 
 /// Senders of what a [`crate::View`] shows, and of the rest that is watched.
 pub(super) struct Shown {
+    pub(super) known: watch::Sender<Known>,
     pub(super) map: watch::Sender<Arc<ShardMap>>,
     pub(super) members: watch::Sender<Arc<Vec<NodeInfo>>>,
     pub(super) leads: watch::Sender<bool>,
@@ -24,7 +28,10 @@ pub(super) struct Shown {
 
 impl Shown {
     /// Shows what has changed; who watches hears of nothing else.
-    pub(super) fn show(&self, cluster: &Cluster, standing: &Standing, rumours: &Rumours) {
+    pub(super) fn show(&self, cluster: &Arc<Cluster>, standing: &Standing, rumours: &Rumours) {
+        // Before what is agreed: whoever acts on that may ask.
+        set(&self.leads, standing.leads);
+        set(&self.has_leader, standing.leader.is_some());
         if let Some(map) = cluster.map() {
             self.map.send_if_modified(|shown| {
                 let changed = **shown != map;
@@ -35,6 +42,7 @@ impl Shown {
                 changed
             });
         }
+        self.tell_known(cluster, standing, rumours);
         let infos = infos(cluster, standing, rumours);
         self.members.send_if_modified(|shown| {
             let changed = **shown != infos;
@@ -43,8 +51,31 @@ impl Shown {
             }
             changed
         });
-        set(&self.leads, standing.leads);
-        set(&self.has_leader, standing.leader.is_some());
+    }
+
+    fn tell_known(&self, cluster: &Arc<Cluster>, standing: &Standing, rumours: &Rumours) {
+        let given_up = rumours.iter().filter(|(_, rumour)| !rumour.is_seen());
+        let given_up: BTreeSet<RaftId> = given_up.map(|(id, _)| *id).collect();
+        self.known.send_if_modified(|known| {
+            let is_same = Arc::ptr_eq(&known.cluster, cluster);
+            if !is_same || known.given_up != given_up {
+                known.candidates = Arc::new(placement::standbys(cluster, &given_up));
+            }
+            let changed = !is_same
+                || known.given_up != given_up
+                || known.applied != standing.applied
+                || known.voters != standing.voters;
+            let map = Arc::clone(&self.map.borrow());
+            let rows_differ = known.cluster.rows_version() != cluster.rows_version();
+            if rows_differ || !Arc::ptr_eq(&known.agreed.map, &map) {
+                known.agreed = Arc::new(Agreed::of(cluster, map));
+            }
+            known.cluster = Arc::clone(cluster);
+            known.given_up = given_up;
+            known.applied = standing.applied;
+            known.voters.clone_from(&standing.voters);
+            changed
+        });
     }
 }
 

@@ -1,8 +1,9 @@
-//! Shell: QUIC between nodes. Calls with one reply each, and datagrams that may
-//! be lost. One connection per direction and pair of nodes, made when it is
+//! Shell: QUIC between nodes. Calls with one reply each, [ways] that stay open,
+//! and datagrams that may be lost. One connection per direction and pair of nodes, made when it is
 //! needed and made again when it broke; nobody waits for longer than they said.
 
 pub(crate) mod tls;
+pub(crate) mod ways;
 pub(crate) mod wire;
 
 use std::collections::HashMap;
@@ -56,6 +57,12 @@ pub(crate) trait Serve: Send + Sync + 'static {
 
     /// Answers a call.
     fn serve(self: Arc<Self>, from: Hello, call: Call) -> BoxFuture<'static, Reply>;
+
+    /// An owner has made a way to this node.
+    fn welcome(&self, from: Hello, way: ways::Way);
+
+    /// A node has sent a sign of life.
+    fn heard(&self, from: &Hello, beat: &[u8]);
 }
 
 /// A datagram that has come.
@@ -198,6 +205,22 @@ impl Peers {
             // ones are sent again by whoever needs them.
             let _ = connection.send_datagram(bytes);
         }
+    }
+
+    /// Makes a way to the node at an address.
+    pub(crate) async fn open(&self, address: &str) -> Result<ways::Way, CallError> {
+        let connection = self.connection(address).await?;
+        let opening = async {
+            let (mut send, receive) = connection.open_bi().await?;
+            send.write_all(&[ways::TAG]).await?;
+            Ok(ways::Way { send, receive })
+        };
+        opening
+            .await
+            .map_err(|Failed(reason)| CallError::Unreachable {
+                address: address.to_owned(),
+                reason,
+            })
     }
 
     async fn connection(&self, address: &str) -> Result<Connection, CallError> {
@@ -354,14 +377,14 @@ impl Peers {
                 stream = connection.accept_bi() => {
                     let Ok((send, receive)) = stream else { return };
                     let (node, other) = (Arc::clone(&self.node), other.clone());
-                    tokio::spawn(async move {
-                        // A call that breaks off is the caller's to repeat, and
-                        // one that takes too long has no caller any more.
-                        let _ = timeout(ANSWER, answer(node, other, send, receive)).await;
-                    });
+                    tokio::spawn(attend_stream(node, other, send, receive));
                 }
                 datagram = connection.read_datagram() => {
                     let Ok(bytes) = datagram else { return };
+                    if let Some(beat) = bytes.strip_prefix(&wire::BEAT) {
+                        self.node.heard(&other, beat);
+                        continue;
+                    }
                     // Full: lost, as datagrams may be.
                     let _ = datagrams.try_send(Datagram { from: other.raft_id, bytes });
                 }
@@ -425,13 +448,36 @@ async fn ask(connection: &Connection, call: &Call) -> Result<Reply, String> {
     decode(&bytes)
 }
 
+/// A stream is a way, if its first byte says so, or a call.
+async fn attend_stream(
+    node: Arc<dyn Serve>,
+    from: Hello,
+    send: quinn::SendStream,
+    mut receive: quinn::RecvStream,
+) {
+    let mut first = [0];
+    let read = timeout(ANSWER, receive.read_exact(&mut first)).await;
+    if !matches!(read, Ok(Ok(()))) {
+        return;
+    }
+    if first == [ways::TAG] {
+        node.welcome(from, ways::Way { send, receive });
+        return;
+    }
+    // A call that breaks off is the caller's to repeat, and one that takes too
+    // long has no caller any more.
+    let _ = timeout(ANSWER, answer(node, from, first, send, receive)).await;
+}
+
 async fn answer(
     node: Arc<dyn Serve>,
     from: Hello,
+    first: [u8; 1],
     mut send: quinn::SendStream,
     mut receive: quinn::RecvStream,
 ) -> Result<(), Failed> {
-    let bytes = receive.read_to_end(BYTES_MAX).await?;
+    let mut bytes = Vec::from(first);
+    bytes.append(&mut receive.read_to_end(BYTES_MAX).await?);
     let reply = match decode(&bytes) {
         Ok(call) => node.serve(from, call).await,
         Err(reason) => Reply::Refused(reason),

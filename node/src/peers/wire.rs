@@ -1,18 +1,36 @@
 //! What nodes say to each other over QUIC: a hello when they meet, then calls
 //! with one reply each, every one on a stream of its own.
 
+use std::collections::BTreeSet;
+
 use bytes::Bytes;
-use proto::id::{ClusterUuid, NodeId};
+use proto::id::{ClusterUuid, GatewayRef, NodeId, NodeRef};
 use proto::message::{Answer, Question};
 use proto::subject::ClusterName;
 use serde::{Deserialize, Serialize};
 
 use crate::core::cluster::{Command, Outcome, RaftId, Registration};
 use crate::core::formation::{Pledge, Status};
+use crate::core::lease::Grant;
 pub(crate) use crate::core::wire::{decode, encode};
 
 /// Bytes of a call or reply at most: a Raft snapshot is far below.
 pub(crate) const BYTES_MAX: usize = 16 * 1_024 * 1_024;
+
+/// With what a datagram begins that is a sign of life. Gossip never begins so:
+/// there it would be a number with more than 64 bits.
+pub(crate) const BEAT: [u8; 10] = [0xff; 10];
+
+/// A sign of life to the voters: a datagram, every 100 ms.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Beat {
+    /// Who lives.
+    pub(crate) from: NodeRef,
+    /// Whether its own beats come back to it from the bus.
+    pub(crate) hears_echo: bool,
+    /// Gateways that have been silent for too long.
+    pub(crate) silent: BTreeSet<GatewayRef>,
+}
 
 /// Who opens a connection, or answers to it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -124,6 +142,8 @@ pub(crate) enum Call {
     },
     /// Tell something for a person who looks inside.
     Inspect(Question),
+    /// Grant this life a lease, counted from now. The leader does.
+    Renew(NodeRef, u64),
 }
 
 /// The answer to a [`Call`].
@@ -148,6 +168,8 @@ pub(crate) enum Reply {
     Inspected(Answer),
     /// It was not done; why.
     Refused(String),
+    /// To `Renew`.
+    Granted(Grant),
 }
 
 #[cfg(test)]

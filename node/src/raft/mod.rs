@@ -214,20 +214,20 @@ impl Consensus {
             .collect()
     }
 
-    /// Returns when something has changed that [`Self::standing`] shows. `false`:
-    /// nothing will any more.
-    pub(crate) fn changes(&self) -> impl Future<Output = bool> + Send + use<> {
-        let mut metrics = self.raft.metrics();
-        metrics.mark_unchanged();
-        async move { metrics.changed().await.is_ok() }
-    }
-
     /// Decides a command, if this node leads. Returns when it is applied here.
     pub(crate) async fn propose(&self, command: Command) -> Result<Outcome, ProposeError> {
         match self.raft.client_write(command).await {
             Ok(written) => Ok(written.data),
             Err(error) => Err(propose_error(&error)),
         }
+    }
+
+    /// The last entry of which a majority knew when it confirmed, after this was
+    /// called, that this node leads. All up to it is applied here. `None`: it
+    /// does not lead.
+    pub(crate) async fn read_index(&self) -> Option<u64> {
+        let read = self.raft.ensure_linearizable().await.ok()?;
+        Some(read.map_or(0, |log| log.index))
     }
 
     /// Lets a node listen, if this node leads.

@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use proto::id::NodeRef;
 use proto::time::Timestamp;
+use serde::{Deserialize, Serialize};
 
 use super::{NODE_LEASE, by_another_clock};
 use crate::core::cluster::Cluster;
@@ -44,7 +45,7 @@ struct Lasting {
 }
 
 /// What is to be sent to a node.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Grant {
     /// To whom.
     pub node: NodeRef,

@@ -3,14 +3,15 @@
 use std::sync::Arc;
 
 use futures_util::future::BoxFuture;
-use proto::id::ClusterUuid;
+use proto::id::{ClusterUuid, NodeRef};
 
 use super::{ASK, CALLERS_MAX, Host};
 use crate::core::cluster::{Command, RaftId, Registration};
 use crate::core::formation::{Succession, succession};
 use crate::core::gossip::Rumour;
 use crate::peers::Serve;
-use crate::peers::wire::{Call, Hello, Refusal, Reply, may_meet};
+use crate::peers::ways::Way;
+use crate::peers::wire::{Beat, Call, Hello, Refusal, Reply, decode, may_meet};
 use crate::raft::store::StoreError;
 use crate::raft::{Consensus, Peer, ProposeError};
 
@@ -42,6 +43,21 @@ impl Serve for Host {
     fn serve(self: Arc<Self>, from: Hello, call: Call) -> BoxFuture<'static, Reply> {
         Box::pin(self.take(from, call))
     }
+
+    fn welcome(&self, from: Hello, way: Way) {
+        if let Some(ways) = self.ways.get() {
+            // Too many at once: dropped, and made again.
+            let _ = ways.try_send((from.name, way));
+        }
+    }
+
+    fn heard(&self, from: &Hello, beat: &[u8]) {
+        match decode::<Beat>(beat) {
+            Ok(beat) if beat.from.id == from.name => self.hear_beat(beat),
+            Ok(_) => tracing::debug!(from = %from.name, "a sign of life for another node"),
+            Err(error) => tracing::debug!(from = %from.name, error, "a sign of life"),
+        }
+    }
 }
 
 impl Host {
@@ -61,10 +77,26 @@ impl Host {
             Call::Raft { cluster, to, rpc } => self.take_raft(cluster, to, &rpc).await,
             Call::Join(registration) => self.take_join(&from, registration).await,
             Call::Propose(command) => self.take_proposal(&from, command).await,
+            Call::Renew(node, renewal) => self.take_renewal(&from, node, renewal).await,
             Call::Inspect(question) => match self.inspect.get() {
                 Some(inspect) => Reply::Inspected(inspect(question).await),
                 None => Reply::Refused("the node does not serve yet".into()),
             },
+        }
+    }
+
+    /// On the leader: grants a lease, after the next quorum round.
+    async fn take_renewal(&self, from: &Hello, node: NodeRef, renewal: u64) -> Reply {
+        if from.name != node.id {
+            return Reply::Refused("nodes ask for leases for themselves only".into());
+        }
+        let granted = match self.leases.ask(node, renewal) {
+            Some(granted) => granted.await.ok(),
+            None => None,
+        };
+        match granted {
+            Some(grant) => Reply::Granted(grant),
+            None => Reply::Refused("this node does not lead, or not for certain".into()),
         }
     }
 

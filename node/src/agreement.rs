@@ -1,0 +1,82 @@
+//! What a node's cluster agrees, for those in it who own shards and stand by.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+use std::time::Duration;
+
+use proto::id::{NodeId, NodeRef};
+use proto::shard::ShardId;
+use tokio::sync::{mpsc, watch};
+use tokio::time::timeout;
+
+use crate::core::agreed::Agreed;
+use crate::core::cluster::{Cluster, Command, RaftId, ReplicaSet};
+use crate::core::lease::{Grant, NODE_LEASE};
+use crate::membership::Host;
+use crate::peers::ways::Way;
+use crate::peers::wire::Beat;
+
+/// How long a proposal is waited for. What comes of it shows in what is agreed,
+/// so this only says how soon another leader is tried.
+const PROPOSE: Duration = Duration::from_millis(300);
+
+/// What is agreed, as far as this node has heard. Replaced whole.
+#[derive(Debug, Clone)]
+pub(crate) struct Known {
+    pub(crate) cluster: Arc<Cluster>,
+    pub(crate) agreed: Arc<Agreed>,
+    /// The last entry of the log that it has applied.
+    pub(crate) applied: u64,
+    pub(crate) voters: BTreeSet<RaftId>,
+    /// Nodes that gossip has given up.
+    pub(crate) given_up: BTreeSet<RaftId>,
+    /// Who should stand by for each shard.
+    pub(crate) candidates: Arc<BTreeMap<ShardId, NodeRef>>,
+}
+
+/// A node's way to its cluster. Clones are the same.
+#[derive(Debug, Clone)]
+pub struct Agreement {
+    pub(crate) known: watch::Receiver<Known>,
+    pub(crate) host: Arc<Host>,
+}
+
+impl Agreement {
+    /// Asks the leader for a lease, counted from before this is called.
+    pub(crate) async fn renew(&self, me: NodeRef, renewal: u64) -> Option<Grant> {
+        timeout(NODE_LEASE, self.host.renew(me, renewal))
+            .await
+            .ok()?
+    }
+
+    /// Has it agreed who stands by.
+    pub(crate) async fn propose(&self, sets: Vec<ReplicaSet>) {
+        let Some(consensus) = self.host.consensus() else {
+            return;
+        };
+        let proposing = self.host.propose(&consensus, Command::Replicas(sets));
+        // The owner proposes again what it does not see agreed.
+        if let Ok(Err(error)) = timeout(PROPOSE, proposing).await {
+            tracing::debug!(%error, "it was not decided who stands by");
+        }
+    }
+
+    /// Makes a way to a node.
+    ///
+    /// # Errors
+    /// Why not, for people.
+    pub(crate) async fn open(&self, to: &NodeRef) -> Result<Way, String> {
+        self.host.open(to).await
+    }
+
+    /// Ways that owners make to this node, from now on.
+    pub(crate) fn welcome(&self, ways: mpsc::Sender<(NodeId, Way)>) {
+        self.host.welcome_with(ways);
+    }
+
+    /// Sends a sign of life to all who vote. Called on a runtime.
+    pub(crate) fn beat(&self, beat: &Beat) {
+        let voters = self.known.borrow().voters.clone();
+        self.host.beat(&voters, beat);
+    }
+}

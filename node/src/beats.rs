@@ -1,0 +1,92 @@
+//! Shell: signs of life to all who vote, from a thread of its own: neither a
+//! busy runtime nor a long task makes a node look dead. But when a worker stands
+//! still, its shards are not served, and the node should look dead: then it
+//! sends none.
+
+use std::collections::BTreeSet;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use proto::id::{GatewayRef, NodeRef};
+use proto::time::Timestamp;
+use tokio::runtime::Handle;
+use tokio::sync::watch;
+
+use crate::agreement::Agreement;
+use crate::core::detection::NODE_BEAT;
+use crate::peers::wire::Beat;
+
+/// How long a worker may stand still before the node does not look alive.
+const STANDS_STILL: Duration = Duration::from_millis(300);
+
+/// When a worker turned last. Clones are the same.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Turned(Arc<AtomicU64>);
+
+impl Turned {
+    /// The worker turns.
+    pub(crate) fn turn(&self, now: Timestamp) {
+        self.0.store(now.0, Ordering::Relaxed);
+    }
+
+    fn stands_still(&self, now: Timestamp) -> bool {
+        now.since(Timestamp(self.0.load(Ordering::Relaxed))) >= STANDS_STILL
+    }
+}
+
+/// What this node hears of the gateways. Clones are the same.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Silence(Arc<Mutex<(bool, BTreeSet<GatewayRef>)>>);
+
+impl Silence {
+    /// Whether the node hears its own beats, and who is silent.
+    pub(crate) fn tell(&self, hears_echo: bool, silent: BTreeSet<GatewayRef>) {
+        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = (hears_echo, silent);
+    }
+
+    fn told(&self) -> (bool, BTreeSet<GatewayRef>) {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+}
+
+/// All that a sign of life needs.
+pub(crate) struct Beats {
+    pub(crate) me: NodeRef,
+    pub(crate) agreement: Agreement,
+    pub(crate) workers: Vec<Turned>,
+    pub(crate) silence: Silence,
+}
+
+impl Beats {
+    /// Beats until shutdown, or until nobody could say so any more.
+    ///
+    /// # Errors
+    /// The system has no thread to give.
+    pub(crate) fn spawn(self, shutdown: watch::Receiver<bool>) -> std::io::Result<()> {
+        let runtime = Handle::current();
+        let beats = std::thread::Builder::new().name("beats".into());
+        beats.spawn(move || {
+            let _context = runtime.enter();
+            while !*shutdown.borrow() && shutdown.has_changed().is_ok() {
+                self.beat();
+                std::thread::sleep(NODE_BEAT);
+            }
+        })?;
+        Ok(())
+    }
+
+    fn beat(&self) {
+        let now = Timestamp::now();
+        if self.workers.iter().any(|worker| worker.stands_still(now)) {
+            return;
+        }
+        let (hears_echo, silent) = self.silence.told();
+        let beat = Beat {
+            from: self.me.clone(),
+            hears_echo,
+            silent,
+        };
+        self.agreement.beat(&beat);
+    }
+}

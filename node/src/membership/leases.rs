@@ -1,0 +1,106 @@
+//! Node leases: asking the leader for one, and granting them as the leader.
+
+use std::collections::BTreeMap;
+use std::convert::Infallible;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use proto::id::NodeRef;
+use proto::time::Timestamp;
+use tokio::sync::oneshot;
+use tokio::time::{MissedTickBehavior, timeout};
+
+use crate::core::cluster::Cluster;
+use crate::core::lease::{Grant, LeaseTable};
+use crate::raft::Consensus;
+
+/// How soon a quorum round may begin after a renewal has come.
+const TICK: Duration = Duration::from_millis(20);
+/// How long a quorum round may take.
+const ROUND: Duration = Duration::from_secs(1);
+/// Nodes that wait for a round at most: far more than a cluster has.
+const WAITING_MAX: usize = 4_096;
+
+/// The leases that this node has granted as the leader.
+#[derive(Debug, Default)]
+pub(super) struct Leases(Mutex<Granting>);
+
+#[derive(Debug, Default)]
+struct Granting {
+    /// In which this node leads.
+    term: Option<u64>,
+    table: LeaseTable,
+    waiting: BTreeMap<(NodeRef, u64), oneshot::Sender<Grant>>,
+}
+
+impl Leases {
+    /// This node leads in this term, or does not lead.
+    pub(super) fn observe(&self, term: Option<u64>) {
+        let mut granting = self.granting();
+        if granting.term == term {
+            return;
+        }
+        granting.term = term;
+        granting.waiting.clear();
+        match term {
+            Some(_) => granting.table.elected(Timestamp::now()),
+            None => granting.table.deposed(),
+        }
+    }
+
+    /// A renewal has come; the grant, if there will be one.
+    pub(super) fn ask(&self, node: NodeRef, renewal: u64) -> Option<oneshot::Receiver<Grant>> {
+        let mut granting = self.granting();
+        granting.waiting.retain(|_, asker| !asker.is_closed());
+        if granting.term.is_none() || granting.waiting.len() >= WAITING_MAX {
+            return None;
+        }
+        let (grant, granted) = oneshot::channel();
+        granting.table.asked(Timestamp::now(), node.clone(), renewal);
+        granting.waiting.insert((node, renewal), grant);
+        Some(granted)
+    }
+
+    /// Looks at the table, or withholds leases.
+    pub(super) fn with_table<T>(&self, look: impl FnOnce(&mut LeaseTable) -> T) -> T {
+        look(&mut self.granting().table)
+    }
+
+    /// Grants, for as long as this node leads and whenever it does.
+    pub(super) async fn grant(&self, consensus: &Consensus) -> Infallible {
+        let cluster = consensus.cluster();
+        let mut tick = tokio::time::interval(TICK);
+        tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        loop {
+            tick.tick().await;
+            let standing = consensus.standing();
+            self.observe(standing.leads.then_some(standing.term));
+            if !self.with_table(|table| table.begin_round(Timestamp::now())) {
+                continue;
+            }
+            let read_index = timeout(ROUND, consensus.read_index()).await;
+            let agreed = Arc::clone(&cluster.borrow());
+            // Deposed meanwhile, and perhaps elected again: another round.
+            let now_standing = consensus.standing();
+            let is_same = now_standing.leads && now_standing.term == standing.term;
+            let read_index = read_index.ok().flatten().filter(|_| is_same);
+            self.end_round(read_index, &agreed);
+        }
+    }
+
+    fn end_round(&self, read_index: Option<u64>, cluster: &Cluster) {
+        let mut granting = self.granting();
+        for grant in granting.table.round_ended(read_index, cluster) {
+            let asker = (grant.node.clone(), grant.renewal);
+            if let Some(asker) = granting.waiting.remove(&asker) {
+                // It may have given up.
+                let _ = asker.send(grant);
+            }
+        }
+        granting.table.tidy(Timestamp::now(), cluster);
+    }
+
+    fn granting(&self) -> MutexGuard<'_, Granting> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
