@@ -1,6 +1,6 @@
 //! Shell: a task that owns some of the node's shards and drives them.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -13,7 +13,7 @@ use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::MissedTickBehavior;
 
 use crate::beats::Turned;
-use crate::core::shard::{Effect, Shard};
+use crate::core::shard::Effect;
 use crate::core::shards::{Input, Part, Shards};
 use crate::metrics::{Metrics, ShardMetrics};
 use crate::replicator::{Duty, FromShard};
@@ -65,6 +65,8 @@ pub(crate) struct Worker {
     by_shard: BTreeMap<ShardId, ShardMetrics>,
     /// Shards without a standby, as last told.
     bare: i64,
+    /// For what shards waited at the last look.
+    stood_still: BTreeSet<String>,
 }
 
 impl Worker {
@@ -92,6 +94,7 @@ impl Worker {
             metrics,
             by_shard: BTreeMap::new(),
             bare: 0,
+            stood_still: BTreeSet::new(),
         };
         worker.handle([Input::Agreed(agreed)]);
         worker
@@ -187,9 +190,10 @@ impl Worker {
 
     fn tick(&mut self) -> Vec<Effect> {
         let effects = self.handle([Input::Tick]);
-        let is_bare = |shard: &Shard| !shard.replication().standbys().any(|(_, counts)| counts);
-        let bare = self.shards.served().filter(|(_, shard)| is_bare(shard));
+        let bare = self.shards.served();
+        let bare = bare.filter(|(_, shard)| !shard.replication().is_protected());
         let bare = bare.count() as i64;
+        self.complain();
         let more = bare - std::mem::replace(&mut self.bare, bare);
         self.metrics.shards_without_standby.add(more);
         for (id, shard) in self.shards.served() {
@@ -202,6 +206,28 @@ impl Worker {
             }
         }
         effects
+    }
+
+    /// Says why shards stand still, if any has for some time.
+    fn complain(&mut self) {
+        let now = Timestamp::now();
+        let leases = &self.known.leases;
+        let mut reasons: BTreeMap<String, u32> = BTreeMap::new();
+        for (_, shard) in self.shards.served() {
+            let replication = shard.replication();
+            if replication.held() > 0
+                && let Some(reason) = replication.waits_for(now, leases)
+            {
+                *reasons.entry(reason).or_default() += 1;
+            }
+        }
+        for (reason, shards) in &reasons {
+            // Since the last look at least.
+            if self.stood_still.contains(reason) {
+                tracing::warn!(shards, "what is asked of shards waits for {reason}");
+            }
+        }
+        self.stood_still = reasons.into_keys().collect();
     }
 
     /// Returns what is to be sent.

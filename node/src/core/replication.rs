@@ -182,6 +182,11 @@ impl Replication {
         !self.peers.is_empty()
     }
 
+    /// Whether it is agreed that somebody else has everything.
+    pub fn is_protected(&self) -> bool {
+        !self.row.in_sync.is_empty()
+    }
+
     /// Notes a change, for every standby.
     pub fn log(&mut self, record: impl FnOnce() -> Record) {
         self.made += 1;
@@ -384,6 +389,38 @@ impl Replication {
         }
         self.is_settled =
             self.held.is_empty() && self.known_counting().is_some() && !self.wants_agreement();
+    }
+
+    /// For what the shard waits, for people. `None`: for nothing.
+    pub fn waits_for(&self, now: Timestamp, leases: &Leases) -> Option<String> {
+        let names = |nodes: Vec<&NodeRef>| {
+            let names: Vec<&str> = nodes.iter().map(|node| node.id.as_str()).collect();
+            names.join(" and ")
+        };
+        if self.serves_from.is_some_and(|from| now < from) {
+            return Some("the lease of an earlier owner to end".into());
+        }
+        if now >= leases.node {
+            return Some("a lease from the leader".into());
+        }
+        let counts = |node: &NodeRef| self.counting().any(|counting| counting == node);
+        let unknown = self.row.in_sync.iter().filter(|node| !counts(node));
+        let unknown: Vec<&NodeRef> = unknown.collect();
+        if !unknown.is_empty() {
+            return Some(format!(
+                "it to be agreed that {} does not stand by any more",
+                names(unknown)
+            ));
+        }
+        let silent = self.counting().filter(|node| !leases.hold(now, [*node]));
+        let silent: Vec<&NodeRef> = silent.collect();
+        if !silent.is_empty() {
+            return Some(format!("a lease from its standby {}", names(silent)));
+        }
+        let behind = self.peers.iter().filter(|peer| peer.counts());
+        let behind = behind.filter(|peer| peer.confirmed < peer.sent);
+        let behind: Vec<&NodeRef> = behind.map(|peer| &peer.node).collect();
+        (!behind.is_empty()).then(|| format!("confirmation by its standby {}", names(behind)))
     }
 
     /// Whether leases that change let nothing go that waits, unless somebody is

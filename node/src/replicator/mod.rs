@@ -397,6 +397,7 @@ impl Replicator {
     }
 
     fn obey_replicas(&mut self, effects: Vec<replicas::Effect>) {
+        let mut begun = 0;
         for effect in effects {
             match effect {
                 replicas::Effect::Echo(echo) => {
@@ -409,11 +410,14 @@ impl Replicator {
                 }
                 replicas::Effect::Begin(succession) => {
                     let tenure = &succession.tenure;
-                    tracing::info!(shard = tenure.shard.0, fence = tenure.fence.0, "takes over a shard");
+                    begun += 1;
                     self.metrics.failovers.inc();
                     self.tell_worker(tenure.shard, Input::Begin(succession));
                 }
             }
+        }
+        if begun > 0 {
+            tracing::info!(shards = begun, "takes over shards for which it stood by");
         }
     }
 

@@ -216,6 +216,9 @@ impl Host {
             Command::Register(registration) if speaks_for_itself(from, registration) => Peer {
                 address: registration.address.clone(),
             },
+            Command::Replicas(sets) if sets.iter().all(|set| set.owner.id == from.name) => {
+                return self.decide(&consensus, command).await;
+            }
             _ => return Reply::Refused("only the leader decides that".into()),
         };
         let agreed = Arc::clone(&consensus.cluster().borrow());
@@ -229,6 +232,10 @@ impl Host {
         {
             return Reply::Refused(why);
         }
+        self.decide(&consensus, command).await
+    }
+
+    async fn decide(&self, consensus: &Consensus, command: Command) -> Reply {
         match consensus.propose(command).await {
             Ok(outcome) => Reply::Outcome(outcome),
             Err(ProposeError::NotLeader(leader)) => {

@@ -1,0 +1,240 @@
+//! Nodes die, stand still and come back, under load. `dunlin verify` loads and
+//! judges, as in `faults.rs`; here it is also measured for how long a channel
+//! stands still whose owner was harmed.
+//!
+//! `make test` does each harm a few times, with a load that a busy machine can
+//! take. `make soak` sets `SOAK`, for the load and the counts of the bars.
+#![expect(
+    clippy::disallowed_methods,
+    reason = "shell: faults last for some time"
+)]
+
+use std::time::Duration;
+
+use anyhow::{Context, Result};
+use cluster_tests::client::{EventStream, metric_at};
+use cluster_tests::cluster::Cluster;
+use cluster_tests::eventually;
+use cluster_tests::traffic::Publisher;
+use cluster_tests::verify::{Load, Verdict, Verify};
+use rustix::process::Signal;
+use tokio::time::{Instant, timeout};
+
+/// Within which a channel goes on, whatever happened to its owner. The bar is
+/// 2.5 s, of which `make soak` speaks; this is for machines that are busy.
+const GOES_ON: Duration = Duration::from_secs(10);
+
+fn is_soak() -> bool {
+    std::env::var_os("SOAK").is_some()
+}
+
+fn load() -> Load {
+    if is_soak() {
+        Load {
+            rate: 2_000,
+            channels: 500,
+            size: 128,
+        }
+    } else {
+        Load {
+            rate: 200,
+            channels: 40,
+            size: 128,
+        }
+    }
+}
+
+/// How often a harm is done.
+fn times(few: usize, many: usize) -> usize {
+    if is_soak() { many } else { few }
+}
+
+/// Channels whose standstill is measured, each time.
+fn samples() -> usize {
+    if is_soak() { 100 } else { 10 }
+}
+
+/// Waits until every shard is in two processes.
+async fn protected(cluster: &Cluster) {
+    eventually("every shard has a standby", async || {
+        let mut owned = 0.0;
+        for node in cluster.nodes.values() {
+            let figure = async |name: &str| metric_at(&node.admin, name, &[]).await.ok();
+            if figure("dunlin_shards_without_standby").await? > 0.0 {
+                return None;
+            }
+            owned += figure("dunlin_shards_owned").await?;
+        }
+        (owned == 1_024.0).then_some(())
+    })
+    .await;
+}
+
+async fn leader(cluster: &Cluster) -> Result<String> {
+    for (name, node) in &cluster.nodes {
+        if metric_at(&node.admin, "dunlin_raft_is_leader", &[]).await? > 0.0 {
+            return Ok(name.clone());
+        }
+    }
+    anyhow::bail!("nobody leads")
+}
+
+/// How long channels have stood still, and of how many it was measured.
+#[derive(Default)]
+struct Gaps(Vec<Duration>);
+
+impl Gaps {
+    fn percentile(&mut self, of: usize) -> Duration {
+        self.0.sort_unstable();
+        self.0[(self.0.len() - 1) * of / 100]
+    }
+
+    fn tell(&mut self, what: &str) {
+        println!(
+            "{what}: {} channels stood still for {:?} (p50), {:?} (p99), {:?} (longest)",
+            self.0.len(),
+            self.percentile(50),
+            self.percentile(99),
+            self.percentile(100)
+        );
+        assert!(self.percentile(100) < GOES_ON, "for too long");
+        if is_soak() {
+            assert!(self.percentile(50) <= Duration::from_millis(1_000));
+            assert!(self.percentile(99) <= Duration::from_millis(2_500));
+        }
+    }
+}
+
+/// Measures the time from the harm until something that was accepted after it is
+/// delivered by another gateway.
+async fn standstills(
+    cluster: &mut Cluster,
+    node: &str,
+    gaps: &mut Gaps,
+    harm: impl AsyncFnOnce(&mut Cluster) -> Result<()>,
+) -> Result<()> {
+    let channels = cluster.channels_of(node, samples()).await?;
+    let (g1, g2) = (
+        cluster.gateway("g1").clients.clone(),
+        cluster.gateway("g2").clients.clone(),
+    );
+    let mut streams = Vec::new();
+    for channel in &channels {
+        let mut stream = EventStream::open_at(&g2, &format!("channel={channel}"), "").await?;
+        assert!(stream.block().await?.starts_with("id: "), "attached");
+        streams.push(stream);
+    }
+    let harmed = Instant::now();
+    harm(cluster).await?;
+    let measures = channels.into_iter().zip(streams).map(|(channel, mut stream)| {
+        let g1 = g1.clone();
+        tokio::spawn(async move {
+            let publish = async {
+                loop {
+                    let accepted = async {
+                        let mut publisher = Publisher::connect(&g1).await?;
+                        publisher.publish(&channel, "after").await
+                    };
+                    if accepted.await.is_ok() {
+                        return;
+                    }
+                }
+            };
+            let hear = async {
+                while !stream.block().await?.contains("after") {}
+                anyhow::Ok(())
+            };
+            let heard = timeout(2 * GOES_ON, async { tokio::join!(publish, hear).1 });
+            heard.await.context("it does not go on")??;
+            anyhow::Ok(harmed.elapsed())
+        })
+    });
+    let measures: Vec<_> = measures.collect();
+    for measure in measures {
+        gaps.0.push(measure.await??);
+    }
+    Ok(())
+}
+
+fn told(what: &str, verdict: &Verdict) {
+    println!("{what}: {:#}", verdict.report);
+    verdict.is_kept();
+    verdict.has_no_gaps();
+}
+
+/// Whom the next harm hits: each third the leader.
+async fn victim(cluster: &Cluster, turn: usize) -> Result<String> {
+    if turn.is_multiple_of(3) {
+        return leader(cluster).await;
+    }
+    let names: Vec<&String> = cluster.nodes.keys().collect();
+    Ok(names[turn % names.len()].clone())
+}
+
+#[tokio::test]
+async fn owners_are_killed() -> Result<()> {
+    let mut cluster = Cluster::start().await?;
+    protected(&cluster).await;
+    let verify = Verify::start(&cluster, load(), &[]).await?;
+    let mut gaps = Gaps::default();
+    for turn in 0..times(3, 50) {
+        let node = victim(&cluster, turn).await?;
+        standstills(&mut cluster, &node, &mut gaps, async |cluster| {
+            cluster.kill_node(&node).await
+        })
+        .await?;
+        cluster.add_node(&node, &[]).await?;
+        cluster.ready().await;
+        protected(&cluster).await;
+    }
+    let verdict = verify.judge().await?;
+    told("owners killed", &verdict);
+    gaps.tell("owners killed");
+    Ok(())
+}
+
+#[tokio::test]
+async fn owners_stand_still_and_go_on() -> Result<()> {
+    let mut cluster = Cluster::start().await?;
+    protected(&cluster).await;
+    let verify = Verify::start(&cluster, load(), &[]).await?;
+    let mut gaps = Gaps::default();
+    for turn in 0..times(2, 20) {
+        let node = victim(&cluster, turn).await?;
+        standstills(&mut cluster, &node, &mut gaps, async |cluster| {
+            cluster.node(&node).signal(Signal::STOP)
+        })
+        .await?;
+        tokio::time::sleep(Duration::from_secs(5)).await;
+        cluster.node(&node).signal(Signal::CONT)?;
+        cluster.ready().await;
+        protected(&cluster).await;
+    }
+    let verdict = verify.judge().await?;
+    told("owners stopped for five seconds", &verdict);
+    gaps.tell("owners stopped for five seconds");
+    for (name, node) in &cluster.nodes { for l in node.log().lines().filter(|l| l.contains("WARN") || l.contains("INFO")) { println!("DBG {name} {l}"); } }
+    Ok(())
+}
+
+#[tokio::test]
+async fn owners_are_restarted_in_place() -> Result<()> {
+    let mut cluster = Cluster::start().await?;
+    protected(&cluster).await;
+    let verify = Verify::start(&cluster, load(), &[]).await?;
+    let mut gaps = Gaps::default();
+    for turn in 0..times(2, 10) {
+        let node = victim(&cluster, turn).await?;
+        standstills(&mut cluster, &node, &mut gaps, async |cluster| {
+            cluster.kill_node(&node).await?;
+            cluster.add_node(&node, &[]).await
+        })
+        .await?;
+        cluster.ready().await;
+        protected(&cluster).await;
+    }
+    let verdict = verify.judge().await?;
+    told("owners restarted", &verdict);
+    gaps.tell("owners restarted");
+    Ok(())
+}
