@@ -54,18 +54,19 @@ fn samples() -> usize {
     if is_soak() { 100 } else { 10 }
 }
 
-/// Waits until every shard is in two processes.
+/// Waits until every shard is in two processes, and everybody knows.
 async fn protected(cluster: &Cluster) {
     eventually("every shard has a standby", async || {
-        let mut owned = 0.0;
+        let mut versions = Vec::new();
         for node in cluster.nodes.values() {
             let figure = async |name: &str| metric_at(&node.admin, name, &[]).await.ok();
             if figure("dunlin_shards_without_standby").await? > 0.0 {
                 return None;
             }
-            owned += figure("dunlin_shards_owned").await?;
+            versions.push(figure("dunlin_map_version").await?);
         }
-        (owned == 1_024.0).then_some(())
+        versions.dedup();
+        (versions.len() == 1).then_some(())
     })
     .await;
 }
@@ -124,6 +125,7 @@ async fn standstills(
         assert!(stream.block().await?.starts_with("id: "), "attached");
         streams.push(stream);
     }
+    let channels2 = channels.clone();
     let harmed = Instant::now();
     harm(cluster).await?;
     let measures = channels.into_iter().zip(streams).map(|(channel, mut stream)| {
@@ -151,9 +153,29 @@ async fn standstills(
     });
     let measures: Vec<_> = measures.collect();
     for measure in measures {
-        gaps.0.push(measure.await??);
+        let m = measure.await?;
+        if m.is_err() {
+            for (name, node) in &cluster.nodes { for l in node.log().lines().rev().take(60) { println!("DBG {name} {l}"); } }
+            for i in ["gateways"] { for n in cluster.nodes.values() { println!("{}", Cluster::inspect(&n.admin, i).await?); } }
+            let sh = Cluster::inspect(&cluster.gateway("g2").admin, "shards").await?.to_string(); println!("g2 shards {}", &sh[..300]);
+            for g in cluster.gateways.values() { println!("{}", cluster_tests::client::get(&g.admin, "/metrics").await?.body.lines().filter(|l| l.starts_with("dunlin_") && !l.contains("bucket")).collect::<Vec<_>>().join(" ; ")); }
+            for c in &channels2 { println!("{c} {}", Cluster::inspect_channel(&cluster.gateway("g1").admin, c).await?); }
+        }
+        gaps.0.push(m?);
     }
     Ok(())
+}
+
+async fn started(cluster: &Cluster) -> Result<Verify> {
+    let v = Verify::start(&cluster, load(), &[]).await;
+    if v.is_err() {
+    for (name, node) in &cluster.nodes { for l in node.log().lines() { println!("DBG {name} {l}"); } }
+    for (name, node) in &cluster.gateways { for l in node.log().lines() { println!("DBG {name} {l}"); }
+     println!("{name} {}", cluster_tests::client::get(&node.admin, "/metrics").await?.body.lines().filter(|l| l.starts_with("dunlin_link") || l.starts_with("dunlin_bus")).collect::<Vec<_>>().join("\n"));
+    }
+    for n in 0..200 { let c = Cluster::inspect_channel(&cluster.gateway("g1").admin, &format!("verify-{n}")).await?; println!("{n} {c}"); }
+    }
+    v
 }
 
 fn told(what: &str, verdict: &Verdict) {
@@ -175,7 +197,7 @@ async fn victim(cluster: &Cluster, turn: usize) -> Result<String> {
 async fn owners_are_killed() -> Result<()> {
     let mut cluster = Cluster::start().await?;
     protected(&cluster).await;
-    let verify = Verify::start(&cluster, load(), &[]).await?;
+    let verify = started(&cluster).await?;
     let mut gaps = Gaps::default();
     for turn in 0..times(3, 50) {
         let node = victim(&cluster, turn).await?;
@@ -197,7 +219,7 @@ async fn owners_are_killed() -> Result<()> {
 async fn owners_stand_still_and_go_on() -> Result<()> {
     let mut cluster = Cluster::start().await?;
     protected(&cluster).await;
-    let verify = Verify::start(&cluster, load(), &[]).await?;
+    let verify = started(&cluster).await?;
     let mut gaps = Gaps::default();
     for turn in 0..times(2, 20) {
         let node = victim(&cluster, turn).await?;
@@ -213,7 +235,7 @@ async fn owners_stand_still_and_go_on() -> Result<()> {
     let verdict = verify.judge().await?;
     told("owners stopped for five seconds", &verdict);
     gaps.tell("owners stopped for five seconds");
-    for (name, node) in &cluster.nodes { for l in node.log().lines().filter(|l| l.contains("WARN") || l.contains("INFO")) { println!("DBG {name} {l}"); } }
+
     Ok(())
 }
 
@@ -221,7 +243,7 @@ async fn owners_stand_still_and_go_on() -> Result<()> {
 async fn owners_are_restarted_in_place() -> Result<()> {
     let mut cluster = Cluster::start().await?;
     protected(&cluster).await;
-    let verify = Verify::start(&cluster, load(), &[]).await?;
+    let verify = started(&cluster).await?;
     let mut gaps = Gaps::default();
     for turn in 0..times(2, 10) {
         let node = victim(&cluster, turn).await?;

@@ -6,6 +6,8 @@ use prometheus::{
 };
 use proto::shard::ShardId;
 
+use crate::core::cluster::Row;
+
 /// All metrics of a node.
 #[derive(Debug)]
 pub struct Metrics {
@@ -37,8 +39,6 @@ pub struct Metrics {
     pub idempotency_full: IntCounter,
     /// Shards that this node took over as a standby.
     pub failovers: IntCounter,
-    /// Shards that this node serves and that nobody has a replica of.
-    pub shards_without_standby: IntGauge,
     /// Publishes acknowledged, by in how many processes the publication is.
     pub acks: Acks,
     /// Beats of gateways of another cluster.
@@ -212,10 +212,6 @@ impl Metrics {
                     "Shards that this node has taken over from a dead owner, with all that was acknowledged.",
                 )?,
             )?,
-            shards_without_standby: gauge(
-                "dunlin_shards_without_standby",
-                "Shards that this node serves and of which nobody else has everything: what is in them would be lost with this node.",
-            )?,
             acks: Acks {
                 alone: acks.with_label_values(&["1"]),
                 replicated: acks.with_label_values(&["2"]),
@@ -274,6 +270,7 @@ pub struct ClusterMetrics {
     leader_changes: IntCounter,
     gossip: IntGaugeVec,
     unassigned: IntGauge,
+    unprotected: IntGauge,
     leader: std::sync::Mutex<Option<u64>>,
 }
 
@@ -324,6 +321,10 @@ impl ClusterMetrics {
                 "dunlin_shards_unassigned",
                 "Shards whose owner is not registered, or that have none.",
             )?,
+            unprotected: gauge(
+                "dunlin_shards_without_standby",
+                "Shards of the cluster, as this node knows it, of which no other node has everything: what is in them would be lost with their owner.",
+            )?,
             leader: std::sync::Mutex::new(None),
         })
     }
@@ -362,6 +363,11 @@ impl ClusterMetrics {
         let rows = cluster.rows().iter().flatten();
         let served = rows.filter(|row| cluster.is_living(&row.owner)).count();
         self.unassigned.set((cluster.rows().len() - served) as i64);
+        let rows = cluster.rows().iter().flatten();
+        let is_protected = |row: &&Row| row.in_sync().any(|node| cluster.is_living(node));
+        let protected = rows.filter(is_protected).count();
+        self.unprotected
+            .set((cluster.rows().len() - protected) as i64);
     }
 }
 

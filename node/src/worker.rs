@@ -63,8 +63,6 @@ pub(crate) struct Worker {
     to_standbys: Vec<FromShard>,
     metrics: Arc<Metrics>,
     by_shard: BTreeMap<ShardId, ShardMetrics>,
-    /// Shards without a standby, as last told.
-    bare: i64,
     /// For what shards waited at the last look.
     stood_still: BTreeSet<String>,
 }
@@ -93,7 +91,6 @@ impl Worker {
             to_standbys: Vec::new(),
             metrics,
             by_shard: BTreeMap::new(),
-            bare: 0,
             stood_still: BTreeSet::new(),
         };
         worker.handle([Input::Agreed(agreed)]);
@@ -190,12 +187,7 @@ impl Worker {
 
     fn tick(&mut self) -> Vec<Effect> {
         let effects = self.handle([Input::Tick]);
-        let bare = self.shards.served();
-        let bare = bare.filter(|(_, shard)| !shard.replication().is_protected());
-        let bare = bare.count() as i64;
         self.complain();
-        let more = bare - std::mem::replace(&mut self.bare, bare);
-        self.metrics.shards_without_standby.add(more);
         for (id, shard) in self.shards.served() {
             if let Some(metrics) = self.by_shard.get(&id) {
                 metrics.channels.set(shard.channels() as i64);

@@ -182,11 +182,6 @@ impl Replication {
         !self.peers.is_empty()
     }
 
-    /// Whether it is agreed that somebody else has everything.
-    pub fn is_protected(&self) -> bool {
-        !self.row.in_sync.is_empty()
-    }
-
     /// Notes a change, for every standby.
     pub fn log(&mut self, record: impl FnOnce() -> Record) {
         self.made += 1;
