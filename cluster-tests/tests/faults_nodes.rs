@@ -125,57 +125,39 @@ async fn standstills(
         assert!(stream.block().await?.starts_with("id: "), "attached");
         streams.push(stream);
     }
-    let channels2 = channels.clone();
     let harmed = Instant::now();
     harm(cluster).await?;
-    let measures = channels.into_iter().zip(streams).map(|(channel, mut stream)| {
-        let g1 = g1.clone();
-        tokio::spawn(async move {
-            let publish = async {
-                loop {
-                    let accepted = async {
-                        let mut publisher = Publisher::connect(&g1).await?;
-                        publisher.publish(&channel, "after").await
-                    };
-                    if accepted.await.is_ok() {
-                        return;
+    let measures = channels
+        .into_iter()
+        .zip(streams)
+        .map(|(channel, mut stream)| {
+            let g1 = g1.clone();
+            tokio::spawn(async move {
+                let publish = async {
+                    loop {
+                        let accepted = async {
+                            let mut publisher = Publisher::connect(&g1).await?;
+                            publisher.publish(&channel, "after").await
+                        };
+                        if accepted.await.is_ok() {
+                            return;
+                        }
                     }
-                }
-            };
-            let hear = async {
-                while !stream.block().await?.contains("after") {}
-                anyhow::Ok(())
-            };
-            let heard = timeout(2 * GOES_ON, async { tokio::join!(publish, hear).1 });
-            heard.await.context("it does not go on")??;
-            anyhow::Ok(harmed.elapsed())
-        })
-    });
+                };
+                let hear = async {
+                    while !stream.block().await?.contains("after") {}
+                    anyhow::Ok(())
+                };
+                let heard = timeout(2 * GOES_ON, async { tokio::join!(publish, hear).1 });
+                heard.await.context("it does not go on")??;
+                anyhow::Ok(harmed.elapsed())
+            })
+        });
     let measures: Vec<_> = measures.collect();
     for measure in measures {
-        let m = measure.await?;
-        if m.is_err() {
-            for (name, node) in &cluster.nodes { for l in node.log().lines().rev().take(60) { println!("DBG {name} {l}"); } }
-            for i in ["gateways"] { for n in cluster.nodes.values() { println!("{}", Cluster::inspect(&n.admin, i).await?); } }
-            let sh = Cluster::inspect(&cluster.gateway("g2").admin, "shards").await?.to_string(); println!("g2 shards {}", &sh[..300]);
-            for g in cluster.gateways.values() { println!("{}", cluster_tests::client::get(&g.admin, "/metrics").await?.body.lines().filter(|l| l.starts_with("dunlin_") && !l.contains("bucket")).collect::<Vec<_>>().join(" ; ")); }
-            for c in &channels2 { println!("{c} {}", Cluster::inspect_channel(&cluster.gateway("g1").admin, c).await?); }
-        }
-        gaps.0.push(m?);
+        gaps.0.push(measure.await??);
     }
     Ok(())
-}
-
-async fn started(cluster: &Cluster) -> Result<Verify> {
-    let v = Verify::start(&cluster, load(), &[]).await;
-    if v.is_err() {
-    for (name, node) in &cluster.nodes { for l in node.log().lines() { println!("DBG {name} {l}"); } }
-    for (name, node) in &cluster.gateways { for l in node.log().lines() { println!("DBG {name} {l}"); }
-     println!("{name} {}", cluster_tests::client::get(&node.admin, "/metrics").await?.body.lines().filter(|l| l.starts_with("dunlin_link") || l.starts_with("dunlin_bus")).collect::<Vec<_>>().join("\n"));
-    }
-    for n in 0..200 { let c = Cluster::inspect_channel(&cluster.gateway("g1").admin, &format!("verify-{n}")).await?; println!("{n} {c}"); }
-    }
-    v
 }
 
 fn told(what: &str, verdict: &Verdict) {
@@ -197,7 +179,7 @@ async fn victim(cluster: &Cluster, turn: usize) -> Result<String> {
 async fn owners_are_killed() -> Result<()> {
     let mut cluster = Cluster::start().await?;
     protected(&cluster).await;
-    let verify = started(&cluster).await?;
+    let verify = Verify::start(&cluster, load(), &[]).await?;
     let mut gaps = Gaps::default();
     for turn in 0..times(3, 50) {
         let node = victim(&cluster, turn).await?;
@@ -219,7 +201,7 @@ async fn owners_are_killed() -> Result<()> {
 async fn owners_stand_still_and_go_on() -> Result<()> {
     let mut cluster = Cluster::start().await?;
     protected(&cluster).await;
-    let verify = started(&cluster).await?;
+    let verify = Verify::start(&cluster, load(), &[]).await?;
     let mut gaps = Gaps::default();
     for turn in 0..times(2, 20) {
         let node = victim(&cluster, turn).await?;
@@ -243,7 +225,7 @@ async fn owners_stand_still_and_go_on() -> Result<()> {
 async fn owners_are_restarted_in_place() -> Result<()> {
     let mut cluster = Cluster::start().await?;
     protected(&cluster).await;
-    let verify = started(&cluster).await?;
+    let verify = Verify::start(&cluster, load(), &[]).await?;
     let mut gaps = Gaps::default();
     for turn in 0..times(2, 10) {
         let node = victim(&cluster, turn).await?;

@@ -46,7 +46,10 @@ impl Silence {
     }
 
     fn told(&self) -> (bool, BTreeSet<GatewayRef>) {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).clone()
+        self.0
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .clone()
     }
 }
 

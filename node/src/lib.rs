@@ -190,11 +190,7 @@ pub async fn start(
         let (duty, namespaces) = (duty.clone(), Arc::clone(&namespaces));
         let part = Part { index, of };
         let worker = worker::Worker::new(&config, part, namespaces, duty, Arc::clone(&metrics));
-        let ears = worker::Ears {
-            mail,
-            news,
-            turned,
-        };
+        let ears = worker::Ears { mail, news, turned };
         let mouths = worker::Mouths {
             out: out.clone(),
             to_standbys: to_standbys.clone(),

@@ -266,7 +266,11 @@ impl Worker {
                 ..
             } => {
                 let acks = &self.metrics.acks;
-                let counter = if *copies > 1 { &acks.replicated } else { &acks.alone };
+                let counter = if *copies > 1 {
+                    &acks.replicated
+                } else {
+                    &acks.alone
+                };
                 counter.inc();
                 true
             }

@@ -426,9 +426,7 @@ impl Replication {
 
     /// Whether this node may act as the owner now.
     pub fn acts(&self, now: Timestamp, leases: &Leases) -> bool {
-        self.serves(now, leases)
-            && self.knows_all_in_sync()
-            && leases.hold(now, self.counting())
+        self.serves(now, leases) && self.knows_all_in_sync() && leases.hold(now, self.counting())
     }
 
     /// Whether no owner before it can have a lease, and this node has one.
@@ -458,12 +456,7 @@ impl Replication {
     }
 
     /// Gives what is confirmed.
-    fn release(
-        &mut self,
-        shard: ShardId,
-        fence: Fence,
-        effects: &mut Vec<Effect>,
-    ) {
+    fn release(&mut self, shard: ShardId, fence: Fence, effects: &mut Vec<Effect>) {
         let confirmed = self.made - self.lag();
         let due = self.held.partition_point(|(made, _)| *made <= confirmed);
         // Also when nothing is to be performed: what was released before may

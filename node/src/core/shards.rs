@@ -115,9 +115,7 @@ impl Shards {
             Input::Leases(leases) => {
                 self.leases = leases;
                 let is_any_silent = self.leases.is_any_silent(now);
-                let waits = |shard: &&mut Shard| {
-                    is_any_silent || !shard.replication().is_settled()
-                };
+                let waits = |shard: &&mut Shard| is_any_silent || !shard.replication().is_settled();
                 for shard in self.served.values_mut().filter(waits) {
                     shard.gate(now, &self.leases, effects.len(), effects);
                 }

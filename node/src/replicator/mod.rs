@@ -256,9 +256,7 @@ impl Replicator {
         self.pairs.tick(now, &mut effects);
         self.obey_pairs(effects);
         self.make_ways();
-        let is_soon = self
-            .renewed_at
-            .is_some_and(|at| now.since(at) < RENEW_PACE);
+        let is_soon = self.renewed_at.is_some_and(|at| now.since(at) < RENEW_PACE);
         if !is_soon {
             self.renewed_at = Some(now);
             let renewal = self.lease.renew(now);
@@ -281,7 +279,8 @@ impl Replicator {
             self.ways += 1;
             let number = self.ways;
             let frames = None;
-            self.outgoing.insert(to.clone(), Outgoing { number, frames });
+            self.outgoing
+                .insert(to.clone(), Outgoing { number, frames });
             let (agreement, events) = (self.agreement.clone(), self.events.clone());
             tokio::spawn(ways::make(agreement, to.clone(), number, events));
         }

@@ -71,7 +71,10 @@ pub(super) async fn make(
                 return;
             }
             let why = loop {
-                let echo = match read(&mut receive).await.and_then(|frame| wire::decode(&frame)) {
+                let echo = match read(&mut receive)
+                    .await
+                    .and_then(|frame| wire::decode(&frame))
+                {
                     Ok(echo) => echo,
                     Err(why) => break why,
                 };
@@ -99,7 +102,10 @@ pub(super) fn attend(way: Way, from: NodeId, number: u64, events: mpsc::Sender<E
     tokio::spawn(async move {
         let writing = tokio::spawn(write_all(send, out));
         let why = loop {
-            let batch = match read(&mut receive).await.and_then(|frame| wire::decode(&frame)) {
+            let batch = match read(&mut receive)
+                .await
+                .and_then(|frame| wire::decode(&frame))
+            {
                 Ok(batch) => Box::new(batch),
                 Err(why) => break why,
             };

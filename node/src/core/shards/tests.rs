@@ -60,7 +60,13 @@ fn shards(part: Part) -> Shards {
     let nothing = Arc::new(ShardMap::unassigned(ClusterUuid(1), sharding));
     let nothing = Arc::new(Agreed::alone(nothing));
     let namespaces = Arc::new(Namespaces::default());
-    Shards::new(node("a", 1), part, namespaces, nothing, Arc::new(Leases::unlimited()))
+    Shards::new(
+        node("a", 1),
+        part,
+        namespaces,
+        nothing,
+        Arc::new(Leases::unlimited()),
+    )
 }
 
 fn agreed(map: &Arc<ShardMap>) -> Input {
