@@ -10,7 +10,7 @@ use anyhow::{Context, Result, bail};
 use serde_json::Value;
 use tokio::process::Command;
 
-use crate::client::get;
+use crate::client::{get, metric_at};
 use crate::eventually;
 use crate::nats::{Folder, NatsServer, free_address};
 use crate::process::{Dev, NodeProcess, command, run};
@@ -18,6 +18,9 @@ use crate::proxy::UdpProxy;
 
 /// The app that all gateways serve.
 pub const APP: &str = "app-id:app-key:app-secret";
+
+/// Names that are tried at most to find channels of a node.
+const TRIES_MAX: u32 = 20_000;
 
 /// A cluster; everything in it is ended when it is dropped.
 #[derive(Debug)]
@@ -284,6 +287,9 @@ impl Cluster {
         let mut found = Vec::new();
         let mut number = 0;
         while found.len() < count {
+            if number >= TRIES_MAX {
+                bail!("node {node} owns too few shards to find {count} channels of it");
+            }
             let name = format!("room-{number}");
             number += 1;
             let channel = Self::inspect_channel(&gateway.admin, &name).await?;
@@ -315,6 +321,23 @@ impl Cluster {
         for (name, admin) in self.admins() {
             eventually(&format!("{name} is ready"), async || is_ready(admin).await).await;
         }
+    }
+
+    /// Waits until every shard is in two processes, and every node knows.
+    pub async fn protected(&self) {
+        eventually("every shard has a standby", async || {
+            let mut versions = Vec::new();
+            for node in self.nodes.values() {
+                let figure = async |name: &str| metric_at(&node.admin, name, &[]).await.ok();
+                if figure("dunlin_shards_without_standby").await? > 0.0 {
+                    return None;
+                }
+                versions.push(figure("dunlin_map_version").await?);
+            }
+            versions.dedup();
+            (versions.len() == 1).then_some(())
+        })
+        .await;
     }
 
     /// What a process says of the cluster: `nodes`, `gateways`, `shards`.

@@ -6,7 +6,8 @@
 use std::collections::BTreeSet;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Duration;
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
 
 use proto::id::{GatewayRef, NodeRef};
 use proto::time::Timestamp;
@@ -17,6 +18,10 @@ use crate::agreement::Agreement;
 use crate::core::detection::NODE_BEAT;
 use crate::peers::wire::Beat;
 
+/// How soon the thread notices that the node ends.
+const NOTICE: Duration = Duration::from_millis(10);
+/// How often a node says that it ends: what says so may be lost.
+const FAREWELLS: usize = 3;
 /// How long a worker may stand still before the node does not look alive.
 const STANDS_STILL: Duration = Duration::from_millis(300);
 
@@ -62,33 +67,42 @@ pub(crate) struct Beats {
 }
 
 impl Beats {
-    /// Beats until shutdown, or until nobody could say so any more.
+    /// Beats until shutdown, or until nobody could say so any more; then says
+    /// that the node ends, so that nobody waits to see whether it is silent.
     ///
     /// # Errors
     /// The system has no thread to give.
-    pub(crate) fn spawn(self, shutdown: watch::Receiver<bool>) -> std::io::Result<()> {
+    pub(crate) fn spawn(self, shutdown: watch::Receiver<bool>) -> std::io::Result<JoinHandle<()>> {
         let runtime = Handle::current();
         let beats = std::thread::Builder::new().name("beats".into());
         beats.spawn(move || {
             let _context = runtime.enter();
-            while !*shutdown.borrow() && shutdown.has_changed().is_ok() {
-                self.beat();
-                std::thread::sleep(NODE_BEAT);
+            let ends = || *shutdown.borrow() || shutdown.has_changed().is_err();
+            let mut next = Instant::now();
+            while !ends() {
+                if Instant::now() >= next {
+                    next = Instant::now() + NODE_BEAT;
+                    let now = Timestamp::now();
+                    if !self.workers.iter().any(|worker| worker.stands_still(now)) {
+                        self.beat(false);
+                    }
+                }
+                std::thread::sleep(NOTICE);
             }
-        })?;
-        Ok(())
+            for _ in 0..FAREWELLS {
+                self.beat(true);
+                std::thread::sleep(NOTICE);
+            }
+        })
     }
 
-    fn beat(&self) {
-        let now = Timestamp::now();
-        if self.workers.iter().any(|worker| worker.stands_still(now)) {
-            return;
-        }
+    fn beat(&self, leaves: bool) {
         let (hears_echo, silent) = self.silence.told();
         let beat = Beat {
             from: self.me.clone(),
             hears_echo,
             silent,
+            leaves,
         };
         self.agreement.beat(&beat);
     }

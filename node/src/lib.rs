@@ -172,12 +172,18 @@ pub async fn start(
             workers: turned.clone(),
             silence: silence.clone(),
         };
-        beats
+        let beating = beats
             .spawn(shutdown.clone())
             .map_err(|error| Error::Thread {
                 node: config.node.id.clone(),
                 problem: error.to_string(),
             })?;
+        // The node has not ended before it has said so.
+        tasks.spawn_blocking(move || {
+            // It panics only by a bug, and then the others see that it is silent.
+            let _ = beating.join();
+            Ok(())
+        });
         (Some(to_standbys), duty)
     } else {
         let map = Arc::clone(&view.map.borrow());

@@ -28,6 +28,8 @@ const SLEPT: Duration = Duration::from_millis(250);
 #[derive(Debug, Default)]
 pub struct Beats {
     heard: BTreeMap<NodeRef, Timestamp>,
+    /// Those that have said that they end.
+    left: BTreeSet<NodeRef>,
     observed: Option<Timestamp>,
     /// Silence before this counts for nothing.
     since: Option<Timestamp>,
@@ -40,6 +42,13 @@ impl Beats {
         // has all its time from when it is.
         if let Some(heard) = self.heard.get_mut(from) {
             *heard = now.max(*heard);
+        }
+    }
+
+    /// A node has said that it ends.
+    pub fn leave(&mut self, from: &NodeRef) {
+        if self.heard.contains_key(from) {
+            self.left.insert(from.clone());
         }
     }
 
@@ -62,12 +71,13 @@ impl Beats {
                 (node, heard)
             })
             .collect();
+        self.left.retain(|node| self.heard.contains_key(node));
     }
 
     /// Whether a life counts as dead: a later one has registered, it is no
-    /// member, or it is silent.
+    /// member, it has said that it ends, or it is silent.
     pub fn is_dead(&self, now: Timestamp, cluster: &Cluster, node: &NodeRef) -> bool {
-        if !cluster.is_living(node) {
+        if !cluster.is_living(node) || self.left.contains(node) {
             return true;
         }
         let (Some(heard), Some(since)) = (self.heard.get(node), self.since) else {
@@ -155,6 +165,19 @@ mod tests {
         go_on(&mut beats, &cluster, 9_000, 9_400, &[]);
         assert!(!beats.is_dead(at(9_499), &cluster, &a));
         assert!(beats.is_dead(at(9_500), &cluster, &a));
+    }
+
+    #[test]
+    fn one_that_has_said_that_it_ends_is_dead_at_once_and_its_next_life_is_not() {
+        let (mut cluster, mut beats) = (cluster(&["a", "b"]), Beats::default());
+        let (a, b) = (node("a", 2), node("b", 3));
+        go_on(&mut beats, &cluster, 0, 1_000, &[&a, &b]);
+        beats.leave(&a);
+        beats.leave(&node("x", 1));
+        assert_eq!(beats.dead(at(1_000), &cluster), [a.clone()].into());
+        cluster.apply(9, Command::Register(registration("a", 2)));
+        go_on(&mut beats, &cluster, 1_100, 1_200, &[&b]);
+        assert_eq!(beats.dead(at(1_200), &cluster), [].into());
     }
 
     #[test]

@@ -371,6 +371,9 @@ impl Host {
         let now = Timestamp::now();
         let mut beats = self.beats.lock().unwrap_or_else(PoisonError::into_inner);
         beats.beat(now, &beat.from);
+        if beat.leaves {
+            beats.leave(&beat.from);
+        }
         drop(beats);
         let mut judge = self.judge.lock().unwrap_or_else(PoisonError::into_inner);
         judge.report(

@@ -37,7 +37,7 @@ use shown::Shown;
 
 /// How often a node looks whether there is something to do, besides when it is
 /// told.
-const TICK: Duration = Duration::from_millis(100);
+const TICK: Duration = Duration::from_millis(50);
 /// How often a node that waits says why.
 const COMPLAIN: Duration = Duration::from_secs(5);
 /// Datagrams of gossip that may wait; more are lost.

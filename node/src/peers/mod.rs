@@ -456,10 +456,11 @@ async fn attend_stream(
     mut receive: quinn::RecvStream,
 ) {
     let mut first = [0];
-    let read = timeout(ANSWER, receive.read_exact(&mut first)).await;
-    if !matches!(read, Ok(Ok(()))) {
+    let Ok(Ok(read)) = timeout(ANSWER, receive.read(&mut first)).await else {
         return;
-    }
+    };
+    // Nothing at all is a call, too: it is told that it says nothing.
+    let first = &first[..read.unwrap_or(0)];
     if first == [ways::TAG] {
         node.welcome(from, ways::Way { send, receive });
         return;
@@ -472,11 +473,11 @@ async fn attend_stream(
 async fn answer(
     node: Arc<dyn Serve>,
     from: Hello,
-    first: [u8; 1],
+    first: &[u8],
     mut send: quinn::SendStream,
     mut receive: quinn::RecvStream,
 ) -> Result<(), Failed> {
-    let mut bytes = Vec::from(first);
+    let mut bytes = first.to_vec();
     bytes.append(&mut receive.read_to_end(BYTES_MAX).await?);
     let reply = match decode(&bytes) {
         Ok(call) => node.serve(from, call).await,

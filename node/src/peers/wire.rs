@@ -30,6 +30,8 @@ pub(crate) struct Beat {
     pub(crate) hears_echo: bool,
     /// Gateways that have been silent for too long.
     pub(crate) silent: BTreeSet<GatewayRef>,
+    /// It is the last one: the node ends.
+    pub(crate) leaves: bool,
 }
 
 /// Who opens a connection, or answers to it.
