@@ -71,9 +71,6 @@ impl Leases {
     /// Grants, for as long as this node leads and whenever it does.
     pub(super) async fn grant(&self, consensus: &Consensus) -> Infallible {
         let cluster = consensus.cluster();
-        // One that was given up in the middle of a round has left it open.
-        let agreed = Arc::clone(&cluster.borrow());
-        self.end_round(None, &agreed);
         let mut tick = tokio::time::interval(TICK);
         tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {

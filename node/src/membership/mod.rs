@@ -363,18 +363,31 @@ impl Driver {
         shutdown: watch::Receiver<bool>,
     ) -> Result<(), MembershipError> {
         let consensus = join::enter(&self.host, &self.peers, |why| self.wait_for(why)).await?;
+        // Beside each other: a founder has to lead before anyone can register,
+        // and what it does as the leader is not to be broken off then.
         tokio::select! {
-            node = self.register(&consensus) => {
-                let node = node?;
-                tracing::info!(node = %node.id, incarnation = node.incarnation.0, "registered");
-                self.spawn_gossip(datagrams, &node, shutdown);
-                tokio::spawn(say_if_idle(node.clone(), consensus.cluster()));
-                self.shown.phase.send_replace(Phase::Registered(node));
-            }
-            // A founder has to lead before anyone can register.
-            failed = self.follow(&consensus) => return Err(failed),
+            failed = self.follow(&consensus) => Err(failed),
+            failed = self.begin(&consensus, datagrams, shutdown) => Err(failed),
         }
-        Err(self.follow(&consensus).await)
+    }
+
+    /// Registers the node, and begins what a member does. Returns only when it
+    /// cannot.
+    async fn begin(
+        &self,
+        consensus: &Consensus,
+        datagrams: mpsc::Receiver<crate::peers::Datagram>,
+        shutdown: watch::Receiver<bool>,
+    ) -> MembershipError {
+        let node = match self.register(consensus).await {
+            Ok(node) => node,
+            Err(error) => return error,
+        };
+        tracing::info!(node = %node.id, incarnation = node.incarnation.0, "registered");
+        self.spawn_gossip(datagrams, &node, shutdown);
+        tokio::spawn(say_if_idle(node.clone(), consensus.cluster()));
+        self.shown.phase.send_replace(Phase::Registered(node));
+        std::future::pending().await
     }
 
     fn wait_for(&self, why: String) {
