@@ -46,8 +46,6 @@ pub(crate) struct Ingress {
     workers: Vec<mpsc::Sender<worker::Mail>>,
     out: mpsc::Sender<Vec<Effect>>,
     silence: Silence,
-    /// Entries up to this one have been looked at for gateways that are gone.
-    gone_until: u64,
     metrics: Arc<Metrics>,
 }
 
@@ -85,7 +83,6 @@ impl Ingress {
             workers,
             out,
             silence,
-            gone_until: 0,
             metrics,
         }
     }
@@ -263,33 +260,7 @@ impl Ingress {
         metrics.namespaces_differ.set(differing as i64);
         let silent = self.gateways.silent(now).into_iter().collect();
         self.silence.tell(self.gateways.hears_echo(now), silent);
-        self.lose().await?;
         self.forget(now).await
-    }
-
-    /// Lets go of gateways that were declared gone since the last look.
-    async fn lose(&mut self) -> Result<(), End> {
-        let Some(agreement) = &self.view.agreement else {
-            return Ok(());
-        };
-        let cluster = Arc::clone(&agreement.known.borrow().cluster);
-        let before = self.gone_until;
-        for (id, gone) in cluster
-            .gone()
-            .iter()
-            .filter(|(_, gone)| gone.index > before)
-        {
-            self.gone_until = self.gone_until.max(gone.index);
-            let gateway = GatewayRef {
-                id: id.clone(),
-                incarnation: gone.incarnation,
-            };
-            if self.gateways.lost(&gateway) {
-                self.metrics.gateways_gone.inc();
-                self.tell_all(|| Input::Forget(gateway.clone())).await?;
-            }
-        }
-        Ok(())
     }
 
     async fn forget(&mut self, now: Timestamp) -> Result<(), End> {

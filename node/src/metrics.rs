@@ -37,8 +37,6 @@ pub struct Metrics {
     pub idempotency_mismatch: IntCounter,
     /// Idempotency keys that could not be remembered.
     pub idempotency_full: IntCounter,
-    /// Gateways that were declared gone, and that this node knew.
-    pub gateways_gone: IntCounter,
     /// Shards that this node took over as a standby.
     pub failovers: IntCounter,
     /// Publishes acknowledged, by in how many processes the publication is.
@@ -207,13 +205,6 @@ impl Metrics {
             )?,
             idempotency_mismatch: keys_refused.with_label_values(&["mismatch"]),
             idempotency_full: keys_refused.with_label_values(&["full"]),
-            gateways_gone: add(
-                registry,
-                IntCounter::new(
-                    "dunlin_gateways_gone_total",
-                    "Gateways that a majority of the nodes has called silent, so that nothing is sent to them any more.",
-                )?,
-            )?,
             failovers: add(
                 registry,
                 IntCounter::new(

@@ -156,14 +156,6 @@ impl Gateways {
         Some(GatewayRef { id, incarnation })
     }
 
-    /// A life of a gateway, and all before it, was declared gone. Whether it was
-    /// known; if it lives after all it will be met again.
-    pub fn lost(&mut self, gateway: &GatewayRef) -> bool {
-        let known = self.known.get(&gateway.id);
-        let is_it = known.is_some_and(|known| known.incarnation <= gateway.incarnation);
-        is_it && self.known.remove(&gateway.id).is_some()
-    }
-
     /// Whether our own beats come back to us, so that silence means something.
     pub fn hears_echo(&self, now: Timestamp) -> bool {
         self.echo.is_some_and(|echo| now.since(echo.last) < DEAF)

@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use futures_util::future::{BoxFuture, join_all};
-use proto::id::{ClusterUuid, GatewayRef, Incarnation, NodeId, NodeRef};
+use proto::id::{ClusterUuid, Incarnation, NodeId, NodeRef};
 use proto::message::{Answer, Question};
 use proto::time::Timestamp;
 use tokio::sync::{Notify, mpsc, watch};
@@ -18,7 +18,6 @@ use super::{Identity, MembershipConfig};
 use crate::addresses::Addresses;
 use crate::core::cluster::{Cluster, Command, Outcome, RaftId, Registration};
 use crate::core::detection::Beats;
-use crate::core::detection::judge::{Judge, Report};
 use crate::core::formation::{Pledge, Status, may_pledge, may_release};
 use crate::core::gossip::{News, Rumours};
 use crate::core::lease::{Grant, NODE_LEASE};
@@ -60,7 +59,6 @@ pub(crate) struct Host {
     ways: OnceLock<mpsc::Sender<(NodeId, Way)>>,
     /// What every voter hears of every node.
     pub(super) beats: Mutex<Beats>,
-    pub(super) judge: Mutex<Judge>,
     pub(super) leases: Leases,
     news: OnceLock<watch::Sender<News>>,
     changing: Mutex<Changing>,
@@ -107,7 +105,6 @@ impl Host {
             inspect: OnceLock::new(),
             ways: OnceLock::new(),
             beats: Mutex::default(),
-            judge: Mutex::default(),
             leases: Leases::default(),
             news: OnceLock::new(),
             changing: Mutex::new(changing),
@@ -360,12 +357,6 @@ impl Host {
         beats.dead(now, cluster)
     }
 
-    /// Gateways that a majority of the nodes calls silent.
-    pub(super) fn gone(&self, now: Timestamp, cluster: &Cluster) -> Vec<GatewayRef> {
-        let mut judge = self.judge.lock().unwrap_or_else(PoisonError::into_inner);
-        judge.gone(now, cluster)
-    }
-
     /// A node lives.
     pub(super) fn hear_beat(&self, beat: Beat) {
         let now = Timestamp::now();
@@ -374,16 +365,6 @@ impl Host {
         if beat.leaves {
             beats.leave(&beat.from);
         }
-        drop(beats);
-        let mut judge = self.judge.lock().unwrap_or_else(PoisonError::into_inner);
-        judge.report(
-            now,
-            Report {
-                from: beat.from,
-                hears_echo: beat.hears_echo,
-                silent: beat.silent,
-            },
-        );
     }
 
     /// Where other nodes are, or were, or may be.

@@ -76,7 +76,6 @@ impl Leader {
             return consensus.set_voters(voters.clone()).await;
         }
         self.give_out(consensus, cluster).await?;
-        self.judge(consensus, cluster).await?;
         let listening = standing.members.difference(&standing.voters);
         let listening = listening.copied().collect();
         if let Some(late) = self
@@ -170,15 +169,6 @@ impl Leader {
                 table.grant_again(&withheld);
             });
         }
-    }
-
-    /// Gateways that are gone.
-    async fn judge(&self, consensus: &Consensus, cluster: &Cluster) -> Result<(), ProposeError> {
-        for gateway in self.host.gone(Timestamp::now(), cluster) {
-            tracing::info!(gateway = %gateway.id, "a gateway is gone: a majority of the nodes has not heard it for long");
-            consensus.propose(Command::GatewayGone(gateway)).await?;
-        }
-        Ok(())
     }
 
     fn warn(&mut self, cluster: &Cluster) {
