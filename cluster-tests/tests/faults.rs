@@ -22,6 +22,7 @@ use cluster_tests::traffic::{END, Follower, Publisher};
 use cluster_tests::verify::{Load, Verdict, Verify};
 use cluster_tests::{PATIENCE, eventually};
 use rustix::process::Signal;
+use tokio::sync::Mutex;
 use tokio::time::Instant;
 
 /// How long a fault lasts that is not over at once.
@@ -29,6 +30,9 @@ const FAULT: Duration = Duration::from_secs(3);
 /// Bytes that nats-server keeps for a gateway that has much to read: beyond what
 /// the kernel holds already.
 const MUCH: u64 = 1_024 * 1_024;
+
+/// A machine with two cores has enough with one cluster under load.
+static ALONE: Mutex<()> = Mutex::const_new(());
 
 fn is_soak() -> bool {
     std::env::var_os("SOAK").is_some()
@@ -91,6 +95,7 @@ fn told(what: &str, verdict: &Verdict) {
 
 #[tokio::test]
 async fn nothing_is_lost_while_nothing_happens() -> Result<()> {
+    let _alone = ALONE.lock().await;
     let cluster = Cluster::start().await?;
     let verify = Verify::start(&cluster, load(), &[]).await?;
     lasts(FAULT).await;
@@ -104,6 +109,7 @@ async fn nothing_is_lost_while_nothing_happens() -> Result<()> {
 
 #[tokio::test]
 async fn nats_is_killed_and_restarted() -> Result<()> {
+    let _alone = ALONE.lock().await;
     let mut cluster = Cluster::start().await?;
     let verify = Verify::start(&cluster, load(), &[]).await?;
     for _ in 0..times(2) {
@@ -123,6 +129,7 @@ async fn nats_is_killed_and_restarted() -> Result<()> {
 
 #[tokio::test]
 async fn nats_stands_still_for_some_seconds() -> Result<()> {
+    let _alone = ALONE.lock().await;
     let cluster = Cluster::start().await?;
     let verify = Verify::start(&cluster, load(), &[]).await?;
     for _ in 0..times(1) {
@@ -141,6 +148,7 @@ async fn nats_stands_still_for_some_seconds() -> Result<()> {
 
 #[tokio::test]
 async fn a_gateway_is_killed_and_restarted() -> Result<()> {
+    let _alone = ALONE.lock().await;
     let mut cluster = Cluster::on(NatsServer::start().await?, &["n1", "n2", "n3"]).await?;
     cluster.keep_place("g1")?;
     cluster.add_all().await?;
@@ -176,6 +184,7 @@ fn heavy_load() -> Load {
 /// with it.
 #[tokio::test]
 async fn a_gateway_stands_still_and_nats_drops_what_is_for_it() -> Result<()> {
+    let _alone = ALONE.lock().await;
     // The least that goes with the largest message.
     let nats = NatsServer::start_with("max_pending: 1MB\nwrite_deadline: \"200ms\"\n").await?;
     let cluster = Cluster::start_on(nats).await?;
@@ -209,6 +218,7 @@ async fn a_gateway_stands_still_and_nats_drops_what_is_for_it() -> Result<()> {
 /// it: nothing is dropped, there or here.
 #[tokio::test]
 async fn a_gateway_stands_still_and_has_much_to_read_after_it() -> Result<()> {
+    let _alone = ALONE.lock().await;
     let nats = NatsServer::start_with("http: \"127.0.0.1:-1\"\n").await?;
     let cluster = Cluster::start_on(nats).await?;
     let verify = Verify::start(&cluster, load(), &[]).await?;
@@ -265,6 +275,7 @@ async fn publish_until_much_is_kept(cluster: &Cluster, channels: &[String]) -> R
 /// then in both; for so long that it may or may not be given up.
 #[tokio::test]
 async fn a_way_to_the_bus_is_broken_in_one_direction() -> Result<()> {
+    let _alone = ALONE.lock().await;
     let mut cluster = Cluster::on(NatsServer::start().await?, &["n1", "n2", "n3"]).await?;
     let mut proxies = Vec::new();
     for process in ["g1", "n2"] {
@@ -299,6 +310,7 @@ async fn a_way_to_the_bus_is_broken_in_one_direction() -> Result<()> {
 /// A bus that is far away, for one gateway: everything is late, nothing else.
 #[tokio::test]
 async fn a_way_to_the_bus_is_long() -> Result<()> {
+    let _alone = ALONE.lock().await;
     let mut cluster = Cluster::on(NatsServer::start().await?, &["n1", "n2", "n3"]).await?;
     let proxy = TcpProxy::start(&cluster.nats.address()).await?;
     cluster.reach_bus_by("g1", proxy.address());
@@ -319,6 +331,7 @@ async fn a_way_to_the_bus_is_long() -> Result<()> {
 /// and clients notice nothing.
 #[tokio::test]
 async fn nodes_lose_what_they_send_to_each_other() -> Result<()> {
+    let _alone = ALONE.lock().await;
     let mut cluster = Cluster::on(NatsServer::start().await?, &["n1", "n2", "n3"]).await?;
     let mut proxies = Vec::new();
     for node in ["n1", "n2", "n3"] {
