@@ -17,7 +17,7 @@
 //!   to another, and gateways take turns; what is new never waits for that.
 //!
 //! What an owner decided while its leases held is looked at once more, for the
-//! process may have stood still since: see [`late`].
+//! process may have stood still since: see `late`.
 
 mod late;
 
