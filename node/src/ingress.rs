@@ -15,7 +15,6 @@ use proto::time::Timestamp;
 use tokio::sync::{mpsc, watch};
 use tokio::time::MissedTickBehavior;
 
-use crate::beats::Silence;
 use crate::core::gateways::{self, Gateways};
 use crate::core::neighbours::{self, Neighbours};
 use crate::core::routing::{Route, route};
@@ -45,7 +44,6 @@ pub(crate) struct Ingress {
     neighbours: Neighbours,
     workers: Vec<mpsc::Sender<worker::Mail>>,
     out: mpsc::Sender<Vec<Effect>>,
-    silence: Silence,
     metrics: Arc<Metrics>,
 }
 
@@ -71,7 +69,6 @@ impl Ingress {
         view: View,
         workers: Vec<mpsc::Sender<worker::Mail>>,
         out: mpsc::Sender<Vec<Effect>>,
-        silence: Silence,
         metrics: Arc<Metrics>,
     ) -> Self {
         Self {
@@ -82,7 +79,6 @@ impl Ingress {
             view,
             workers,
             out,
-            silence,
             metrics,
         }
     }
@@ -258,8 +254,6 @@ impl Ingress {
         metrics.gateways.set(self.gateways.present(now) as i64);
         let differing = self.neighbours.differing(now);
         metrics.namespaces_differ.set(differing as i64);
-        let silent = self.gateways.silent(now).into_iter().collect();
-        self.silence.tell(self.gateways.hears_echo(now), silent);
         self.forget(now).await
     }
 

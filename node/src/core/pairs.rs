@@ -6,6 +6,9 @@
 //! counted: until then plus 300 ms the standby has promised not to be the owner
 //! of anything that this node owns. So no two clocks are ever compared, and what
 //! an echo takes only shortens the lease. A batch is sent every 50 ms at least.
+//!
+//! What is pushed together goes in as many batches as it needs: when a way is
+//! made anew, everything unconfirmed of all shards is.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -17,6 +20,10 @@ use serde::{Deserialize, Serialize};
 
 use super::lease::{PAIR_BEAT, PairLease};
 use super::record::Record;
+
+/// About how many bytes of records a batch has at most, unless one part alone
+/// has more. A frame on a way may have many times that.
+const BATCH_BYTES: usize = 1_024 * 1_024;
 
 /// What an owner's node sends to a standby's.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -196,15 +203,38 @@ impl Pairs {
         for (to, pair) in &mut self.pairs {
             if pair.is_open && is_due(pair) {
                 pair.sent_at = Some(now);
-                effects.push(Effect::Send(Batch {
-                    from: self.me.clone(),
-                    to: to.clone(),
-                    sent_at: now.0,
-                    parts: std::mem::take(&mut pair.parts),
-                }));
+                let mut rest = std::mem::take(&mut pair.parts);
+                loop {
+                    let mut parts = rest;
+                    rest = parts.split_off(fitting(&parts));
+                    effects.push(Effect::Send(Batch {
+                        from: self.me.clone(),
+                        to: to.clone(),
+                        sent_at: now.0,
+                        parts,
+                    }));
+                    if rest.is_empty() {
+                        break;
+                    }
+                }
             }
         }
     }
+}
+
+/// How many of these parts go into one batch: at least one, if there are any.
+fn fitting(parts: &[Part]) -> usize {
+    let mut bytes = 0;
+    let fits = |part: &&Part| {
+        let before = bytes;
+        bytes += part
+            .records
+            .iter()
+            .map(|record| record.bytes())
+            .sum::<usize>();
+        before == 0 || bytes <= BATCH_BYTES
+    };
+    parts.iter().take_while(fits).count()
 }
 
 impl Pair {
@@ -215,5 +245,64 @@ impl Pair {
             lease: PairLease::new(now),
             sent_at: None,
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proto::id::Incarnation;
+
+    fn node(name: &str) -> NodeRef {
+        NodeRef {
+            id: name.parse().unwrap(),
+            incarnation: Incarnation(1),
+        }
+    }
+
+    fn part(shard: u16, bytes: usize) -> Part {
+        let record = Arc::new(Record::Whole);
+        let count = bytes / record.bytes();
+        Part {
+            shard: ShardId(shard),
+            fence: Fence(1),
+            fill: 1,
+            first: 1,
+            records: vec![record; count],
+        }
+    }
+
+    /// The shards in each batch that goes out when these are pushed.
+    fn batches(parts: Vec<Part>) -> Vec<Vec<u16>> {
+        let (now, to) = (Timestamp(1_000), node("standby"));
+        let mut pairs = Pairs::new(node("owner"));
+        let mut effects = Vec::new();
+        pairs.push(now, to.clone(), part(0, 0));
+        pairs.opened(now, &to, &mut effects);
+        for part in parts {
+            pairs.push(now, to.clone(), part);
+        }
+        effects.clear();
+        pairs.tick(now, &mut effects);
+        let shards = |effect: &Effect| match effect {
+            Effect::Send(batch) => batch.parts.iter().map(|part| part.shard.0).collect(),
+            other => panic!("not sent: {other:?}"),
+        };
+        effects.iter().map(shards).collect()
+    }
+
+    #[test]
+    fn what_is_pushed_together_goes_in_batches_of_bounded_size() {
+        let half = BATCH_BYTES / 2;
+        assert_eq!(batches(vec![]), [vec![0; 0]], "a beat");
+        let three = (1..=3).map(|shard| part(shard, half)).collect();
+        assert_eq!(batches(three), [vec![1, 2], vec![3]]);
+        // One that is larger alone goes alone, and holds nobody up.
+        let large = vec![part(1, 3 * half), part(2, half), part(3, 0)];
+        assert_eq!(batches(large), [vec![1], vec![2, 3]]);
+        let many: Vec<Part> = (0..1_024).map(|shard| part(shard, half)).collect();
+        let sent = batches(many);
+        assert!(sent.iter().all(|batch| batch.len() <= 2));
+        assert!(sent.concat().into_iter().eq(0..1_024), "all, in order");
     }
 }
