@@ -75,7 +75,7 @@ impl Leader {
             tracing::info!(voters = voters.len(), "finishing a change of who votes");
             return consensus.set_voters(voters.clone()).await;
         }
-        self.give_out(consensus, cluster).await?;
+        self.give_out(consensus, cluster, standing.term).await?;
         let listening = standing.members.difference(&standing.voters);
         let listening = listening.copied().collect();
         if let Some(late) = self
@@ -108,11 +108,12 @@ impl Leader {
         &mut self,
         consensus: &Consensus,
         cluster: &Cluster,
+        term: u64,
     ) -> Result<(), ProposeError> {
         let now = Timestamp::now();
-        self.grant_again(consensus);
+        self.grant_again(consensus, term);
         let dead = self.host.dead(now, cluster);
-        let plan = self.host.leases.with_table(|table| {
+        let plan = self.host.leases.in_term(term, |table| {
             let lapsed = |node: &NodeRef, told| table.lapsed_unless_told(now, node, told);
             let plan = placement::plan(
                 cluster,
@@ -130,16 +131,21 @@ impl Leader {
         if !plan.withhold.is_empty() {
             self.withheld_until = Some(u64::MAX);
         }
-        let proposed = self.propose_plan(consensus, plan).await;
+        let proposed = self.propose_plan(consensus, plan, term).await;
         if self.withheld_until.is_some() {
             // It may still be decided as long as it is not behind us.
             self.withheld_until = Some(consensus.standing().last_log);
-            self.grant_again(consensus);
+            self.grant_again(consensus, term);
         }
         proposed
     }
 
-    async fn propose_plan(&self, consensus: &Consensus, plan: Plan) -> Result<(), ProposeError> {
+    async fn propose_plan(
+        &self,
+        consensus: &Consensus,
+        plan: Plan,
+        term: u64,
+    ) -> Result<(), ProposeError> {
         let Plan {
             promotions, afresh, ..
         } = plan;
@@ -150,7 +156,11 @@ impl Leader {
             );
             consensus.propose(Command::Assign(promotions)).await?;
         }
-        if !afresh.is_empty() {
+        // What rests on leases that have run out is decided in the term in which
+        // it was planned, or never: a later leader may have granted others.
+        let standing = consensus.standing();
+        let is_same = standing.leads && standing.term == term;
+        if !afresh.is_empty() && is_same {
             tracing::info!(shards = afresh.len(), "giving shards to new owners");
             consensus.propose(Command::Assign(afresh)).await?;
         }
@@ -159,12 +169,12 @@ impl Leader {
 
     /// Whoever was not given leases gets them again, once what was proposed is
     /// decided or can never be.
-    fn grant_again(&mut self, consensus: &Consensus) {
+    fn grant_again(&mut self, consensus: &Consensus, term: u64) {
         if let Some(until) = self.withheld_until
             && consensus.standing().applied >= until
         {
             self.withheld_until = None;
-            self.host.leases.with_table(|table| {
+            self.host.leases.in_term(term, |table| {
                 let withheld = table.withheld().clone();
                 table.grant_again(&withheld);
             });

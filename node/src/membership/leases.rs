@@ -35,7 +35,7 @@ struct Granting {
 
 impl Leases {
     /// This node leads in this term, or does not lead.
-    pub(super) fn observe(&self, term: Option<u64>) {
+    fn observe(&self, term: Option<u64>) {
         let mut granting = self.granting();
         if granting.term == term {
             return;
@@ -63,8 +63,10 @@ impl Leases {
         Some(granted)
     }
 
-    /// Looks at the table, or withholds leases.
-    pub(super) fn with_table<T>(&self, look: impl FnOnce(&mut LeaseTable) -> T) -> T {
+    /// Looks at the table, or withholds leases, as the leader of this term: what
+    /// was granted in another says nothing of who has a lease now.
+    pub(super) fn in_term<T>(&self, term: u64, look: impl FnOnce(&mut LeaseTable) -> T) -> T {
+        self.observe(Some(term));
         look(&mut self.granting().table)
     }
 
@@ -77,7 +79,8 @@ impl Leases {
             tick.tick().await;
             let standing = consensus.standing();
             self.observe(standing.leads.then_some(standing.term));
-            if !self.with_table(|table| table.begin_round(Timestamp::now())) {
+            let begins = self.granting().table.begin_round(Timestamp::now());
+            if !begins {
                 continue;
             }
             let read_index = timeout(ROUND, consensus.read_index()).await;
@@ -104,5 +107,31 @@ impl Leases {
 
     fn granting(&self) -> MutexGuard<'_, Granting> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use futures_util::FutureExt;
+    use proto::id::Incarnation;
+
+    #[test]
+    fn what_was_known_in_one_term_is_nothing_in_the_next() {
+        let leases = Leases::default();
+        let node = NodeRef {
+            id: "n".parse().unwrap(),
+            incarnation: Incarnation(1),
+        };
+        assert!(leases.ask(node.clone(), 1).is_none(), "it does not lead");
+        let later = Timestamp::now() + Duration::from_secs(60);
+        let lapsed = |term, now| leases.in_term(term, |table| table.lapsed(now, &node));
+        assert!(lapsed(1, later));
+        let granted = leases.ask(node.clone(), 2).expect("it leads");
+        leases.in_term(1, |table| table.stop_granting([&node]));
+        // Elected anew, without having noticed that it was deposed.
+        assert!(!lapsed(2, Timestamp::now()), "others may have granted");
+        assert!(leases.in_term(2, |table| table.withheld().is_empty()));
+        assert!(granted.now_or_never().expect("told").is_err());
     }
 }
