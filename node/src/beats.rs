@@ -3,13 +3,12 @@
 //! still, its shards are not served, and the node should look dead: then it
 //! sends none.
 
-use std::collections::BTreeSet;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use proto::id::{GatewayRef, NodeRef};
+use proto::id::NodeRef;
 use proto::time::Timestamp;
 use tokio::runtime::Handle;
 use tokio::sync::watch;
@@ -40,30 +39,11 @@ impl Turned {
     }
 }
 
-/// What this node hears of the gateways. Clones are the same.
-#[derive(Debug, Clone, Default)]
-pub(crate) struct Silence(Arc<Mutex<(bool, BTreeSet<GatewayRef>)>>);
-
-impl Silence {
-    /// Whether the node hears its own beats, and who is silent.
-    pub(crate) fn tell(&self, hears_echo: bool, silent: BTreeSet<GatewayRef>) {
-        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = (hears_echo, silent);
-    }
-
-    fn told(&self) -> (bool, BTreeSet<GatewayRef>) {
-        self.0
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .clone()
-    }
-}
-
 /// All that a sign of life needs.
 pub(crate) struct Beats {
     pub(crate) me: NodeRef,
     pub(crate) agreement: Agreement,
     pub(crate) workers: Vec<Turned>,
-    pub(crate) silence: Silence,
 }
 
 impl Beats {
@@ -97,11 +77,8 @@ impl Beats {
     }
 
     fn beat(&self, leaves: bool) {
-        let (hears_echo, silent) = self.silence.told();
         let beat = Beat {
             from: self.me.clone(),
-            hears_echo,
-            silent,
             leaves,
         };
         self.agreement.beat(&beat);

@@ -58,7 +58,7 @@ use proto::subject::{Address, ClusterName, Subject};
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
 
-use crate::beats::{Beats, Silence, Turned};
+use crate::beats::{Beats, Turned};
 use crate::core::agreed::Agreed;
 use crate::core::shards::Part;
 use crate::replicator::{Duty, Replicator};
@@ -154,7 +154,6 @@ pub async fn start(
     let (out, effects) = mpsc::channel(egress::MAILBOX);
     let of = config.workers.max(1);
     let (pairs, news): (Vec<_>, Vec<_>) = (0..of).map(|_| mpsc::unbounded_channel()).unzip();
-    let silence = Silence::default();
     let turned: Vec<Turned> = (0..of).map(|_| Turned::default()).collect();
     let (to_standbys, duty) = if let Some(agreement) = &view.agreement {
         let (replicator, duty) = Replicator::new(
@@ -170,7 +169,6 @@ pub async fn start(
             me: config.node.clone(),
             agreement: agreement.clone(),
             workers: turned.clone(),
-            silence: silence.clone(),
         };
         let beating = beats
             .spawn(shutdown.clone())
@@ -215,7 +213,7 @@ pub async fn start(
     );
     tasks.spawn(without_failure(sending));
     let node = config.node.id.clone();
-    let ingress = ingress::Ingress::new(config, namespaces, view, mailboxes, out, silence, metrics);
+    let ingress = ingress::Ingress::new(config, namespaces, view, mailboxes, out, metrics);
     tasks.spawn(ingress.run(ears, shutdown));
     tracing::info!(%node, "node serves what the map gives it");
     let inspector = Inspector::new(asks);

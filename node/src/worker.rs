@@ -229,21 +229,19 @@ impl Worker {
         for input in inputs {
             self.shards.handle(now, input, &mut effects);
         }
-        let mut rest = Vec::with_capacity(effects.len());
-        for effect in effects {
+        let for_standbys =
+            |effect: &mut Effect| matches!(effect, Effect::Replicate { .. } | Effect::Propose(_));
+        for effect in effects.extract_if(.., for_standbys) {
             match effect {
                 Effect::Replicate { to, part } => {
                     self.to_standbys.push(FromShard::Replicate { to, part });
                 }
                 Effect::Propose(proposal) => self.to_standbys.push(FromShard::Propose(proposal)),
-                mut effect => {
-                    if self.count(&mut effect) {
-                        rest.push(effect);
-                    }
-                }
+                _ => {}
             }
         }
-        rest
+        effects.retain_mut(|effect| self.count(effect));
+        effects
     }
 
     /// Counts an effect, and says whether there is more to it.

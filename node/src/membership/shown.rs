@@ -32,7 +32,9 @@ impl Shown {
         // Before what is agreed: whoever acts on that may ask.
         set(&self.leads, standing.leads);
         set(&self.has_leader, standing.leader.is_some());
-        if let Some(map) = cluster.map() {
+        // The map is a copy of all rows: not for every tick.
+        let is_same = Arc::ptr_eq(&self.known.borrow().cluster, cluster);
+        if let Some(map) = (!is_same).then(|| cluster.map()).flatten() {
             self.map.send_if_modified(|shown| {
                 let changed = **shown != map;
                 if changed {

@@ -1,6 +1,7 @@
 //! Shell: QUIC between nodes. Calls with one reply each, [ways] that stay open,
-//! and datagrams that may be lost. One connection per direction and pair of nodes, made when it is
-//! needed and made again when it broke; nobody waits for longer than they said.
+//! and datagrams that may be lost. One connection per direction and pair of
+//! nodes, made when it is needed and made again when it broke; nobody waits for
+//! longer than they said.
 
 pub(crate) mod tls;
 pub(crate) mod ways;
@@ -215,12 +216,13 @@ impl Peers {
             send.write_all(&[ways::TAG]).await?;
             Ok(ways::Way { send, receive })
         };
-        opening
-            .await
-            .map_err(|Failed(reason)| CallError::Unreachable {
-                address: address.to_owned(),
-                reason,
-            })
+        // It waits while the other end lets no more streams be opened.
+        let opened = timeout(CONNECT, opening).await;
+        let opened = opened.unwrap_or_else(|_| Err(Failed(format!("no way within {CONNECT:?}"))));
+        opened.map_err(|Failed(reason)| CallError::Unreachable {
+            address: address.to_owned(),
+            reason,
+        })
     }
 
     async fn connection(&self, address: &str) -> Result<Connection, CallError> {

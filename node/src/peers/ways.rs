@@ -1,7 +1,10 @@
 //! A way between an owner's node and a standby's: a stream of frames in both
 //! directions, each its length in four bytes, big end first, and that many bytes.
 
+use std::time::Duration;
+
 use quinn::{ReadExactError, RecvStream, SendStream};
+use tokio::time::timeout;
 
 /// The first byte of a way, where a call has its version.
 pub(crate) const TAG: u8 = b'w';
@@ -14,6 +17,10 @@ pub(crate) struct Way {
     pub(crate) receive: RecvStream,
 }
 
+/// How long the other end may take no more before a way counts as broken: as
+/// long as one that says nothing.
+const STUCK: Duration = Duration::from_secs(3);
+
 /// Writes frames, one after the other. `false`: the way has broken.
 pub(crate) async fn write(send: &mut SendStream, frames: &[Vec<u8>]) -> bool {
     let mut bytes = Vec::with_capacity(frames.iter().map(|frame| 4 + frame.len()).sum());
@@ -21,7 +28,7 @@ pub(crate) async fn write(send: &mut SendStream, frames: &[Vec<u8>]) -> bool {
         bytes.extend((frame.len() as u32).to_be_bytes());
         bytes.extend(frame);
     }
-    send.write_all(&bytes).await.is_ok()
+    matches!(timeout(STUCK, send.write_all(&bytes)).await, Ok(Ok(())))
 }
 
 /// The next frame.

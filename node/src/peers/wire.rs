@@ -1,10 +1,8 @@
 //! What nodes say to each other over QUIC: a hello when they meet, then calls
-//! with one reply each, every one on a stream of its own.
-
-use std::collections::BTreeSet;
+//! with one reply each, every one on a stream of its own, and signs of life.
 
 use bytes::Bytes;
-use proto::id::{ClusterUuid, GatewayRef, NodeId, NodeRef};
+use proto::id::{ClusterUuid, NodeId, NodeRef};
 use proto::message::{Answer, Question};
 use proto::subject::ClusterName;
 use serde::{Deserialize, Serialize};
@@ -26,10 +24,6 @@ pub(crate) const BEAT: [u8; 10] = [0xff; 10];
 pub(crate) struct Beat {
     /// Who lives.
     pub(crate) from: NodeRef,
-    /// Whether its own beats come back to it from the bus.
-    pub(crate) hears_echo: bool,
-    /// Gateways that have been silent for too long.
-    pub(crate) silent: BTreeSet<GatewayRef>,
     /// It is the last one: the node ends.
     pub(crate) leaves: bool,
 }

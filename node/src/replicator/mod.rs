@@ -36,6 +36,7 @@ use crate::core::shard::Proposal;
 use crate::core::shards::Input;
 use crate::core::wire;
 use crate::metrics::Metrics;
+use crate::peers::ways::Way;
 use ways::{Event, Frames};
 
 /// Rounds of what workers want sent that may wait; then workers wait.
@@ -129,7 +130,7 @@ pub(crate) struct Replicator {
     duty: watch::Sender<Duty>,
     events: mpsc::Sender<Event>,
     heard: mpsc::Receiver<Event>,
-    welcomes: mpsc::Receiver<(NodeId, crate::peers::ways::Way)>,
+    welcomes: mpsc::Receiver<(NodeId, Way)>,
     metrics: Arc<Metrics>,
 }
 
@@ -287,7 +288,7 @@ impl Replicator {
     }
 
     /// An owner has made a way to this node.
-    fn take(&mut self, from: NodeId, way: crate::peers::ways::Way) {
+    fn take(&mut self, from: NodeId, way: Way) {
         self.ways += 1;
         let frames = ways::attend(way, from.clone(), self.ways, self.events.clone());
         self.incoming.insert(
