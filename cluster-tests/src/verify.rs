@@ -31,6 +31,24 @@ pub struct Load {
     pub size: u32,
 }
 
+impl Load {
+    /// That of the bars in `make soak`, which sets `SOAK`; else one that a busy
+    /// machine can take.
+    pub fn of_this_run() -> Self {
+        let (rate, channels) = if is_soak() { (2_000, 500) } else { (200, 40) };
+        Self {
+            rate,
+            channels,
+            size: 128,
+        }
+    }
+}
+
+/// Whether this is `make soak`.
+pub fn is_soak() -> bool {
+    std::env::var_os("SOAK").is_some()
+}
+
 /// A `dunlin verify` that runs.
 #[derive(Debug)]
 pub struct Verify {

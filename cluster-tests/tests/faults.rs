@@ -19,7 +19,7 @@ use cluster_tests::cluster::{BUS_HEALS, Cluster};
 use cluster_tests::nats::NatsServer;
 use cluster_tests::proxy::{TcpProxy, Way};
 use cluster_tests::traffic::{END, Follower, Publisher};
-use cluster_tests::verify::{Load, Verdict, Verify};
+use cluster_tests::verify::{Load, Verdict, Verify, is_soak};
 use cluster_tests::{PATIENCE, eventually};
 use rustix::process::Signal;
 use tokio::sync::Mutex;
@@ -33,26 +33,6 @@ const MUCH: u64 = 1_024 * 1_024;
 
 /// A machine with two cores has enough with one cluster under load.
 static ALONE: Mutex<()> = Mutex::const_new(());
-
-fn is_soak() -> bool {
-    std::env::var_os("SOAK").is_some()
-}
-
-fn load() -> Load {
-    if is_soak() {
-        Load {
-            rate: 2_000,
-            channels: 500,
-            size: 128,
-        }
-    } else {
-        Load {
-            rate: 200,
-            channels: 40,
-            size: 128,
-        }
-    }
-}
 
 /// How often a harm is done.
 fn times(few: u32) -> u32 {
@@ -97,7 +77,7 @@ fn told(what: &str, verdict: &Verdict) {
 async fn nothing_is_lost_while_nothing_happens() -> Result<()> {
     let _alone = ALONE.lock().await;
     let cluster = Cluster::start().await?;
-    let verify = Verify::start(&cluster, load(), &[]).await?;
+    let verify = Verify::start(&cluster, Load::of_this_run(), &[]).await?;
     lasts(FAULT).await;
     let verdict = verify.judge().await?;
     told("no fault", &verdict);
@@ -111,7 +91,7 @@ async fn nothing_is_lost_while_nothing_happens() -> Result<()> {
 async fn nats_is_killed_and_restarted() -> Result<()> {
     let _alone = ALONE.lock().await;
     let mut cluster = Cluster::start().await?;
-    let verify = Verify::start(&cluster, load(), &[]).await?;
+    let verify = Verify::start(&cluster, Load::of_this_run(), &[]).await?;
     for _ in 0..times(2) {
         cluster.nats.kill();
         lasts(Duration::from_millis(500)).await;
@@ -131,7 +111,7 @@ async fn nats_is_killed_and_restarted() -> Result<()> {
 async fn nats_stands_still_for_some_seconds() -> Result<()> {
     let _alone = ALONE.lock().await;
     let cluster = Cluster::start().await?;
-    let verify = Verify::start(&cluster, load(), &[]).await?;
+    let verify = Verify::start(&cluster, Load::of_this_run(), &[]).await?;
     for _ in 0..times(1) {
         cluster.nats.pause()?;
         lasts(FAULT).await;
@@ -153,7 +133,7 @@ async fn a_gateway_is_killed_and_restarted() -> Result<()> {
     cluster.keep_place("g1")?;
     cluster.add_all().await?;
     cluster.ready().await;
-    let verify = Verify::start(&cluster, load(), &[]).await?;
+    let verify = Verify::start(&cluster, Load::of_this_run(), &[]).await?;
     for _ in 0..times(2) {
         cluster.kill_gateway("g1").await?;
         // Long enough that its clients are at the other one.
@@ -221,7 +201,7 @@ async fn a_gateway_stands_still_and_has_much_to_read_after_it() -> Result<()> {
     let _alone = ALONE.lock().await;
     let nats = NatsServer::start_with("http: \"127.0.0.1:-1\"\n").await?;
     let cluster = Cluster::start_on(nats).await?;
-    let verify = Verify::start(&cluster, load(), &[]).await?;
+    let verify = Verify::start(&cluster, Load::of_this_run(), &[]).await?;
     let gateway = cluster.gateway("g2");
     for time in 0..times(1) {
         // A client has one of them, or it would be too slow for the rest.
@@ -285,7 +265,7 @@ async fn a_way_to_the_bus_is_broken_in_one_direction() -> Result<()> {
     }
     cluster.add_all().await?;
     cluster.ready().await;
-    let verify = Verify::start(&cluster, load(), &[]).await?;
+    let verify = Verify::start(&cluster, Load::of_this_run(), &[]).await?;
     for _ in 0..times(1) {
         for proxy in &proxies {
             for way in [Way::ToServer, Way::ToClient, Way::Both] {
@@ -316,7 +296,7 @@ async fn a_way_to_the_bus_is_long() -> Result<()> {
     cluster.reach_bus_by("g1", proxy.address());
     cluster.add_all().await?;
     cluster.ready().await;
-    let verify = Verify::start(&cluster, load(), &[]).await?;
+    let verify = Verify::start(&cluster, Load::of_this_run(), &[]).await?;
     proxy.delay(Way::Both, Duration::from_millis(100));
     lasts(FAULT).await;
     proxy.heal();
@@ -339,7 +319,7 @@ async fn nodes_lose_what_they_send_to_each_other() -> Result<()> {
     }
     cluster.add_all().await?;
     cluster.ready().await;
-    let verify = Verify::start(&cluster, load(), &[]).await?;
+    let verify = Verify::start(&cluster, Load::of_this_run(), &[]).await?;
     for proxy in &proxies {
         proxy.lose(Way::Both, 30);
         proxy.delay(Way::Both, Duration::from_millis(20));

@@ -15,7 +15,7 @@ use anyhow::{Context, Result};
 use cluster_tests::client::{EventStream, metric_at};
 use cluster_tests::cluster::Cluster;
 use cluster_tests::traffic::Publisher;
-use cluster_tests::verify::{Load, Verdict, Verify};
+use cluster_tests::verify::{Load, Verify, is_soak};
 use rustix::process::Signal;
 use tokio::sync::Mutex;
 use tokio::time::{Instant, timeout};
@@ -26,26 +26,6 @@ const GOES_ON: Duration = Duration::from_secs(10);
 
 /// A machine with two cores has enough with one cluster.
 static ALONE: Mutex<()> = Mutex::const_new(());
-
-fn is_soak() -> bool {
-    std::env::var_os("SOAK").is_some()
-}
-
-fn load() -> Load {
-    if is_soak() {
-        Load {
-            rate: 2_000,
-            channels: 500,
-            size: 128,
-        }
-    } else {
-        Load {
-            rate: 200,
-            channels: 40,
-            size: 128,
-        }
-    }
-}
 
 /// How often a harm is done.
 fn times(few: usize, many: usize) -> usize {
@@ -146,12 +126,6 @@ async fn standstills(
     Ok(())
 }
 
-fn told(what: &str, verdict: &Verdict) {
-    println!("{what}: {:#}", verdict.report);
-    verdict.is_kept();
-    verdict.has_no_gaps();
-}
-
 /// Whom the next harm hits: each third time the leader, else whoever owns most.
 /// One that has just come back owns nothing.
 async fn victim(cluster: &Cluster, turn: usize) -> Result<String> {
@@ -169,73 +143,72 @@ async fn victim(cluster: &Cluster, turn: usize) -> Result<String> {
     Ok(most.1)
 }
 
-#[tokio::test]
-async fn owners_are_killed() -> Result<()> {
+/// Harms one node after the other, mends what was harmed, and waits each time
+/// until all shards have a standby again.
+async fn harm_again_and_again(
+    what: &str,
+    times: usize,
+    harm: impl AsyncFn(&mut Cluster, &str) -> Result<()>,
+    mend: impl AsyncFn(&mut Cluster, &str) -> Result<()>,
+) -> Result<()> {
     let _alone = ALONE.lock().await;
     let mut cluster = Cluster::start().await?;
     cluster.protected().await;
-    let verify = Verify::start(&cluster, load(), &[]).await?;
+    let verify = Verify::start(&cluster, Load::of_this_run(), &[]).await?;
     let mut gaps = Gaps::default();
-    for turn in 0..times(3, 50) {
+    for turn in 0..times {
         let node = victim(&cluster, turn).await?;
         standstills(&mut cluster, &node, &mut gaps, async |cluster| {
-            cluster.kill_node(&node).await
+            harm(cluster, &node).await
         })
         .await?;
-        cluster.add_node(&node, &[]).await?;
+        mend(&mut cluster, &node).await?;
         cluster.ready().await;
         cluster.protected().await;
     }
     let verdict = verify.judge().await?;
-    told("owners killed", &verdict);
-    gaps.tell("owners killed");
+    println!("{what}: {:#}", verdict.report);
+    verdict.is_kept();
+    verdict.has_no_gaps();
+    gaps.tell(what);
     Ok(())
+}
+
+#[tokio::test]
+async fn owners_are_killed() -> Result<()> {
+    harm_again_and_again(
+        "owners killed",
+        times(3, 50),
+        async |cluster, node| cluster.kill_node(node).await,
+        async |cluster, node| cluster.add_node(node, &[]).await,
+    )
+    .await
 }
 
 #[tokio::test]
 async fn owners_stand_still_and_go_on() -> Result<()> {
-    let _alone = ALONE.lock().await;
-    let mut cluster = Cluster::start().await?;
-    cluster.protected().await;
-    let verify = Verify::start(&cluster, load(), &[]).await?;
-    let mut gaps = Gaps::default();
-    for turn in 0..times(2, 20) {
-        let node = victim(&cluster, turn).await?;
-        standstills(&mut cluster, &node, &mut gaps, async |cluster| {
-            cluster.node(&node).signal(Signal::STOP)
-        })
-        .await?;
-        tokio::time::sleep(Duration::from_secs(5)).await;
-        cluster.node(&node).signal(Signal::CONT)?;
-        cluster.ready().await;
-        cluster.protected().await;
-    }
-    let verdict = verify.judge().await?;
-    told("owners stopped for five seconds", &verdict);
-    gaps.tell("owners stopped for five seconds");
-
-    Ok(())
+    harm_again_and_again(
+        "owners stopped for five seconds",
+        times(2, 20),
+        async |cluster, node| cluster.node(node).signal(Signal::STOP),
+        async |cluster, node| {
+            tokio::time::sleep(Duration::from_secs(5)).await;
+            cluster.node(node).signal(Signal::CONT)
+        },
+    )
+    .await
 }
 
 #[tokio::test]
 async fn owners_are_restarted_in_place() -> Result<()> {
-    let _alone = ALONE.lock().await;
-    let mut cluster = Cluster::start().await?;
-    cluster.protected().await;
-    let verify = Verify::start(&cluster, load(), &[]).await?;
-    let mut gaps = Gaps::default();
-    for turn in 0..times(2, 10) {
-        let node = victim(&cluster, turn).await?;
-        standstills(&mut cluster, &node, &mut gaps, async |cluster| {
-            cluster.kill_node(&node).await?;
-            cluster.add_node(&node, &[]).await
-        })
-        .await?;
-        cluster.ready().await;
-        cluster.protected().await;
-    }
-    let verdict = verify.judge().await?;
-    told("owners restarted", &verdict);
-    gaps.tell("owners restarted");
-    Ok(())
+    harm_again_and_again(
+        "owners restarted in place",
+        times(2, 10),
+        async |cluster, node| {
+            cluster.kill_node(node).await?;
+            cluster.add_node(node, &[]).await
+        },
+        async |_, _| Ok(()),
+    )
+    .await
 }
