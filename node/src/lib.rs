@@ -54,6 +54,7 @@ use std::sync::Arc;
 use proto::bus::BusHandle;
 use proto::id::{Incarnation, NodeId, NodeRef};
 use proto::namespace::Namespaces;
+use proto::shard::ShardMap;
 use proto::subject::{Address, ClusterName, Subject};
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
@@ -184,8 +185,11 @@ pub async fn start(
         });
         (Some(to_standbys), duty)
     } else {
-        let map = Arc::clone(&view.map.borrow());
-        (None, watch::channel(Duty::alone(Agreed::alone(map))).1)
+        let mut map = view.map.clone();
+        let first = Arc::clone(&map.borrow_and_update());
+        let (alone, duty) = watch::channel(Duty::alone(Agreed::alone(first)));
+        tasks.spawn(without_failure(follow_map(map, alone, shutdown.clone())));
+        (None, duty)
     };
     let mut mailboxes = Vec::new();
     for ((index, turned), news) in turned.into_iter().enumerate().zip(news) {
@@ -218,6 +222,23 @@ pub async fn start(
     tracing::info!(%node, "node serves what the map gives it");
     let inspector = Inspector::new(asks);
     Ok(Node { inspector, tasks })
+}
+
+/// What a node without standbys has to do: what the map says.
+async fn follow_map(
+    mut map: watch::Receiver<Arc<ShardMap>>,
+    duty: watch::Sender<Duty>,
+    mut shutdown: watch::Receiver<bool>,
+) {
+    loop {
+        tokio::select! {
+            _ = shutdown.wait_for(|stop| *stop) => return,
+            () = View::changed(&mut map) => {
+                let map = Arc::clone(&map.borrow_and_update());
+                duty.send_replace(Duty::alone(Agreed::alone(map)));
+            }
+        }
+    }
 }
 
 async fn without_failure(task: impl Future<Output = ()>) -> Result<(), Error> {
