@@ -18,6 +18,7 @@ pub mod disturbed;
 pub mod in_process;
 pub mod invariants;
 pub mod nats;
+pub mod probes;
 pub mod process;
 pub mod proxy;
 pub mod sim;

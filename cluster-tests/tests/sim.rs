@@ -194,3 +194,23 @@ fn an_owner_that_drops_its_standby_alone_is_found() {
 fn a_leader_that_does_not_wait_for_leases_is_found() {
     breaks(Mistake::LapseNotWaited, &["one_owner"]);
 }
+
+#[test]
+fn a_new_leader_that_forgets_the_leases_of_its_predecessor_is_found() {
+    breaks(Mistake::NewLeaderInHaste, &["one_owner"]);
+}
+
+#[test]
+fn a_leader_that_grants_without_a_quorum_round_is_found() {
+    breaks(Mistake::NoRound, &["one_owner"]);
+}
+
+#[test]
+fn a_standby_that_refuses_an_echo_too_late_is_found() {
+    breaks(Mistake::RefusedLate, &["one_owner"]);
+}
+
+#[test]
+fn a_standby_that_lets_go_of_what_moves_is_found() {
+    breaks(Mistake::ReplicaNotKept, &["acked_survives_one_crash"]);
+}

@@ -146,6 +146,22 @@ impl Connection {
         Ok((status, read_up_to(response, ADMIN_ANSWER_BYTES_MAX).await?))
     }
 
+    /// Has something changed at a path, with a token, if there is one; the whole
+    /// answer.
+    pub(crate) async fn post_with_token(
+        &mut self,
+        path: &str,
+        token: Option<&Secret>,
+    ) -> anyhow::Result<(StatusCode, String)> {
+        let mut request = Request::post(path).header(HOST, &self.server.authority);
+        if let Some(token) = token {
+            request = request.header(AUTHORIZATION, format!("Bearer {}", token.expose()));
+        }
+        let response = self.send(request.body(Full::default())?).await?;
+        let status = response.status();
+        Ok((status, read(response).await?))
+    }
+
     /// Asks for an event stream that goes on after a cursor.
     pub(crate) async fn resume(
         &mut self,

@@ -92,6 +92,7 @@ async fn serve(config: Dev, tokens: Option<Arc<Tokens>>) -> Result<(), Failure> 
             "listen": address.to_string(),
         }),
         inspector: Arc::new(gateway.inspector.clone()),
+        nodes: None,
     };
     let admin = tokio::spawn(admin.run(admin_listener, shutdown));
     let (ended, mut first_ended) = mpsc::channel::<()>(1);

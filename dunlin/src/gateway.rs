@@ -71,6 +71,7 @@ async fn serve(config: Gateway, tokens: Option<Arc<Tokens>>) -> Result<(), Failu
             "listen": gateway.address.to_string(),
         }),
         inspector: Arc::new(gateway.inspector.clone()),
+        nodes: None,
     };
     let admin = tokio::spawn(admin.run(admin_listener, shutdown));
     let (ended, mut first_ended) = mpsc::channel::<()>(1);

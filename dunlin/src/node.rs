@@ -1,18 +1,21 @@
 //! `dunlin node`: a member of the cluster. It finds the others first, and
 //! serves shards once it is registered.
 
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, OnceLock};
+use std::time::Duration;
 
 use futures_util::future::BoxFuture;
-use node::{Membership, MembershipConfig, MembershipError};
+use node::{Membership, MembershipConfig, MembershipError, NotDrained};
 use prometheus::Registry;
 use proto::bus::BusHandle;
+use proto::id::{NodeId, NodeRef};
 use proto::message::{Answer, Question};
 use serde_json::json;
 use tokio::sync::{mpsc, watch};
 
 use crate::admin::tokens::Tokens;
-use crate::admin::{Admin, Inspect, Readiness};
+use crate::admin::{Admin, Inspect, Nodes, Readiness};
 use crate::cli::server::NodeOptions;
 use crate::config::{self, Node};
 use crate::exit::{Exit, Failure};
@@ -52,6 +55,7 @@ async fn serve(config: Node, tokens: Option<Arc<Tokens>>) -> Result<(), Failure>
     let inside = Inside {
         membership: Arc::clone(&membership),
         node: Arc::default(),
+        drains: Arc::default(),
     };
     let admin = Admin {
         tokens,
@@ -67,6 +71,7 @@ async fn serve(config: Node, tokens: Option<Arc<Tokens>>) -> Result<(), Failure>
             "quic": membership.address,
         }),
         inspector: Arc::new(inside.clone()),
+        nodes: Some(Arc::new(inside.clone())),
     };
     let admin = tokio::spawn(admin.run(admin_listener, shutdown.clone()));
     let lived = tokio::select! {
@@ -81,7 +86,7 @@ async fn serve(config: Node, tokens: Option<Arc<Tokens>>) -> Result<(), Failure>
         Ok(Some(me)) => {
             let node_config = node::Config {
                 cluster: config.bus.cluster.clone(),
-                node: me,
+                node: me.clone(),
                 namespaces: config.namespaces(),
                 workers: config::workers(config.workers),
             };
@@ -91,10 +96,16 @@ async fn serve(config: Node, tokens: Option<Arc<Tokens>>) -> Result<(), Failure>
                 Ok(node) => {
                     inside.serve(node.inspector.clone());
                     running = Some(tokio::spawn(telling(node.join(), ended)));
-                    tokio::select! {
+                    let lived = tokio::select! {
                         by_signal = signals.or_first_end(&mut first_ended) => Ok(by_signal),
                         error = membership.failed() => Err(failed(error)),
+                    };
+                    if matches!(lived, Ok(true)) {
+                        inside
+                            .drain(&me, config.drain_timeout(), &mut signals)
+                            .await;
                     }
+                    lived
                 }
             }
         }
@@ -144,6 +155,8 @@ struct Inside {
     membership: Arc<Membership>,
     /// Once it serves.
     node: Arc<OnceLock<node::Inspector>>,
+    /// Once it was told to end.
+    drains: Arc<AtomicBool>,
 }
 
 impl Inside {
@@ -154,6 +167,33 @@ impl Inside {
             let inspector = inspector.clone();
             Box::pin(async move { inspector.ask(question).await })
         });
+    }
+
+    /// The node was told to end. What it has goes to others first, unless that
+    /// takes too long, or it is told so again.
+    async fn drain(&self, me: &NodeRef, patience: Duration, signals: &mut Signals) {
+        self.drains.store(true, Ordering::Relaxed);
+        if patience.is_zero() {
+            return;
+        }
+        tokio::select! {
+            drained = tokio::time::timeout(patience, self.membership.drain(me)) => match drained {
+                Ok(()) => tracing::info!("this node has nothing left that others could have"),
+                Err(_) => tracing::warn!(
+                    seconds = patience.as_secs(),
+                    "not all shards have gone to other nodes in time; they are taken over now"
+                ),
+            },
+            () = signals.next() => tracing::warn!("told to end again; shards that are left are taken over"),
+            // Then there is nothing to wait for.
+            _ = self.membership.failed() => {}
+        }
+    }
+}
+
+impl Nodes for Inside {
+    fn drain(&self, name: NodeId) -> BoxFuture<'_, Result<NodeRef, NotDrained>> {
+        Box::pin(async move { self.membership.drain_member(&name).await })
     }
 }
 
@@ -183,6 +223,9 @@ fn readiness(inside: &Inside, bus: BusHandle, shutdown: watch::Receiver<bool>) -
             return Err("the bus is away".into());
         }
         inside.membership.readiness()?;
+        if inside.drains.load(Ordering::Relaxed) {
+            return Err("it gives its shards to other nodes, and ends".into());
+        }
         match inside.node.get() {
             Some(_) => Ok(()),
             None => Err("it has just registered".into()),

@@ -1,17 +1,17 @@
 //! What a node's cluster agrees, for those in it who own shards and stand by.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
 
 use proto::id::{NodeId, NodeRef};
-use proto::shard::ShardId;
 use tokio::sync::{mpsc, watch};
 use tokio::time::timeout;
 
 use crate::core::agreed::Agreed;
 use crate::core::cluster::{Cluster, Command, RaftId, ReplicaSet};
 use crate::core::lease::{Grant, NODE_LEASE};
+use crate::core::placement::Targets;
 use crate::membership::Host;
 use crate::peers::ways::Way;
 use crate::peers::wire::Beat;
@@ -30,8 +30,8 @@ pub(crate) struct Known {
     pub(crate) voters: BTreeSet<RaftId>,
     /// Nodes that gossip has given up.
     pub(crate) given_up: BTreeSet<RaftId>,
-    /// Who should stand by for each shard.
-    pub(crate) candidates: Arc<BTreeMap<ShardId, NodeRef>>,
+    /// Who should have each shard.
+    pub(crate) targets: Arc<Targets>,
 }
 
 /// A node's way to its cluster. Clones are the same.

@@ -16,7 +16,7 @@ use tokio::time::MissedTickBehavior;
 use crate::core::outbound::{Kind, Outbound, Parcel, TICK};
 use crate::core::shard::Effect;
 use crate::metrics::Metrics;
-use crate::replicator::Duty;
+use crate::replicator::{Duty, FromShard};
 use crate::{Config, View};
 
 /// Rounds of effects that may wait; then workers wait.
@@ -26,13 +26,20 @@ const ROUND: usize = 256;
 /// How often the node says that it is there.
 const BEAT: Duration = Duration::from_millis(500);
 
+/// From whom it hears, and whom it tells besides the bus.
+pub(crate) struct Ears {
+    pub(crate) mailbox: mpsc::Receiver<Vec<Effect>>,
+    /// `None`: the node is alone.
+    pub(crate) to_standbys: Option<mpsc::Sender<Vec<FromShard>>>,
+}
+
 /// Runs until shutdown.
 pub(crate) async fn run(
     config: Arc<Config>,
-    view: View,
+    leads: watch::Receiver<bool>,
     mut duty: watch::Receiver<Duty>,
     bus: BusHandle,
-    mut mailbox: mpsc::Receiver<Vec<Effect>>,
+    mut ears: Ears,
     metrics: Arc<Metrics>,
     mut shutdown: watch::Receiver<bool>,
 ) {
@@ -56,11 +63,11 @@ pub(crate) async fn run(
                 outbound.lease(leases);
                 let map = Arc::clone(&agreed.map);
                 metrics.map_version.set(map.version as i64);
-                parcels.extend(outbound.follow(map, *view.leads.borrow()));
+                parcels.extend(outbound.follow(map, *leads.borrow()));
             }
             _ = beat.tick() => parcels.extend(outbound.beat()),
             _ = tick.tick() => outbound.tick(Timestamp::now(), &mut parcels),
-            count = mailbox.recv_many(&mut round, ROUND) => {
+            count = ears.mailbox.recv_many(&mut round, ROUND) => {
                 if count == 0 {
                     return;
                 }
@@ -69,6 +76,15 @@ pub(crate) async fn run(
         }
         for parcel in parcels.drain(..) {
             publish(&config, &bus, &metrics, parcel);
+        }
+        let released = outbound.released();
+        let released = released.map(|(to, part)| FromShard::Replicate { to, part });
+        let released: Vec<FromShard> = released.collect();
+        if let Some(to) = &ears.to_standbys
+            && !released.is_empty()
+            && to.send(released).await.is_err()
+        {
+            return;
         }
     }
 }

@@ -65,7 +65,7 @@ use crate::core::shards::Part;
 use crate::replicator::{Duty, Replicator};
 pub use agreement::Agreement;
 pub use inspect::Inspector;
-pub use membership::{Membership, MembershipConfig, MembershipError};
+pub use membership::{Membership, MembershipConfig, MembershipError, NotDrained};
 pub use metrics::{ClusterMetrics, Metrics};
 pub use peers::tls::TlsError;
 pub use raft::store::StoreError;
@@ -208,10 +208,13 @@ pub async fn start(
     }
     let sending = egress::run(
         Arc::clone(&config),
-        view.clone(),
+        view.leads.clone(),
         duty,
         bus,
-        effects,
+        egress::Ears {
+            mailbox: effects,
+            to_standbys,
+        },
         Arc::clone(&metrics),
         shutdown.clone(),
     );

@@ -1,12 +1,19 @@
 //! What a node counts. Per-shard handles are resolved when a shard starts, so
 //! that counting costs no look-up.
 
+use std::time::Duration;
+
 use prometheus::{
-    IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry, core::Collector,
+    HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry,
+    core::Collector,
 };
 use proto::shard::ShardId;
 
 use crate::core::cluster::Row;
+use crate::core::placement::{self, Targets};
+
+/// How long hand-offs take, for a histogram.
+const HANDOFF_SECONDS: [f64; 9] = [0.001, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0];
 
 /// All metrics of a node.
 #[derive(Debug)]
@@ -39,6 +46,9 @@ pub struct Metrics {
     pub idempotency_full: IntCounter,
     /// Shards that this node took over as a standby.
     pub failovers: IntCounter,
+    /// Shards that were given to this node.
+    pub moves: IntCounter,
+    handoffs: HistogramVec,
     /// Publishes acknowledged, by in how many processes the publication is.
     pub acks: Acks,
     /// Beats of gateways of another cluster.
@@ -212,6 +222,24 @@ impl Metrics {
                     "Shards that this node has taken over from a dead owner, with all that was acknowledged.",
                 )?,
             )?,
+            moves: add(
+                registry,
+                IntCounter::new(
+                    "dunlin_shard_moves_total",
+                    "Shards that have moved to this node as planned: their owner has stopped, and said so.",
+                )?,
+            )?,
+            handoffs: add(
+                registry,
+                HistogramVec::new(
+                    HistogramOpts::new(
+                        "dunlin_shard_handoff_duration_seconds",
+                        "From when this node has heard that it is a shard's owner until it begins to serve it.",
+                    )
+                    .buckets(HANDOFF_SECONDS.into()),
+                    &["reason"],
+                )?,
+            )?,
             acks: Acks {
                 alone: acks.with_label_values(&["1"]),
                 replicated: acks.with_label_values(&["2"]),
@@ -219,6 +247,18 @@ impl Metrics {
             stranger_gateways: strangers.with_label_values(&["gateway"]),
             stranger_nodes: strangers.with_label_values(&["node"]),
         })
+    }
+
+    /// This node begins with a shard for which it stood by.
+    pub fn begun(&self, is_released: bool, after: Duration) {
+        let (counter, reason) = if is_released {
+            (&self.moves, "move")
+        } else {
+            (&self.failovers, "failover")
+        };
+        counter.inc();
+        let took = self.handoffs.with_label_values(&[reason]);
+        took.observe(after.as_secs_f64());
     }
 
     /// The handles of a shard that this node begins to serve.
@@ -271,6 +311,7 @@ pub struct ClusterMetrics {
     gossip: IntGaugeVec,
     unassigned: IntGauge,
     unprotected: IntGauge,
+    moving: IntGauge,
     leader: std::sync::Mutex<Option<u64>>,
 }
 
@@ -325,6 +366,10 @@ impl ClusterMetrics {
                 "dunlin_shards_without_standby",
                 "Shards of the cluster, as this node knows it, of which no other node has everything: what is in them would be lost with their owner.",
             )?,
+            moving: gauge(
+                "dunlin_shards_moving",
+                "Shards of the cluster, as this node knows it, that are to have another owner or another standby.",
+            )?,
             leader: std::sync::Mutex::new(None),
         })
     }
@@ -332,6 +377,7 @@ impl ClusterMetrics {
     pub(crate) fn observe(
         &self,
         cluster: &crate::core::cluster::Cluster,
+        targets: &Targets,
         standing: &crate::raft::Standing,
         rumours: &crate::core::gossip::Rumours,
     ) {
@@ -368,6 +414,8 @@ impl ClusterMetrics {
         let protected = rows.filter(is_protected).count();
         self.unprotected
             .set((cluster.rows().len() - protected) as i64);
+        self.moving
+            .set(placement::unsettled(cluster, targets) as i64);
     }
 }
 

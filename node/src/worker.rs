@@ -1,10 +1,11 @@
 //! Shell: a task that owns some of the node's shards and drives them.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
 use proto::channel::ChannelKey;
+use proto::id::NodeRef;
 use proto::message::{Answer, Published, Reply};
 use proto::namespace::Namespaces;
 use proto::shard::ShardId;
@@ -26,9 +27,11 @@ const TICK: Duration = Duration::from_secs(1);
 /// How often a worker looks at what waits for a lease, or for an earlier owner's
 /// to end; and for how long it may stand still unnoticed, at least.
 const TURN: Duration = Duration::from_millis(20);
-/// How often it looks for standbys.
+/// How often it looks who should stand by.
 const RECRUIT: Duration = Duration::from_millis(250);
-/// Standbys that it takes at a time: each is sent the whole shard.
+/// After how long it is said that a shard waits, and for what.
+const STANDS_STILL: Duration = Duration::from_secs(1);
+/// Shards that it tells at a time: each new standby is sent the whole shard.
 const RECRUITS_MAX: usize = 64;
 
 /// What a worker is told or asked.
@@ -63,8 +66,6 @@ pub(crate) struct Worker {
     to_standbys: Vec<FromShard>,
     metrics: Arc<Metrics>,
     by_shard: BTreeMap<ShardId, ShardMetrics>,
-    /// For what shards waited at the last look.
-    stood_still: BTreeSet<String>,
 }
 
 impl Worker {
@@ -91,7 +92,6 @@ impl Worker {
             to_standbys: Vec::new(),
             metrics,
             by_shard: BTreeMap::new(),
-            stood_still: BTreeSet::new(),
         };
         worker.handle([Input::Agreed(agreed)]);
         worker
@@ -172,17 +172,25 @@ impl Worker {
         self.handle([Input::Leases(Arc::clone(&self.known.leases))])
     }
 
-    /// Takes standbys for shards that have none.
+    /// Tells shards who should stand by, where that is somebody else; those first
+    /// for which nobody does.
     fn recruit(&mut self) -> Vec<Effect> {
-        let bare = self.shards.served().filter_map(|(shard, served)| {
-            let node = self.known.candidates.get(&shard)?.clone();
-            (!served.replication().is_replicated()).then_some(Input::Recruit { shard, node })
+        let differing = self.shards.served().filter_map(|(shard, served)| {
+            let target = self.known.targets.get(&shard)?;
+            let standbys: Vec<NodeRef> = target.standbys().cloned().collect();
+            let mut known = served.replication().standbys();
+            let is_known = known.all(|(node, _)| standbys.contains(node));
+            let are_all = served.replication().standbys().count() == standbys.len();
+            let is_bare = !served.replication().is_replicated();
+            (!(is_known && are_all)).then_some((is_bare, Input::Want { shard, standbys }))
         });
-        let recruits: Vec<Input> = bare.take(RECRUITS_MAX).collect();
-        if recruits.is_empty() {
+        let (bare, rest): (Vec<_>, Vec<_>) = differing.partition(|(is_bare, _)| *is_bare);
+        let wants = bare.into_iter().chain(rest).map(|(_, want)| want);
+        let wants: Vec<Input> = wants.take(RECRUITS_MAX).collect();
+        if wants.is_empty() {
             return Vec::new();
         }
-        self.handle(recruits)
+        self.handle(wants)
     }
 
     fn tick(&mut self) -> Vec<Effect> {
@@ -201,25 +209,21 @@ impl Worker {
     }
 
     /// Says why shards stand still, if any has for some time.
-    fn complain(&mut self) {
+    fn complain(&self) {
         let now = Timestamp::now();
         let leases = &self.known.leases;
         let mut reasons: BTreeMap<String, u32> = BTreeMap::new();
         for (_, shard) in self.shards.served() {
             let replication = shard.replication();
-            if replication.held() > 0
+            if replication.stands_still(now) >= STANDS_STILL
                 && let Some(reason) = replication.waits_for(now, leases)
             {
                 *reasons.entry(reason).or_default() += 1;
             }
         }
         for (reason, shards) in &reasons {
-            // Since the last look at least.
-            if self.stood_still.contains(reason) {
-                tracing::warn!(shards, "what is asked of shards waits for {reason}");
-            }
+            tracing::warn!(shards, "what is asked of shards waits for {reason}");
         }
-        self.stood_still = reasons.into_keys().collect();
     }
 
     /// Returns what is to be sent.
@@ -276,7 +280,8 @@ impl Worker {
             | Effect::Forget(_)
             | Effect::Repair { .. }
             | Effect::Replicate { .. }
-            | Effect::Propose(_) => true,
+            | Effect::Propose(_)
+            | Effect::Release { .. } => true,
             Effect::Under(leased) => {
                 leased.effects.retain_mut(|effect| self.count(effect));
                 true

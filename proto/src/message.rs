@@ -507,7 +507,8 @@ pub struct NodeInfo {
     pub zone: String,
     /// Votes, owns nothing.
     pub witness: bool,
-    /// `leader`, `voter` or `learner`.
+    /// `leader`, `voter` or `learner`; with `, drains` if it gives away all that
+    /// it has.
     pub role: String,
     /// `alive`, `suspect` or `down`, as gossip sees it: advice.
     pub gossip: String,

@@ -49,6 +49,9 @@ pub enum Fault {
         /// By how many milliseconds its wall clock has been set back then.
         clock_back_ms: u64,
     },
+    /// A node is to give away all that it has, and is restarted at the end of
+    /// this, done or not.
+    Drain(u8),
     /// A process stands still, and then finds everything that has come.
     Pause {
         /// Which one.
@@ -110,6 +113,7 @@ impl fmt::Display for Fault {
                     "{process} is killed{disk}, clock back by {clock_back_ms} ms"
                 )
             }
+            Self::Drain(node) => write!(f, "n{node} is drained, and then restarted"),
             Self::Pause { process, decided } => {
                 let when = if *decided { ", having decided" } else { "" };
                 write!(f, "{process} stands still{when}")
@@ -329,6 +333,10 @@ impl Drawing<'_> {
     }
 
     fn crash(&mut self) {
+        if self.random.chance(200) {
+            let node = self.node();
+            return self.window(500, 8_000, Fault::Drain(node));
+        }
         let process = self.process();
         let keeps_disk = matches!(process, Process::Gateway(_)) || self.random.chance(750);
         let clock_back_ms = match self.random.chance(300) {
@@ -372,18 +380,20 @@ impl Drawing<'_> {
         }
         let process = self.process();
         let decided = self.random.chance(400);
-        let longest = *self.random.pick(&[100, 1_000, 8_000]);
-        self.window(10, longest, Fault::Pause { process, decided });
+        // Some end just when others have taken over.
+        let lengths = [(10, 100), (10, 1_000), (700, 1_300), (10, 8_000)];
+        let (shortest, longest) = *self.random.pick(&lengths);
+        self.window(shortest, longest, Fault::Pause { process, decided });
     }
 
     fn of_agreement(&mut self) {
         if self.random.chance(300) {
             let node = self.node();
-            self.window(700, 7_000, Fault::Muffled(node));
             // It may have been the leader, and not know better.
-            if self.random.chance(500)
-                && let Some(window) = self.windows.last().cloned()
-            {
+            let believes = self.random.chance(500);
+            let shortest = if believes { 4_500 } else { 700 };
+            self.window(shortest, 8_000, Fault::Muffled(node));
+            if believes && let Some(window) = self.windows.last().cloned() {
                 let fault = Fault::SecondLeader(node);
                 self.windows.push(Window { fault, ..window });
             }

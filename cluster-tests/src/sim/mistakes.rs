@@ -3,21 +3,21 @@
 //! Each is a wrapper around what goes into a core or comes out of it, or
 //! changes a message on its way. The product has no switch for any of them.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
 
 use gateway::core::attachment::{Resumption, Step};
+use node::core::agreed::Agreed;
 use node::core::outbound::{Kind, Parcel};
 use node::core::pairs::{Batch, Echo};
 use node::core::record::Record;
-use node::core::replicas::Succession;
 use node::core::shard::Effect;
 use proto::channel::ChannelKey;
-use proto::id::{GatewayRef, Incarnation};
+use proto::id::{GatewayRef, Incarnation, NodeRef};
 use proto::message::{GatewayBeat, Reply, Request, Since};
 use proto::position::{Epoch, Position};
 use proto::publication::Publication;
-use proto::shard::ShardId;
+use proto::shard::{Fence, ShardId};
 use proto::subject::Address;
 use proto::time::Timestamp;
 
@@ -66,11 +66,19 @@ pub enum Mistake {
     DroppedAlone,
     /// A leader gives shards away without waiting for leases.
     LapseNotWaited,
+    /// A new leader takes it that nobody has a lease of its predecessor.
+    NewLeaderInHaste,
+    /// A leader grants leases without asking whether it still leads.
+    NoRound,
+    /// A standby says that it is the owner some echoes later.
+    RefusedLate,
+    /// A standby lets go of a shard that moves, though it is to stay.
+    ReplicaNotKept,
 }
 
 impl Mistake {
     /// All of them.
-    pub const ALL: [Self; 19] = [
+    pub const ALL: [Self; 23] = [
         Self::NoTailBeat,
         Self::UnversionedInterest,
         Self::NoDigests,
@@ -90,6 +98,10 @@ impl Mistake {
         Self::ChannelsNotSent,
         Self::DroppedAlone,
         Self::LapseNotWaited,
+        Self::NewLeaderInHaste,
+        Self::NoRound,
+        Self::RefusedLate,
+        Self::ReplicaNotKept,
     ];
 }
 
@@ -106,6 +118,8 @@ pub struct AtNode {
     /// What channels have been seen, and by how much their offsets are shown
     /// too low.
     seen: BTreeMap<ChannelKey, Seen>,
+    /// What owners should have been told.
+    refused: BTreeMap<NodeRef, VecDeque<Vec<(ShardId, Fence)>>>,
 }
 
 /// A channel at one life of a node.
@@ -117,6 +131,9 @@ struct Seen {
     /// Its state has gone.
     evicted: bool,
 }
+
+/// How many echoes late refusals are.
+const LATE_ECHOES: usize = 8;
 
 /// Versions that the owner is given begin here: above all real ones.
 const VERSIONS: u64 = 1 << 40;
@@ -274,6 +291,39 @@ impl AtNode {
         }
     }
 
+    /// Changes what a standby says of who is the owner.
+    pub fn refuse(&mut self, echo: &mut Echo) {
+        match self.mistake {
+            Some(Mistake::NoRefusal) => echo.refused.clear(),
+            Some(Mistake::RefusedLate) => {
+                let late = self.refused.entry(echo.to.clone()).or_default();
+                late.push_back(std::mem::take(&mut echo.refused));
+                if late.len() > LATE_ECHOES {
+                    echo.refused = late.pop_front().unwrap_or_default();
+                }
+            }
+            _ => {}
+        }
+    }
+
+    /// Changes what a standby hears of what is agreed.
+    pub fn agreed(&self, me: &NodeRef, agreed: &Arc<Agreed>) -> Arc<Agreed> {
+        if !self.is(Mistake::ReplicaNotKept) {
+            return Arc::clone(agreed);
+        }
+        let mut told = Agreed::clone(agreed);
+        for (number, replicas) in (0..).zip(&mut told.shards) {
+            if told
+                .map
+                .owner(ShardId(number))
+                .is_some_and(|(owner, _)| owner != me)
+            {
+                replicas.row.in_sync.clear();
+            }
+        }
+        Arc::new(told)
+    }
+
     /// Changes an echo before its owner hears it.
     pub fn echo(&self, now: Timestamp, echo: &mut Echo) {
         if self.is(Mistake::LeaseFromReceipt) {
@@ -366,14 +416,6 @@ impl Windows {
         });
         Told::Follow(key, follow, None)
     }
-}
-
-/// A new owner serves at once.
-pub fn begin_at_once(succession: &mut Succession, now: Timestamp) {
-    if let Some(shard) = &mut succession.shard {
-        shard.succeed(now, succession.tenure.clone(), now);
-    }
-    succession.serves_from = now;
 }
 
 /// Changes a beat of a gateway.

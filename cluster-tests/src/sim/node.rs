@@ -245,8 +245,12 @@ impl Node {
             worker.agreed = Some(Arc::clone(agreed));
         }
         let mut effects = Vec::new();
-        self.replicas.follow(now, Arc::clone(agreed), &mut effects);
-        self.obey_replicas(now, effects, trace, out);
+        let told = self.mistake.agreed(&self.me, agreed);
+        self.replicas.follow(now, told, &mut effects);
+        if self.mistake.is(Mistake::NoWait) {
+            self.replicas.begin(Timestamp(u64::MAX), &mut effects);
+        }
+        self.obey_replicas(effects, trace, out);
         self.run(now, trace, out);
     }
 
@@ -353,6 +357,12 @@ impl Node {
             let effects = self.effects.drain(..round).flatten();
             self.outbound.send(now, effects, &mut out.parcels);
         }
+        for (to, part) in self.outbound.released() {
+            self.pairs.push(now, to, part);
+        }
+        let mut effects = Vec::new();
+        self.pairs.flush(now, &mut effects);
+        self.obey_pairs(effects, out);
         self.check(out);
     }
 
@@ -610,7 +620,10 @@ impl Node {
                     .retain_mut(|effect| self.tells(effect, trace));
                 true
             }
-            Effect::Reply { .. } | Effect::Forget(_) | Effect::Repair { .. } => true,
+            Effect::Reply { .. }
+            | Effect::Forget(_)
+            | Effect::Repair { .. }
+            | Effect::Release { .. } => true,
             Effect::Replicate { .. } | Effect::Propose(_) => false,
             Effect::Started(shard) | Effect::Stopped(shard) => {
                 trace.add(Fact::Serves {

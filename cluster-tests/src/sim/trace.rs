@@ -309,6 +309,13 @@ impl Trace {
             let head = (position.offset, *fence);
             self.heads.insert(position.epoch, head);
         }
+        if let Fact::Told {
+            position, fence, ..
+        } = fact
+            && let Some(head) = self.heads.get_mut(&position.epoch)
+        {
+            head.1 = head.1.max(*fence);
+        }
         let (connection, channel, position) = match fact {
             Fact::Attached {
                 connection,

@@ -80,6 +80,8 @@ enum Event {
         bytes: Bytes,
     },
     Start(usize),
+    /// A process ends, in this life, and is started again.
+    Die(usize, u32),
     Stand(usize),
     Work(usize, u32, u8),
     Register(usize, u32),
@@ -192,6 +194,10 @@ struct Slot {
     raft_id: u64,
     applied: usize,
     lags: bool,
+    /// Until then it hears of nothing that is agreed.
+    deaf_until: Moment,
+    /// It stands still when it has sent its next beats to its standbys.
+    stands_after_beat: bool,
 }
 
 #[derive(Debug)]
@@ -249,6 +255,8 @@ pub struct World {
     founding: Founding,
     /// By gateway and channel: whether it and the owner say different things.
     differs: Vec<bool>,
+    /// In so many of a thousand moves the next owner dies at once.
+    moves_kill: u32,
     /// Every so many shards one has no standby.
     bare_every: Option<u16>,
     subscription_bound: usize,
@@ -268,6 +276,7 @@ impl World {
         let mut of_plan = random.fork();
         let of_network = random.fork();
         let plan = Plan::draw(&mut of_plan, FAULTS_END, options.nodes, options.gateways);
+        let profile = plan.profile;
         let sharding = Sharding {
             seed: random.draw(),
             count: *random.pick(&[8, 12, SHARDS_MAX]),
@@ -286,6 +295,8 @@ impl World {
                 raft_id: random.draw() | 1,
                 applied: 0,
                 lags: false,
+                deaf_until: Moment(0),
+                stands_after_beat: false,
             })
             .collect();
         let channels = workload::channels();
@@ -320,6 +331,10 @@ impl World {
                 expect: u16::from(options.nodes),
             },
             differs: vec![false; usize::from(options.gateways) * usize::from(CHANNELS)],
+            moves_kill: match profile {
+                Profile::Crashes | Profile::Everything => *random.pick(&[0, 50, 300]),
+                _ => 0,
+            },
             bare_every: random.chance(400).then_some(2),
             subscription_bound: SUBSCRIPTION,
             healing: None,
@@ -446,6 +461,11 @@ impl World {
             Event::WayBroke(from, to, generation) => self.way_broke(from, to, generation),
             Event::Datagram { to, life, bytes } => self.datagram(to, life, bytes),
             Event::Start(slot) => self.start(slot),
+            Event::Die(slot, life) => {
+                if self.slots[slot].life == life {
+                    self.end_by_itself(slot);
+                }
+            }
             Event::Stand(window) => {
                 let fault = self.plan.windows[window].fault;
                 if let (true, Fault::Pause { process, .. }) = (self.open[window], fault) {

@@ -9,17 +9,19 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use axum::Router;
-use axum::extract::{Request, State};
-use axum::http::header::{AUTHORIZATION, CONTENT_TYPE, HOST, WWW_AUTHENTICATE};
+use axum::extract::{Path, Request, State};
+use axum::http::header::{AUTHORIZATION, CONTENT_TYPE, HOST, ORIGIN, WWW_AUTHENTICATE};
 use axum::http::{HeaderMap, StatusCode, Uri};
 use axum::middleware::{Next, from_fn_with_state};
 use axum::response::{IntoResponse, Json, Response};
-use axum::routing::get;
+use axum::routing::{get, post};
 use futures_util::future::BoxFuture;
 use hyper::body::Incoming;
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
+use node::NotDrained;
+use proto::id::{NodeId, NodeRef};
 use proto::message::{Answer, Question};
 use serde_json::json;
 use tokio::net::{TcpListener, TcpStream};
@@ -53,6 +55,12 @@ pub(crate) trait Inspect: Send + Sync {
     fn ask(&self, question: Question) -> BoxFuture<'_, Answer>;
 }
 
+/// Who can change what nodes do.
+pub(crate) trait Nodes: Send + Sync {
+    /// Has a member give away all that it has; the life that is meant.
+    fn drain(&self, name: NodeId) -> BoxFuture<'_, Result<NodeRef, NotDrained>>;
+}
+
 impl Inspect for gateway::Inspector {
     fn ask(&self, question: Question) -> BoxFuture<'_, Answer> {
         Box::pin(self.ask(question))
@@ -69,6 +77,8 @@ pub(crate) struct Admin {
     /// What `/admin/status` says.
     pub(crate) status: serde_json::Value,
     pub(crate) inspector: Arc<dyn Inspect>,
+    /// `None`: this process is no node of a cluster.
+    pub(crate) nodes: Option<Arc<dyn Nodes>>,
 }
 
 impl Admin {
@@ -116,11 +126,18 @@ impl Admin {
                 (self.clone(), Scope::ClusterRead),
                 guard,
             ));
+        let changing = Router::new()
+            .route("/admin/nodes/{name}/drain", post(drain))
+            .layer(from_fn_with_state(
+                (self.clone(), Scope::ClusterAdmin),
+                guard,
+            ));
         Router::new()
             .route("/livez", get(async || "ok\n"))
             .route("/readyz", get(readyz))
             .merge(metrics)
             .merge(admin)
+            .merge(changing)
             .with_state(self)
     }
 }
@@ -165,6 +182,25 @@ async fn status(State(admin): State<Admin>) -> Response {
     Json(admin.status).into_response()
 }
 
+async fn drain(State(admin): State<Admin>, Path(name): Path<String>) -> Response {
+    let Some(nodes) = &admin.nodes else {
+        let error = "this is no node of a cluster: ask the admin address of one".to_owned();
+        return problem(StatusCode::NOT_FOUND, error);
+    };
+    let name = match name.parse::<NodeId>() {
+        Ok(name) => name,
+        Err(error) => return problem(StatusCode::NOT_FOUND, format!("name: {error}")),
+    };
+    match nodes.drain(name).await {
+        Ok(NodeRef { id, incarnation }) => {
+            let body = json!({ "node": id.as_str(), "incarnation": incarnation.0 });
+            (StatusCode::ACCEPTED, Json(body)).into_response()
+        }
+        Err(error @ NotDrained::NoMember(_)) => problem(StatusCode::NOT_FOUND, error.to_string()),
+        Err(error) => problem(StatusCode::SERVICE_UNAVAILABLE, error.to_string()),
+    }
+}
+
 async fn guard(
     State((admin, scope)): State<(Admin, Scope)>,
     request: Request,
@@ -176,7 +212,10 @@ async fn guard(
             tokens.check(authorization.and_then(|value| value.to_str().ok()), scope)
         }
         // Without tokens, a page whose name was made to point here must not
-        // read along.
+        // read along, and no page at all may change anything.
+        None if scope == Scope::ClusterAdmin && request.headers().contains_key(ORIGIN) => {
+            Verdict::Unauthorized
+        }
         None if names_an_address(request.headers()) => Verdict::Allowed,
         None => Verdict::Unauthorized,
     };

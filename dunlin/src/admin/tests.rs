@@ -85,12 +85,64 @@ fn admin(ready: Result<(), String>) -> Admin {
         ready: Arc::new(move || ready.clone()),
         status: json!({}),
         inspector: Arc::new(Cluster),
+        nodes: Some(Arc::new(Cluster)),
     }
+}
+
+impl Nodes for Cluster {
+    fn drain(&self, name: NodeId) -> BoxFuture<'_, Result<NodeRef, NotDrained>> {
+        Box::pin(async move {
+            match name.as_str() {
+                "n" => Ok(node()),
+                "late" => Err(NotDrained::Undecided(name, "no leader".into())),
+                _ => Err(NotDrained::NoMember(name)),
+            }
+        })
+    }
+}
+
+async fn drain(admin: Admin, name: &str, origin: Option<&str>) -> (u16, String) {
+    let path = format!("/admin/nodes/{name}/drain");
+    let mut request = Request::post(path).header(HOST, "127.0.0.1:9611");
+    if let Some(origin) = origin {
+        request = request.header(ORIGIN, origin);
+    }
+    answer(admin, request.body(Body::empty()).unwrap()).await
+}
+
+#[tokio::test]
+async fn nodes_are_drained_by_name_and_not_by_a_page() {
+    let drained = drain(admin(Ok(())), "n", None).await;
+    assert_eq!(drained, (202, r#"{"incarnation":4,"node":"n"}"#.into()));
+    for (name, expected, why) in [
+        ("other", 404, "node other is no member"),
+        ("not%20a%20name", 404, "name: "),
+        ("late", 503, "no leader; try again"),
+    ] {
+        let (status, body) = drain(admin(Ok(())), name, None).await;
+        assert_eq!(status, expected);
+        assert!(body.contains(why), "{body}");
+    }
+    let page = drain(admin(Ok(())), "n", Some("http://127.0.0.1:9611")).await;
+    assert_eq!(page.0, 401);
+    let gateway = Admin {
+        nodes: None,
+        ..admin(Ok(()))
+    };
+    let (status, body) = drain(gateway, "n", None).await;
+    assert_eq!(status, 404);
+    assert!(body.contains("no node of a cluster"), "{body}");
+    let asked = get(admin(Ok(())), "/admin/nodes/n/drain").await;
+    assert_eq!(asked.0, 405);
 }
 
 async fn get(admin: Admin, path: &str) -> (u16, String) {
     let request = Request::get(path).header(HOST, "127.0.0.1:9601");
-    let answer = admin.routes().call(request.body(Body::empty()).unwrap());
+    answer(admin, request.body(Body::empty()).unwrap()).await
+}
+
+async fn answer(admin: Admin, request: Request) -> (u16, String) {
+    let answer = admin.routes().call(request);
     let answer = answer.await.unwrap_or_else(|never| match never {});
     let status = answer.status().as_u16();
     let body = answer.into_body().collect().await.unwrap().to_bytes();

@@ -5,19 +5,23 @@ use std::collections::BTreeMap;
 use std::fmt::Write as _;
 use std::io::{ErrorKind, Write};
 use std::str::FromStr;
+use std::time::Duration;
 
 use anyhow::{Context, anyhow};
 use clap::{Args, Subcommand};
 use hyper::StatusCode;
 use proto::channel::ChannelName;
-use proto::id::AppId;
+use proto::id::{AppId, NodeId};
 use serde::de::DeserializeOwned;
 
 use super::table::Table;
 use crate::admin::inspect::{Channel, Gateways, Nodes, Ref, Shards};
-use crate::client::{Server, problem};
+use crate::client::{Connection, Server, problem};
 use crate::config::environment;
 use crate::exit::{Exit, Failure};
+
+/// How often it is looked whether a node still owns shards.
+const DRAIN_LOOK: Duration = Duration::from_millis(250);
 
 #[derive(Debug, Args)]
 pub(crate) struct Options {
@@ -67,6 +71,18 @@ pub(crate) struct NodesOptions {
 enum NodesCommand {
     /// Which nodes are members of the cluster; the same as `dunlin inspect nodes`.
     List {
+        #[command(flatten)]
+        at: At,
+    },
+    /// Have a node give its shards to others, and stand by for none, until it is started again. A
+    /// node that is told to end does the same by itself. Wants a token with the scope
+    /// cluster:admin.
+    Drain {
+        /// The node.
+        name: NodeId,
+        /// How many seconds to wait until it owns nothing; 0: not at all.
+        #[arg(long, value_name = "SECONDS", default_value_t = 60)]
+        wait_s: u64,
         #[command(flatten)]
         at: At,
     },
@@ -129,8 +145,12 @@ pub(crate) fn run(options: &Options) -> Result<(), Failure> {
 }
 
 pub(crate) fn run_nodes(options: &NodesOptions) -> Result<(), Failure> {
-    let NodesCommand::List { at } = &options.command;
-    print(&at.ask("nodes", |nodes| print_nodes(&nodes))?)
+    match &options.command {
+        NodesCommand::List { at } => print(&at.ask("nodes", |nodes| print_nodes(&nodes))?),
+        NodesCommand::Drain { name, wait_s, at } => {
+            print(&at.drain(name, Duration::from_secs(*wait_s))?)
+        }
+    }
 }
 
 /// Prints to somebody who may have seen enough, as `head` does.
@@ -150,37 +170,87 @@ impl At {
         question: &str,
         print: impl FnOnce(T) -> String,
     ) -> Result<String, Failure> {
+        let text = self.fetch(question)?;
+        if self.json {
+            return Ok(format!("{}\n", text.trim_end()));
+        }
+        Ok(print(self.understand(&text)?))
+    }
+
+    fn fetch(&self, question: &str) -> Result<String, Failure> {
         let path = format!("/admin/inspect/{question}");
-        let runtime = super::runtime()?;
-        let (status, text) = runtime
+        let (status, text) = super::runtime()?
             .block_on(self.get(&path))
             .map_err(|error| Exit::Unavailable.with(error))?;
         if status != StatusCode::OK {
             return Err(Exit::Unavailable.because(self.refused(status, &text)));
         }
-        if self.json {
-            return Ok(format!("{}\n", text.trim_end()));
-        }
-        let answer = serde_json::from_str(&text)
-            .with_context(|| {
-                format!(
-                    "{} gave an answer that is not understood; is it of another version?",
-                    self.admin.0
-                )
-            })
+        Ok(text)
+    }
+
+    /// Has a node drained, and waits for it.
+    fn drain(&self, name: &NodeId, patience: Duration) -> Result<String, Failure> {
+        let path = format!("/admin/nodes/{name}/drain");
+        let runtime = super::runtime()?;
+        let (status, text) = runtime
+            .block_on(self.post(&path))
             .map_err(|error| Exit::Unavailable.with(error))?;
-        Ok(print(answer))
+        if status != StatusCode::ACCEPTED {
+            return Err(Exit::Unavailable.because(self.refused(status, &text)));
+        }
+        let until = super::now() + patience;
+        loop {
+            let nodes: Nodes = self.understand(&self.fetch("nodes")?)?;
+            let left = nodes.nodes.iter().find(|node| node.name == name.as_str());
+            let left = left.map_or(0, |node| node.shards);
+            let has_time = super::now() < until;
+            if left > 0 && has_time {
+                runtime.block_on(super::wait(DRAIN_LOOK));
+                continue;
+            }
+            if self.json {
+                return Ok(format!("{}\n", text.trim_end()));
+            }
+            if left > 0 && !patience.is_zero() {
+                return Err(Exit::Unavailable.because(format!(
+                    "node {name} drains, and still owns {left} shards: is there another node that could? \
+                     `dunlin nodes list` shows how many are left"
+                )));
+            }
+            return Ok(format!(
+                "node {name} drains and owns {left} shards; start it again to have it take its share\n"
+            ));
+        }
+    }
+
+    fn understand<T: DeserializeOwned>(&self, text: &str) -> Result<T, Failure> {
+        let answer = serde_json::from_str(text).with_context(|| {
+            format!(
+                "{} gave an answer that is not understood; is it of another version?",
+                self.admin.0
+            )
+        });
+        answer.map_err(|error| Exit::Unavailable.with(error))
     }
 
     async fn get(&self, path: &str) -> anyhow::Result<(StatusCode, String)> {
-        let server = &self.admin.0;
-        let mut connection = server.connect().await.map_err(|error| {
+        let token = environment::admin_token();
+        let mut connection = self.connect().await?;
+        connection.get_with_token(path, token.as_ref()).await
+    }
+
+    async fn post(&self, path: &str) -> anyhow::Result<(StatusCode, String)> {
+        let token = environment::admin_token();
+        let mut connection = self.connect().await?;
+        connection.post_with_token(path, token.as_ref()).await
+    }
+
+    async fn connect(&self) -> anyhow::Result<Connection> {
+        self.admin.0.connect().await.map_err(|error| {
             anyhow!(
                 "{error:#}; is a server running there? Say with --admin (or DUNLIN_ADMIN_URL) where its admin address is"
             )
-        })?;
-        let token = environment::admin_token();
-        connection.get_with_token(path, token.as_ref()).await
+        })
     }
 
     fn refused(&self, status: StatusCode, text: &str) -> String {

@@ -148,6 +148,10 @@ pub(crate) struct NodeOptions {
         default_missing_value = "true"
     )]
     pub(crate) witness: Option<bool>,
+    /// How long the node may take to give its shards to others when it is told to end, in seconds;
+    /// 0: not at all [default: 20].
+    #[arg(long, env = "DUNLIN_DRAIN_TIMEOUT_S", value_name = "SECONDS")]
+    pub(crate) drain_timeout_s: Option<u64>,
     /// Where ca.crt, NAME.crt and NAME.key are, made by `dunlin certs`. Required.
     #[arg(long, env = "DUNLIN_CERTS", value_name = "DIR")]
     pub(crate) certs: Option<PathBuf>,
@@ -233,6 +237,7 @@ impl NodeOptions {
         overrule(&mut file.bootstrap_expect, &self.bootstrap_expect);
         overrule(&mut file.zone, &self.zone);
         overrule(&mut file.witness, &self.witness);
+        overrule(&mut file.drain_timeout_s, &self.drain_timeout_s);
         overrule(&mut file.certs, &self.certs);
         self.bus.overrule(file)
     }

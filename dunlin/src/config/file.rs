@@ -69,6 +69,8 @@ pub(crate) struct File {
     pub(crate) zone: Option<String>,
     /// Votes and owns nothing.
     pub(crate) witness: Option<bool>,
+    /// How many seconds a node that is told to end may take to give its shards to others, 0 to 3600. 0: it ends at once, and they take over by themselves.
+    pub(crate) drain_timeout_s: Option<u64>,
     /// Where the node finds `ca.crt`, `NAME.crt` and `NAME.key`, made by `dunlin certs`.
     pub(crate) certs: Option<PathBuf>,
     /// The apps that are served.
@@ -224,6 +226,11 @@ impl File {
             self.activity_timeout_s
                 .is_none_or(|secs| (1..=3_600).contains(&secs)),
             "1 to 3600",
+        )?;
+        within(
+            "drain_timeout_s",
+            self.drain_timeout_s.is_none_or(|secs| secs <= 3_600),
+            "0 to 3600",
         )?;
         within(
             "workers",

@@ -110,6 +110,7 @@ pub(crate) struct Node {
     pub(crate) bootstrap_expect: Option<u8>,
     pub(crate) zone: String,
     pub(crate) witness: bool,
+    pub(crate) drain_timeout_s: u64,
     pub(crate) certs: PathBuf,
     pub(crate) workers: u8,
     namespaces: Vec<NamespaceConfig>,
@@ -301,6 +302,7 @@ impl Node {
             bootstrap_expect: file.bootstrap_expect,
             zone: file.zone.clone().unwrap_or_default(),
             witness: file.witness.unwrap_or_default(),
+            drain_timeout_s: file.drain_timeout_s.unwrap_or(20),
             certs,
             workers: file.workers.unwrap_or_default(),
             namespaces: file.namespaces.clone(),
@@ -309,6 +311,10 @@ impl Node {
 }
 
 impl Node {
+    pub(crate) fn drain_timeout(&self) -> Duration {
+        Duration::from_secs(self.drain_timeout_s)
+    }
+
     pub(crate) fn namespaces(&self) -> Namespaces {
         namespaces(&self.namespaces)
     }

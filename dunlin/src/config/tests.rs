@@ -74,6 +74,7 @@ fn contradictions_are_found() {
     assert_eq!(line, Some(7));
     assert!(message.contains("apps[1].key"), "{message}");
     assert!(problem("activity_timeout_s = 0").1.contains("1 to 3600"));
+    assert!(problem("drain_timeout_s = 3601").1.contains("0 to 3600"));
     assert!(problem("workers = 65").1.contains("0 to 64"));
     assert!(problem("outbox_bytes_max = 1").1.contains("65536"));
     assert!(
@@ -240,6 +241,7 @@ fn each_command_has_its_own_defaults() {
         "as quic"
     );
     assert_eq!((node.zone.as_str(), node.witness), ("", false));
+    assert_eq!(node.drain_timeout_s, 20);
 }
 
 #[test]

@@ -41,6 +41,8 @@ pub enum Command {
     Replicas(Vec<ReplicaSet>),
     /// A life of a gateway has ended, whatever else it may say.
     GatewayGone(GatewayRef),
+    /// This life of a node is to give away all that it has.
+    Drain(NodeRef),
 }
 
 /// What a cluster is born with.
@@ -96,6 +98,9 @@ pub struct Member {
     /// registered by a version that did not write it.
     #[serde(default)]
     pub first: Option<Incarnation>,
+    /// Whether it is to give away all that it has.
+    #[serde(default)]
+    pub drains: bool,
 }
 
 /// That a gateway was declared gone.
@@ -136,6 +141,7 @@ impl Cluster {
             }
             Command::Replicas(sets) => self.replicate(index, sets),
             Command::GatewayGone(gateway) => self.lose(index, gateway),
+            Command::Drain(node) => self.drain(&node),
         }
     }
 
@@ -177,6 +183,12 @@ impl Cluster {
     pub fn may_hold(&self, node: &NodeRef) -> bool {
         let member = self.members.get(&node.id);
         self.is_living(node) && member.is_some_and(|member| !member.registration.witness)
+    }
+
+    /// Whether this life of a node is to have nothing.
+    pub fn drains(&self, node: &NodeRef) -> bool {
+        let member = self.members.get(&node.id);
+        self.is_living(node) && member.is_some_and(|member| member.drains)
     }
 
     /// Whether a process has ended for certain: a later one has registered from
@@ -271,6 +283,7 @@ impl Cluster {
                 registration,
                 incarnation,
                 first: Some(first),
+                drains: false,
             },
         );
         Outcome::Registered(incarnation)
@@ -303,6 +316,18 @@ impl Cluster {
                 self.replicas_version = index;
             }
         }
+        Outcome::Done
+    }
+
+    fn drain(&mut self, node: &NodeRef) -> Outcome {
+        let member = self.members.get_mut(&node.id);
+        let Some(member) = member.filter(|member| member.incarnation == node.incarnation) else {
+            return Outcome::Refused(format!(
+                "node {} is no member, or has been restarted since",
+                node.id
+            ));
+        };
+        member.drains = true;
         Outcome::Done
     }
 

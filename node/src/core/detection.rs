@@ -19,6 +19,9 @@ use super::cluster::Cluster;
 pub const NODE_BEAT: Duration = Duration::from_millis(100);
 /// After how much silence a node counts as dead.
 pub const NODE_SILENCE: Duration = Duration::from_millis(500);
+/// For how long after its start a voter does not take for dead of whom it has
+/// heard nothing yet: others have to notice first that it is there again.
+const FIRST_WORD: Duration = Duration::from_secs(3);
 /// A voter that has not looked at its table for this long has slept, or nearly:
 /// then the silence may have been its own.
 const SLEPT: Duration = Duration::from_millis(250);
@@ -27,12 +30,23 @@ const SLEPT: Duration = Duration::from_millis(250);
 /// members every 100 ms or so.
 #[derive(Debug, Default)]
 pub struct Beats {
-    heard: BTreeMap<NodeRef, Timestamp>,
+    heard: BTreeMap<NodeRef, Heard>,
     /// Those that have said that they end.
     left: BTreeSet<NodeRef>,
+    /// When it looked first, and last.
+    began: Option<Timestamp>,
     observed: Option<Timestamp>,
     /// Silence before this counts for nothing.
     since: Option<Timestamp>,
+}
+
+/// What is known of one life.
+#[derive(Debug, Clone, Copy)]
+struct Heard {
+    /// When it was heard of last, or became a member.
+    at: Timestamp,
+    /// Whether it has ever beaten.
+    once: bool,
 }
 
 impl Beats {
@@ -41,7 +55,8 @@ impl Beats {
         // Who is no member, or not yet known to be one, is not remembered: it
         // has all its time from when it is.
         if let Some(heard) = self.heard.get_mut(from) {
-            *heard = now.max(*heard);
+            heard.at = now.max(heard.at);
+            heard.once = true;
         }
     }
 
@@ -60,6 +75,7 @@ impl Beats {
             self.since = Some(now);
         }
         self.observed = Some(now);
+        self.began.get_or_insert(now);
         let members = cluster.members().iter().map(|(name, member)| NodeRef {
             id: name.clone(),
             incarnation: member.incarnation,
@@ -67,7 +83,11 @@ impl Beats {
         let before = std::mem::take(&mut self.heard);
         self.heard = members
             .map(|node| {
-                let heard = before.get(&node).copied().unwrap_or(now);
+                let new = Heard {
+                    at: now,
+                    once: false,
+                };
+                let heard = before.get(&node).copied().unwrap_or(new);
                 (node, heard)
             })
             .collect();
@@ -85,7 +105,9 @@ impl Beats {
         };
         // Between two looks it may be us who slept.
         let awake = self.observed.is_some_and(|at| now.since(at) < SLEPT);
-        awake && now.since(since.max(*heard)) >= NODE_SILENCE
+        let is_young = self.began.is_some_and(|at| now.since(at) < FIRST_WORD);
+        let may_be_late = is_young && !heard.once;
+        awake && !may_be_late && now.since(since.max(heard.at)) >= NODE_SILENCE
     }
 
     /// All that count as dead and matter: members, owners and standbys.
@@ -130,6 +152,20 @@ mod tests {
     }
 
     #[test]
+    fn a_voter_that_has_just_started_waits_for_a_first_word() {
+        let (cluster, mut beats) = (cluster(&["a", "b"]), Beats::default());
+        let (a, b) = (node("a", 2), node("b", 3));
+        go_on(&mut beats, &cluster, 0, 2_900, &[]);
+        assert_eq!(beats.dead(at(2_999), &cluster), [].into());
+        let mut late = Beats::default();
+        go_on(&mut late, &cluster, 0, 1_000, &[&a]);
+        go_on(&mut late, &cluster, 1_100, 1_500, &[]);
+        assert_eq!(late.dead(at(1_500), &cluster), [a].into(), "heard once");
+        go_on(&mut late, &cluster, 1_600, 3_000, &[]);
+        assert!(late.is_dead(at(3_000), &cluster, &b));
+    }
+
+    #[test]
     fn half_a_second_of_silence_is_death() {
         let (cluster, mut beats) = (cluster(&["a", "b"]), Beats::default());
         let (a, b) = (node("a", 2), node("b", 3));
@@ -158,9 +194,9 @@ mod tests {
         let (cluster, mut beats) = (cluster(&["a"]), Beats::default());
         let a = node("a", 2);
         assert!(!beats.is_dead(at(900), &cluster, &a));
-        go_on(&mut beats, &cluster, 1_000, 1_400, &[]);
-        assert!(!beats.is_dead(at(1_499), &cluster, &a));
-        assert!(beats.is_dead(at(1_500), &cluster, &a));
+        go_on(&mut beats, &cluster, 1_000, 4_000, &[]);
+        assert!(!beats.is_dead(at(3_999), &cluster, &a));
+        assert!(beats.is_dead(at(4_000), &cluster, &a));
         assert!(!beats.is_dead(at(9_000), &cluster, &a), "we slept");
         go_on(&mut beats, &cluster, 9_000, 9_400, &[]);
         assert!(!beats.is_dead(at(9_499), &cluster, &a));
@@ -183,10 +219,10 @@ mod tests {
     #[test]
     fn one_that_has_just_registered_has_all_its_time() {
         let (mut known, mut beats) = (cluster(&["a"]), Beats::default());
-        go_on(&mut beats, &known, 0, 1_000, &[]);
+        go_on(&mut beats, &known, 0, 4_000, &[]);
         known.apply(9, Command::Register(registration("b", 1)));
-        go_on(&mut beats, &known, 1_100, 1_500, &[]);
-        assert!(!beats.is_dead(at(1_599), &known, &node("b", 9)));
-        assert!(beats.is_dead(at(1_600), &known, &node("b", 9)));
+        go_on(&mut beats, &known, 4_100, 4_500, &[]);
+        assert!(!beats.is_dead(at(4_599), &known, &node("b", 9)));
+        assert!(beats.is_dead(at(4_600), &known, &node("b", 9)));
     }
 }

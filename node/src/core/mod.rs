@@ -37,6 +37,7 @@ pub mod detection;
 pub mod formation;
 pub mod gateways;
 pub mod gossip;
+pub mod handoff;
 pub mod history;
 pub mod idempotency;
 pub mod inspection;

@@ -34,6 +34,7 @@ use proto::shard::{MapUpdate, ShardMap};
 use proto::subject::Address;
 use proto::time::Timestamp;
 
+use super::pairs::Part;
 use super::replication::Leases;
 use super::shard::Effect;
 use late::Late;
@@ -82,6 +83,7 @@ pub struct Outbound {
     repair_room: usize,
     leases: Arc<Leases>,
     late: Late,
+    released: Vec<(NodeRef, Part)>,
 }
 
 /// Links that have ended and are remembered at most.
@@ -128,6 +130,7 @@ impl Outbound {
             repair_room: REPAIR_BYTES,
             leases: Arc::new(Leases::unlimited()),
             late: Late::default(),
+            released: Vec::new(),
         }
     }
 
@@ -191,6 +194,7 @@ impl Outbound {
                 }
             }
             Effect::Stopped(shard) => self.late.stopped(shard),
+            Effect::Release { to, part } => self.released.push((to, part)),
             // For the worker.
             Effect::Replicate { .. }
             | Effect::Propose(_)
@@ -216,6 +220,12 @@ impl Outbound {
         self.flush(now, parcels);
         self.tail_beats(now, parcels);
         self.repeat(parcels);
+    }
+
+    /// What may be told to those who are the owners now: everything that was
+    /// decided here before has been performed, or never will be.
+    pub fn released(&mut self) -> impl Iterator<Item = (NodeRef, Part)> {
+        self.released.drain(..)
     }
 
     /// What all rings together keep, in bytes.

@@ -26,7 +26,7 @@
 //! Between the decision that all leases are over and its being applied nobody of
 //! those may get a new one: [`Plan::withhold`].
 
-mod standby;
+mod targets;
 mod voting;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -35,7 +35,7 @@ use std::fmt;
 use proto::id::NodeRef;
 use proto::shard::ShardId;
 
-pub use standby::{SPREAD, standby_for, standbys};
+pub use targets::{MOVES_MAX, SPREAD, Target, Targets, moves, remaining, targets, unsettled};
 pub use voting::{Electorate, Unregistered, voters};
 
 use super::cluster::{Assignment, Cluster, How, Member, Row};
@@ -195,7 +195,8 @@ impl Load {
         self.0.contains_key(node)
     }
 
-    /// The one that has least; from now on one more.
+    /// The one that has least; from now on one more. One that drains is better
+    /// than nobody: what is there can still be moved.
     fn least(&mut self) -> Option<NodeRef> {
         let (owner, shards) = self.0.iter_mut().min_by_key(|(_, shards)| **shards)?;
         *shards += 1;

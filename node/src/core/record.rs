@@ -13,10 +13,11 @@
 use std::sync::Arc;
 
 use proto::channel::ChannelKey;
-use proto::id::GatewayRef;
+use proto::id::{GatewayRef, NodeRef};
 use proto::message::{Digest, Idempotency, PublishResult};
 use proto::position::{Epoch, Position};
 use proto::publication::Publication;
+use proto::shard::Fence;
 use serde::{Deserialize, Serialize};
 
 /// One change of a shard's state, or a piece of it.
@@ -63,6 +64,25 @@ pub enum Record {
         /// Where.
         position: Position,
     },
+    /// The owner has stopped, for the standby is the owner now: it has
+    /// everything, and so have these.
+    Release(Vec<Held>),
+    /// The sender is the owner now, and goes on with what the standby has if it
+    /// is this: then it need not be sent the state.
+    Attach(Held),
+}
+
+/// How much of a shard a standby has.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Held {
+    /// Which one.
+    pub node: NodeRef,
+    /// From the owner with this fence,
+    pub fence: Fence,
+    /// of this recruitment,
+    pub fill: u64,
+    /// everything up to this number.
+    pub number: u64,
 }
 
 /// The beginning of a shard's state.
@@ -155,7 +175,12 @@ impl Record {
                     past.map(|publication| publication.bytes() + 16).sum()
                 }
                 Self::Publish(performed) => performed.publication.bytes(),
-                Self::Whole | Self::Create { .. } | Self::Close { .. } | Self::Evict { .. } => 0,
+                Self::Whole
+                | Self::Create { .. }
+                | Self::Close { .. }
+                | Self::Evict { .. }
+                | Self::Release(_)
+                | Self::Attach(_) => 0,
             }
     }
 }

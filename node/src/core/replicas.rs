@@ -1,14 +1,19 @@
 //! What a node holds of shards that others own, and when it owns them itself.
 //!
 //! A standby applies the records of its owner in order and echoes each batch.
-//! The echo is a promise: until [`may_serve_from`] says so, nothing that the owner owned
-//! then is served here. So when it is agreed that the standby is the owner now,
-//! it first refuses the earlier fence (no echo goes out any more without saying
-//! so) and then waits until no earlier owner can have a lease of it.
+//! The echo is a promise: until [`may_serve_from`] says so, nothing that the owner
+//! owned then is served here. So when it is agreed that the standby is the owner
+//! now, it first refuses the earlier fence (no echo goes out any more without
+//! saying so) and then waits until no earlier owner can have a lease of it, or
+//! until the owner before it says that it has stopped ([`Record::Release`]). What
+//! still comes from that owner meanwhile is applied, too: nobody has seen anything
+//! of it, and all who stay have the same.
 //!
-//! A replica goes when its shard has another owner under a higher fence, and for
-//! no other reason: who is agreed to be in sync may be made the owner at any
-//! time.
+//! A replica goes when its shard has another owner under a higher fence and this
+//! node is not agreed to be in sync with that one, and for no other reason: who
+//! is agreed to be in sync may be made the owner at any time. One that stays is
+//! of the earlier owner until the new one says what it goes on with
+//! ([`Record::Attach`]); if that is something else, the replica is of no use.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -22,7 +27,7 @@ use proto::time::Timestamp;
 use super::agreed::Agreed;
 use super::lease::may_serve_from;
 use super::pairs::{Batch, Confirmation, Echo, Part};
-use super::record::Record;
+use super::record::{Held, Record};
 use super::shard::{Shard, Tenure};
 
 /// After how long without an echo an owner is forgotten: long after any lease.
@@ -44,8 +49,12 @@ pub struct Succession {
     pub tenure: Tenure,
     /// Its state. `None`: nothing is there, against what was agreed.
     pub shard: Option<Shard>,
-    /// An earlier owner may act until then.
-    pub serves_from: Timestamp,
+    /// Who stays as a standby, and has the same.
+    pub stays: Option<Held>,
+    /// Whether the owner before it said that it has stopped.
+    pub is_released: bool,
+    /// How long it took since this node knew that it is the owner.
+    pub after: Duration,
 }
 
 /// See the [module](self).
@@ -55,7 +64,9 @@ pub struct Replicas {
     namespaces: Arc<Namespaces>,
     agreed: Arc<Agreed>,
     replicas: BTreeMap<ShardId, Replica>,
-    /// Shards that were begun here, under which fence.
+    /// Shards that this node owns, and does not serve yet.
+    coming: BTreeMap<ShardId, Coming>,
+    /// Shards that came to this node or have begun, under which fence.
     begun: BTreeMap<ShardId, Fence>,
     owners: BTreeMap<NodeRef, Owner>,
 }
@@ -67,7 +78,21 @@ struct Replica {
     fill: u64,
     /// It has everything up to this number.
     received: u64,
+    /// The owner has stopped; who else has everything.
+    released: Option<Vec<Held>>,
     shard: Shard,
+}
+
+/// A shard that this node is to serve.
+#[derive(Debug)]
+struct Coming {
+    fence: Fence,
+    /// Who may act as its owner still, and until when. What is echoed later says
+    /// first that it is the owner no more.
+    earlier: Vec<(NodeRef, Timestamp)>,
+    /// Who stands by already.
+    in_sync: Vec<NodeRef>,
+    since: Timestamp,
 }
 
 /// What an owner was told.
@@ -88,6 +113,7 @@ impl Replicas {
             namespaces,
             agreed,
             replicas: BTreeMap::new(),
+            coming: BTreeMap::new(),
             begun: BTreeMap::new(),
             owners: BTreeMap::new(),
         }
@@ -103,37 +129,74 @@ impl Replicas {
                 continue;
             };
             if *owner != self.me {
-                let is_over = |replica: &mut Replica| replica.fence < fence;
+                self.coming.remove(&id);
+                let stays = replicas.row.in_sync.contains(&self.me);
+                let is_over = |replica: &mut Replica| replica.fence < fence && !stays;
                 self.replicas
                     .extract_if(id..=id, |_, replica| is_over(replica))
                     .for_each(drop);
-                continue;
+            } else if replicas.promoted && self.begun.get(&id).is_none_or(|begun| *begun < fence) {
+                self.begun.insert(id, fence);
+                let until = |owner: &NodeRef| {
+                    let echoed = self.owners.get(owner)?.echoed?;
+                    Some((owner.clone(), may_serve_from(echoed)))
+                };
+                let coming = Coming {
+                    fence,
+                    earlier: replicas.earlier.iter().filter_map(until).collect(),
+                    in_sync: replicas.row.in_sync.clone(),
+                    since: now,
+                };
+                self.coming.insert(id, coming);
             }
-            if !replicas.promoted || self.begun.get(&id).is_some_and(|begun| *begun >= fence) {
-                continue;
-            }
-            self.begun.insert(id, fence);
-            let tenure = Tenure {
-                shard: id,
-                fence,
-                owner: self.me.clone(),
-                cluster: agreed.map.cluster,
-            };
-            let earlier = replicas.earlier.iter();
-            let echoed = earlier.filter_map(|owner| self.owners.get(owner)?.echoed);
-            let serves_from = echoed.max().map_or(now, may_serve_from);
-            let replica = self.replicas.remove(&id);
-            let shard = replica.map(|replica| {
-                let mut shard = replica.shard;
-                shard.succeed(now, tenure.clone(), serves_from);
-                shard
-            });
-            effects.push(Effect::Begin(Box::new(Succession {
-                tenure,
-                shard,
-                serves_from,
-            })));
         }
+        self.begin(now, effects);
+    }
+
+    /// Begins to serve what no earlier owner can serve any more. To be called
+    /// often: time alone brings it.
+    pub fn begin(&mut self, now: Timestamp, effects: &mut Vec<Effect>) {
+        let coming: Vec<ShardId> = self.coming.keys().copied().collect();
+        for id in coming {
+            self.begin_one(now, id, effects);
+        }
+    }
+
+    fn begin_one(&mut self, now: Timestamp, id: ShardId, effects: &mut Vec<Effect>) {
+        let Some(coming) = self.coming.get(&id) else {
+            return;
+        };
+        let replica = self.replicas.get(&id);
+        let released = replica.and_then(|replica| Some((replica, replica.released.as_ref()?)));
+        let is_released = released.is_some();
+        let by = released.map(|(replica, _)| &replica.owner);
+        let mut others = coming.earlier.iter().filter(|(owner, _)| Some(owner) != by);
+        if others.any(|(_, until)| now < *until) {
+            return;
+        }
+        let held = released.into_iter().flat_map(|(_, held)| held);
+        let mut stay = held.filter(|held| coming.in_sync.contains(&held.node));
+        let stays = stay.next().cloned();
+        let tenure = Tenure {
+            shard: id,
+            fence: coming.fence,
+            owner: self.me.clone(),
+            cluster: self.agreed.map.cluster,
+        };
+        let after = now.since(coming.since);
+        self.coming.remove(&id);
+        let shard = self.replicas.remove(&id).map(|replica| {
+            let mut shard = replica.shard;
+            shard.succeed(now, tenure.clone(), stays.clone());
+            shard
+        });
+        effects.push(Effect::Begin(Box::new(Succession {
+            tenure,
+            shard,
+            stays,
+            is_released,
+            after,
+        })));
     }
 
     /// An owner has made a new way to this node.
@@ -154,11 +217,15 @@ impl Replicas {
             confirmed: Vec::new(),
             lost: Vec::new(),
         };
+        let shards: Vec<ShardId> = batch.parts.iter().map(|part| part.shard).collect();
         for part in batch.parts {
             self.part(now, &batch.from, part, &mut echo);
         }
         self.owners.entry(batch.from).or_default().echoed = Some(now);
         effects.push(Effect::Echo(echo));
+        for shard in shards {
+            self.begin_one(now, shard, effects);
+        }
     }
 
     /// Time has passed.
@@ -209,37 +276,46 @@ impl Replicas {
             first,
             records,
         } = part;
-        if let Some((_, floor)) = self.agreed.map.owner(shard)
-            && fence < floor
-        {
+        let known = self.replicas.get_mut(&shard);
+        let floor = self.agreed.map.owner(shard).map(|(_, floor)| floor);
+        // A replica of an earlier owner is kept by who is the owner now, or
+        // stays. It takes what that one has still sent.
+        let is_kept = known.as_ref().is_some_and(|known| known.fence == fence);
+        if let Some(floor) = floor.filter(|floor| fence < *floor && !is_kept) {
             echo.refused.push((shard, floor));
             return;
         }
-        let known = self.replicas.get(&shard);
-        if known.is_some_and(|known| known.fence > fence) {
+        if known.as_ref().is_some_and(|known| known.fence > fence) {
             return;
         }
-        let is_new = known.is_none_or(|known| (known.fence, known.fill) < (fence, fill));
-        let begins = first == 1 && matches!(records.first().map(|r| &**r), Some(Record::Begin(_)));
-        if is_new && !begins {
-            echo.lost.push((shard, fence));
-            return;
-        }
+        let tenure = || Tenure {
+            shard,
+            fence,
+            owner: from.clone(),
+            cluster: self.agreed.map.cluster,
+        };
+        let is_new = known
+            .as_ref()
+            .is_none_or(|known| (known.fence, known.fill) < (fence, fill));
         if is_new {
-            let tenure = Tenure {
-                shard,
-                fence,
-                owner: from.clone(),
-                cluster: self.agreed.map.cluster,
-            };
-            let replica = Replica {
-                owner: from.clone(),
-                fence,
-                fill,
-                received: 0,
-                shard: Shard::new(tenure, Arc::clone(&self.namespaces)),
-            };
-            self.replicas.insert(shard, replica);
+            let head = records.first().filter(|_| first == 1);
+            match (head.map(|record| &**record), known) {
+                (Some(Record::Begin(_)), _) => {
+                    let shard_state = Shard::new(tenure(), Arc::clone(&self.namespaces));
+                    let replica = Replica::new(from.clone(), fence, fill, shard_state);
+                    self.replicas.insert(shard, replica);
+                }
+                (Some(Record::Attach(held)), Some(known)) if known.holds(held) => {
+                    known.owner = from.clone();
+                    (known.fence, known.fill, known.received) = (fence, fill, 0);
+                    known.released = None;
+                    known.shard.attach(tenure());
+                }
+                _ => {
+                    echo.lost.push((shard, fence));
+                    return;
+                }
+            }
         }
         let Some(replica) = self.replicas.get_mut(&shard) else {
             return;
@@ -250,6 +326,9 @@ impl Replicas {
         for (number, record) in (first..=u64::MAX).zip(records) {
             if replica.received.checked_add(1) == Some(number) {
                 let record = Arc::unwrap_or_clone(record);
+                if let Record::Release(held) = &record {
+                    replica.released = Some(held.clone());
+                }
                 replica.shard.replay(now, record);
                 replica.received = number;
             }
@@ -260,5 +339,23 @@ impl Replicas {
             fill,
             number: replica.received,
         });
+    }
+}
+
+impl Replica {
+    fn new(owner: NodeRef, fence: Fence, fill: u64, shard: Shard) -> Self {
+        Self {
+            owner,
+            fence,
+            fill,
+            received: 0,
+            released: None,
+            shard,
+        }
+    }
+
+    /// Whether it is exactly this.
+    fn holds(&self, held: &Held) -> bool {
+        (self.fence, self.fill, self.received) == (held.fence, held.fill, held.number)
     }
 }

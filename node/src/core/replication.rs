@@ -12,8 +12,10 @@
 //!   nobody ─────────▶ Filling ───────▶ Counting ───────────────▶ Counting
 //!                        │ silent          │ silent                 │ silent
 //!                        ▼                 ▼                        ▼
-//!                      nobody            Leaving ◀──────────────────┘
-//!                                          │ agreed: not in sync
+//!                      nobody            Leaving ◀───── silent ─────┤
+//!                                          │                        │ not wanted
+//!                     agreed: not in sync  │                        ▼
+//!                                          ├──────────────────── Retiring
 //!                                          ▼
 //!                                        nobody
 //! ```
@@ -35,7 +37,7 @@ use proto::time::Timestamp;
 use super::cluster::STANDBYS_MAX;
 use super::lease::PairLease;
 use super::pairs::Part;
-use super::record::{ChannelPiece, Record};
+use super::record::{ChannelPiece, Held, Record};
 use super::shard::{Effect, Leased, Proposal};
 
 /// Bytes of pieces that a standby may have unconfirmed.
@@ -104,11 +106,11 @@ pub struct Replication {
     peers: Vec<Peer>,
     /// What was decided, and after how many changes.
     held: VecDeque<(u64, Effect)>,
+    /// When something was released last, or began to wait when nothing did.
+    moved_at: Option<Timestamp>,
     row: Row,
     /// What was proposed, on which version, and when.
     proposed: Option<(u64, Vec<NodeRef>, Timestamp)>,
-    /// An earlier owner may serve until then.
-    serves_from: Option<Timestamp>,
     /// Nodes that were made standbys so far.
     recruited: u64,
     /// The standbys that count, as last told to those who perform.
@@ -142,12 +144,27 @@ enum Stage {
     },
     /// It has everything.
     Counting,
-    /// It has been silent; nothing is sent any more. It still counts until the
-    /// row has a higher version than this and says that it is not in sync.
+    /// As before, but it is to count no longer. It does until the row has a
+    /// higher version than this and says that it is not in sync.
+    Retiring { version: u64 },
+    /// It has been silent; nothing is sent any more, and it counts for as long
+    /// as one that retires.
     Leaving { version: u64 },
 }
 
 impl Peer {
+    fn new(node: NodeRef, fill: u64, stage: Stage) -> Self {
+        Self {
+            node,
+            fill,
+            sent: 0,
+            confirmed: 0,
+            unconfirmed: VecDeque::new(),
+            outgoing: 0,
+            stage,
+        }
+    }
+
     /// Sends it a record.
     pub fn push(&mut self, record: Record) {
         self.push_shared(Arc::new(record));
@@ -168,13 +185,18 @@ impl Peer {
 }
 
 impl Replication {
-    /// A standby has become the owner: it has none of its own yet, and may not
-    /// serve before then.
-    pub fn begin(&mut self, serves_from: Timestamp) {
-        *self = Self {
-            serves_from: Some(serves_from),
-            ..Self::default()
-        };
+    /// A standby has become the owner. One that stands by for the shard already
+    /// stays if it has as much as this one; else it has none yet.
+    pub fn begin(&mut self, stays: Option<Held>) {
+        *self = Self::default();
+        if let Some(held) = stays {
+            // Nothing is decided before it has said that it does.
+            self.made = 1;
+            self.recruited = 1;
+            let mut peer = Peer::new(held.node.clone(), 1, Stage::Counting);
+            peer.push(Record::Attach(held));
+            self.peers.push(peer);
+        }
     }
 
     /// Whether anybody is to be told of changes.
@@ -202,18 +224,9 @@ impl Replication {
             return None;
         }
         self.recruited += 1;
-        self.peers.push(Peer {
-            node,
-            fill: self.recruited,
-            sent: 0,
-            confirmed: 0,
-            unconfirmed: VecDeque::new(),
-            outgoing: 0,
-            stage: Stage::Filling {
-                channels,
-                whole: None,
-            },
-        });
+        let whole = None;
+        let stage = Stage::Filling { channels, whole };
+        self.peers.push(Peer::new(node, self.recruited, stage));
         self.peers.last_mut()
     }
 
@@ -285,10 +298,72 @@ impl Replication {
         self.peers
             .retain(|peer| peer.node != *node || peer.counts());
         for peer in &mut self.peers {
-            if peer.node == *node && peer.stage == Stage::Counting {
+            let is_there = matches!(peer.stage, Stage::Counting | Stage::Retiring { .. });
+            if peer.node == *node && is_there {
                 peer.stage = Stage::Leaving { version };
             }
         }
+    }
+
+    /// These should stand by: whoever else does is let go of, once one of them
+    /// is agreed to be in sync. Returns who is still to be recruited.
+    pub fn want<'a>(&mut self, wanted: &[&'a NodeRef]) -> Vec<&'a NodeRef> {
+        let version = self.row.version;
+        let is_wanted = |node: &NodeRef| wanted.contains(&node);
+        let in_sync = &self.row.in_sync;
+        let mut others = self.peers.iter().filter(|peer| is_wanted(&peer.node));
+        if others.any(|peer| peer.counts() && in_sync.contains(&peer.node)) {
+            self.peers
+                .retain(|peer| is_wanted(&peer.node) || peer.counts());
+            for peer in &mut self.peers {
+                if !is_wanted(&peer.node) && peer.stage == Stage::Counting {
+                    peer.stage = Stage::Retiring { version };
+                }
+            }
+        }
+        // A decision that is wanted no more.
+        for peer in &mut self.peers {
+            if is_wanted(&peer.node) && matches!(peer.stage, Stage::Retiring { .. }) {
+                peer.stage = Stage::Counting;
+            }
+        }
+        let room = STANDBYS_MAX.saturating_sub(self.peers.len());
+        let is_new = |node: &&&NodeRef| self.peers.iter().all(|peer| peer.node != ***node);
+        wanted.iter().filter(is_new).take(room).copied().collect()
+    }
+
+    /// The owner has stopped: what it has decided is performed no more.
+    pub fn stop(&mut self) {
+        self.held.clear();
+    }
+
+    /// Whether a node is one of the standbys that count.
+    pub fn counts(&self, node: &NodeRef) -> bool {
+        self.counting().any(|counting| counting == node)
+    }
+
+    /// What one standby is told when it is the owner now. `None` until all that
+    /// count have confirmed everything.
+    pub fn release_to(&self, to: &NodeRef, shard: ShardId, fence: Fence) -> Option<Part> {
+        if self.lag() > 0 {
+            return None;
+        }
+        let peer = self.peers.iter().find(|peer| peer.node == *to)?;
+        let others = self.peers.iter().filter(|peer| peer.counts());
+        let others = others.filter(|peer| peer.node != *to);
+        let held = others.map(|peer| Held {
+            node: peer.node.clone(),
+            fence,
+            fill: peer.fill,
+            number: peer.sent,
+        });
+        Some(Part {
+            shard,
+            fence,
+            fill: peer.fill,
+            first: peer.sent + 1,
+            records: vec![Arc::new(Record::Release(held.collect()))],
+        })
     }
 
     /// What is agreed of the shard's replicas.
@@ -300,7 +375,7 @@ impl Replication {
         let row = &self.row;
         self.peers.retain(|peer| match peer.stage {
             // What was proposed on an earlier version can no longer be agreed.
-            Stage::Leaving { version } => {
+            Stage::Leaving { version } | Stage::Retiring { version } => {
                 row.version <= version || row.in_sync.contains(&peer.node)
             }
             _ => true,
@@ -357,8 +432,24 @@ impl Replication {
         }
         self.leave_out_silent(now, leases);
         let made = self.made;
+        if self.held.is_empty() {
+            self.moved_at = Some(now);
+        }
         let decided = effects.drain(first..);
         self.held.extend(decided.map(|effect| (made, effect)));
+        self.replicate((shard, fence), effects);
+        if now < leases.node {
+            effects.extend(self.propose(now, shard, fence));
+        }
+        if self.acts(now, leases) {
+            self.release(now, shard, fence, effects);
+        }
+        self.is_settled =
+            self.held.is_empty() && self.known_counting().is_some() && !self.wants_agreement();
+    }
+
+    /// Sends what standbys have not been sent.
+    pub fn replicate(&mut self, (shard, fence): (ShardId, Fence), effects: &mut Vec<Effect>) {
         for peer in &mut self.peers {
             if peer.outgoing > 0 {
                 let begin = peer.unconfirmed.len() - peer.outgoing;
@@ -376,14 +467,14 @@ impl Replication {
                 peer.outgoing = 0;
             }
         }
-        if self.serves(now, leases) {
-            effects.extend(self.propose(now, shard, fence));
+    }
+
+    /// For how long nothing has been released though something waits.
+    pub fn stands_still(&self, now: Timestamp) -> Duration {
+        match self.moved_at {
+            Some(moved_at) if !self.held.is_empty() => now.since(moved_at),
+            _ => Duration::ZERO,
         }
-        if self.acts(now, leases) {
-            self.release(shard, fence, effects);
-        }
-        self.is_settled =
-            self.held.is_empty() && self.known_counting().is_some() && !self.wants_agreement();
     }
 
     /// For what the shard waits, for people. `None`: for nothing.
@@ -392,9 +483,6 @@ impl Replication {
             let names: Vec<&str> = nodes.iter().map(|node| node.id.as_str()).collect();
             names.join(" and ")
         };
-        if self.serves_from.is_some_and(|from| now < from) {
-            return Some("the lease of an earlier owner to end".into());
-        }
         if now >= leases.node {
             return Some("a lease from the leader".into());
         }
@@ -426,12 +514,7 @@ impl Replication {
 
     /// Whether this node may act as the owner now.
     pub fn acts(&self, now: Timestamp, leases: &Leases) -> bool {
-        self.serves(now, leases) && self.knows_all_in_sync() && leases.hold(now, self.counting())
-    }
-
-    /// Whether no owner before it can have a lease, and this node has one.
-    fn serves(&self, now: Timestamp, leases: &Leases) -> bool {
-        self.serves_from.is_none_or(|from| from <= now) && now < leases.node
+        self.knows_all_in_sync() && leases.hold(now, self.counting())
     }
 
     /// The standbys that count.
@@ -456,7 +539,7 @@ impl Replication {
     }
 
     /// Gives what is confirmed.
-    fn release(&mut self, shard: ShardId, fence: Fence, effects: &mut Vec<Effect>) {
+    fn release(&mut self, now: Timestamp, shard: ShardId, fence: Fence, effects: &mut Vec<Effect>) {
         let confirmed = self.made - self.lag();
         let due = self.held.partition_point(|(made, _)| *made <= confirmed);
         // Also when nothing is to be performed: what was released before may
@@ -465,6 +548,7 @@ impl Replication {
         if due == 0 && known.is_some() {
             return;
         }
+        self.moved_at = Some(now);
         let standbys = known.unwrap_or_else(|| self.counting().cloned().collect());
         self.under = Some(Arc::clone(&standbys));
         let copies = 1 + standbys.len() as u8;
@@ -491,7 +575,8 @@ impl Replication {
     }
 
     fn wants_agreement(&self) -> bool {
-        let leaves = |peer: &Peer| matches!(peer.stage, Stage::Leaving { .. });
+        let leaves =
+            |peer: &Peer| matches!(peer.stage, Stage::Leaving { .. } | Stage::Retiring { .. });
         self.row.has_earlier
             || self.peers.iter().any(leaves)
             || self.wanted().count() != self.row.in_sync.len()

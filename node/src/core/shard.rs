@@ -75,8 +75,8 @@ pub enum Input {
     Forget(GatewayRef),
     /// What is agreed of its replicas.
     Agreed(Row),
-    /// A node is to become its standby.
-    Recruit(NodeRef),
+    /// These nodes should be its standbys.
+    Want(Vec<NodeRef>),
     /// A standby has everything that it was sent, up to this number.
     Confirmed {
         /// Which one.
@@ -130,6 +130,14 @@ pub enum Effect {
     },
     /// Have it agreed who has all of a shard, besides its owner.
     Propose(Proposal),
+    /// Let a standby that is the owner now begin: behind everything that this
+    /// node has decided as the owner.
+    Release {
+        /// Which one.
+        to: NodeRef,
+        /// That it may.
+        part: Part,
+    },
     /// Perform these, in this order, but only while the leases hold. Comes
     /// without any when other leases are needed than before.
     Under(Leased),
@@ -266,7 +274,12 @@ impl Shard {
             Input::Met(gateway) => self.met(now, &gateway),
             Input::Forget(gateway) => self.forget(now, &gateway),
             Input::Agreed(row) => self.replication.agreed(row),
-            Input::Recruit(node) => self.recruit(now, node),
+            Input::Want(wanted) => {
+                let wanted: Vec<&NodeRef> = wanted.iter().collect();
+                for node in self.replication.want(&wanted) {
+                    self.recruit(now, node.clone());
+                }
+            }
             Input::Confirmed { from, fill, number } => {
                 self.replication.confirmed(&from, fill, number);
                 self.fill(now);
@@ -295,6 +308,12 @@ impl Shard {
     /// Its standbys, for those who look inside.
     pub fn replication(&self) -> &Replication {
         &self.replication
+    }
+
+    /// Its owner has stopped; what is left is what its standbys have yet to
+    /// confirm.
+    pub fn into_replication(self) -> Replication {
+        self.replication
     }
 
     /// The fence under which it is served.

@@ -3,7 +3,8 @@
 //! A shard is served under exactly one fence. When the map names another owner,
 //! another life of this node, or a higher fence, the shard's state goes, and
 //! what is served after that has new epochs. Whoever asks for a shard that is
-//! not served here is told who serves it, by the same map.
+//! not served here is told who serves it, by the same map; if that is this node,
+//! the request waits until the shard has come.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -16,6 +17,7 @@ use proto::shard::{Fence, ShardId};
 use proto::time::Timestamp;
 
 use super::agreed::Agreed;
+use super::handoff::{self, Handoff};
 use super::pairs;
 use super::replicas::Succession;
 use super::replication::Leases;
@@ -35,12 +37,12 @@ pub enum Input {
     Begin(Box<Succession>),
     /// Until when this node may act as an owner.
     Leases(Arc<Leases>),
-    /// A node is to stand by for a shard.
-    Recruit {
+    /// These nodes should stand by for a shard.
+    Want {
         /// The shard.
         shard: ShardId,
-        /// The node.
-        node: NodeRef,
+        /// The nodes.
+        standbys: Vec<NodeRef>,
     },
     /// What has come of the ways to standbys.
     Pair(pairs::Effect),
@@ -86,6 +88,10 @@ pub struct Shards {
     agreed: Arc<Agreed>,
     leases: Arc<Leases>,
     served: BTreeMap<ShardId, Shard>,
+    /// Shards that another node is to serve, or will be.
+    leaving: BTreeMap<ShardId, Handoff>,
+    /// What waits for shards that are to come, in order.
+    waiting: BTreeMap<ShardId, Vec<(GatewayRef, Request)>>,
 }
 
 impl Shards {
@@ -104,6 +110,8 @@ impl Shards {
             agreed,
             leases,
             served: BTreeMap::new(),
+            leaving: BTreeMap::new(),
+            waiting: BTreeMap::new(),
         }
     }
 
@@ -120,8 +128,8 @@ impl Shards {
                     shard.gate(now, &self.leases, effects.len(), effects);
                 }
             }
-            Input::Recruit { shard, node } => {
-                self.one(now, shard, shard::Input::Recruit(node), effects);
+            Input::Want { shard, standbys } => {
+                self.one(now, shard, shard::Input::Want(standbys), effects);
             }
             Input::Pair(news) => self.pair(now, news, effects),
             Input::Request {
@@ -141,7 +149,10 @@ impl Shards {
                 // to say so ends the link.
                 effects.push(Effect::Forget(gateway));
             }
-            Input::Tick => self.all(now, || shard::Input::Tick, effects),
+            Input::Tick => {
+                self.all(now, || shard::Input::Tick, effects);
+                self.hand_over(now, || handoff::Input::Tick, effects);
+            }
         }
     }
 
@@ -213,6 +224,11 @@ impl Shards {
                 if is_of(&self.served, &shard, fence) {
                     let input = shard::Input::Confirmed { from, fill, number };
                     self.one(now, shard, input, effects);
+                } else if let Some(handoff) = self.leaving.get_mut(&shard)
+                    && handoff.fence() == fence
+                {
+                    let input = handoff::Input::Confirmed { from, fill, number };
+                    handoff.handle(now, input, effects);
                 }
             }
             pairs::Effect::Lost(from, shard, fence) => {
@@ -223,12 +239,12 @@ impl Shards {
             pairs::Effect::Refused(shard, fence) => {
                 let served = self.served.get(&shard);
                 if served.is_some_and(|served| served.fence() < fence) {
-                    self.served.remove(&shard);
-                    effects.push(Effect::Stopped(shard));
+                    self.stop(now, shard, effects);
                 }
             }
             pairs::Effect::Reopened(node) => {
                 self.all(now, || shard::Input::Reopened(node.clone()), effects);
+                self.hand_over(now, || handoff::Input::Reopened(node.clone()), effects);
             }
             pairs::Effect::Ended(node) => {
                 self.all(now, || shard::Input::Lost(node.clone()), effects);
@@ -237,11 +253,35 @@ impl Shards {
         }
     }
 
+    /// This node serves a shard no longer.
+    fn stop(&mut self, now: Timestamp, id: ShardId, effects: &mut Vec<Effect>) {
+        let Some(shard) = self.served.remove(&id) else {
+            return;
+        };
+        effects.push(Effect::Stopped(id));
+        let place = (id, shard.fence());
+        let handoff = Handoff::stop(now, place, shard.into_replication());
+        self.leaving.extend(handoff.map(|handoff| (id, handoff)));
+    }
+
+    fn hand_over(
+        &mut self,
+        now: Timestamp,
+        input: impl Fn() -> handoff::Input,
+        effects: &mut Vec<Effect>,
+    ) {
+        for handoff in self.leaving.values_mut() {
+            handoff.handle(now, input(), effects);
+        }
+        self.leaving.retain(|_, handoff| !handoff.is_done());
+    }
+
     fn begin(&mut self, now: Timestamp, succession: Succession, effects: &mut Vec<Effect>) {
         let Succession {
             tenure,
             shard,
-            serves_from,
+            stays,
+            ..
         } = succession;
         let id = tenure.shard;
         let is_known = |known: Fence| known >= tenure.fence;
@@ -254,13 +294,16 @@ impl Shards {
         }
         let shard = shard.unwrap_or_else(|| {
             let mut shard = Shard::new(tenure.clone(), Arc::clone(&self.namespaces));
-            shard.succeed(now, tenure, serves_from);
+            shard.succeed(now, tenure, stays);
             shard
         });
         if self.served.insert(id, shard).is_none() {
             effects.push(Effect::Started(id));
         }
         self.tell_agreed(now, id, effects);
+        for (from, request) in self.waiting.remove(&id).unwrap_or_default() {
+            self.request(now, from, id, request, effects);
+        }
     }
 
     fn tell_agreed(&mut self, now: Timestamp, id: ShardId, effects: &mut Vec<Effect>) {
@@ -297,6 +340,12 @@ impl Shards {
                 shard.handle(now, shard::Input::Request { from, request }, effects);
                 shard.gate(now, &self.leases, first, effects);
             }
+        } else if self.agreed.fence_of(id, &self.me).is_some() {
+            // It is to come, or has gone and who has it now is to be heard of.
+            let waiting = self.waiting.entry(id).or_default();
+            if waiting.len() < HELD_MAX {
+                waiting.push((from, request));
+            }
         } else {
             effects.extend(match elsewhere(&self.agreed.map, id, &request) {
                 Elsewhere::Answer(reply) => Some(Effect::Reply { to: from, reply }),
@@ -315,8 +364,22 @@ impl Shards {
             Some((_, fence)) => shard.fence() <= fence,
             None => true,
         };
-        let ended = self.served.extract_if(.., |id, shard| is_over(id, shard));
-        effects.extend(ended.map(|(id, _)| Effect::Stopped(id)));
+        let served = self.served.iter();
+        let ended: Vec<ShardId> = served
+            .filter(|(id, shard)| is_over(id, shard))
+            .map(|(id, _)| *id)
+            .collect();
+        for id in ended {
+            self.stop(now, id, effects);
+        }
+        for (id, handoff) in &mut self.leaving {
+            if let Some((owner, fence)) = map.owner(*id)
+                && fence > handoff.fence()
+            {
+                handoff.handle(now, handoff::Input::Agreed(owner.clone()), effects);
+            }
+        }
+        self.leaving.retain(|_, handoff| !handoff.is_done());
         let mine = (0..map.rows.len() as u16)
             .skip(self.part.index)
             .step_by(self.part.of.max(1))
@@ -338,6 +401,14 @@ impl Shards {
                 effects.push(Effect::Started(id));
             }
             self.tell_agreed(now, id, effects);
+        }
+        let is_elsewhere = |id: &ShardId| self.agreed.fence_of(*id, &self.me).is_none();
+        let elsewhere = self.waiting.extract_if(.., |id, _| is_elsewhere(id));
+        let elsewhere: Vec<_> = elsewhere.collect();
+        for (id, waiting) in elsewhere {
+            for (from, request) in waiting {
+                self.request(now, from, id, request, effects);
+            }
         }
     }
 }

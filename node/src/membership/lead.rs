@@ -8,7 +8,7 @@ use proto::time::Timestamp;
 
 use super::host::{Host, random};
 use crate::core::cluster::{Cluster, Command, Founding};
-use crate::core::placement::{self, Electorate, Plan, Seen, Unregistered};
+use crate::core::placement::{self, Electorate, Plan, Seen, Targets, Unregistered};
 use crate::raft::{Consensus, ProposeError, Standing};
 
 /// The duties of whoever leads.
@@ -36,12 +36,13 @@ impl Leader {
         &mut self,
         consensus: &Consensus,
         cluster: &Cluster,
+        targets: &Targets,
         standing: &Standing,
     ) {
         let result = if cluster.founding().is_none() {
             self.found(consensus, standing).await
         } else {
-            self.assign(consensus, cluster, standing).await
+            self.assign(consensus, cluster, targets, standing).await
         };
         // Somebody else leads now, or will.
         if let Err(error) = result {
@@ -69,6 +70,7 @@ impl Leader {
         &mut self,
         consensus: &Consensus,
         cluster: &Cluster,
+        targets: &Targets,
         standing: &Standing,
     ) -> Result<(), ProposeError> {
         if let Some(voters) = &standing.unfinished {
@@ -76,6 +78,7 @@ impl Leader {
             return consensus.set_voters(voters.clone()).await;
         }
         self.give_out(consensus, cluster, standing.term).await?;
+        self.move_shards(consensus, cluster, targets).await?;
         let listening = standing.members.difference(&standing.voters);
         let listening = listening.copied().collect();
         if let Some(late) = self
@@ -138,6 +141,25 @@ impl Leader {
             self.grant_again(consensus, term);
         }
         proposed
+    }
+
+    /// Shards that have got where they should be.
+    async fn move_shards(
+        &self,
+        consensus: &Consensus,
+        cluster: &Cluster,
+        targets: &Targets,
+    ) -> Result<(), ProposeError> {
+        let dead = self.host.dead(Timestamp::now(), cluster);
+        let moves = placement::moves(cluster, targets, &dead);
+        if moves.is_empty() {
+            return Ok(());
+        }
+        tracing::info!(
+            shards = moves.len(),
+            "shards move to other owners, as planned"
+        );
+        consensus.propose(Command::Assign(moves)).await.map(drop)
     }
 
     async fn propose_plan(

@@ -2,6 +2,7 @@
 //! other nodes, comes into a cluster, registers, and then follows what is
 //! agreed; leads, when it is this node's turn.
 
+mod drain;
 mod host;
 mod join;
 mod lead;
@@ -32,6 +33,7 @@ use crate::peers::Peers;
 use crate::peers::tls::{Tls, TlsError};
 use crate::raft::store::{Store, StoreError};
 use crate::raft::{Consensus, Standing};
+pub use drain::NotDrained;
 pub(crate) use host::Host;
 use shown::Shown;
 
@@ -45,6 +47,8 @@ const DATAGRAMS: usize = 1_024;
 
 /// What the data directory says of the node.
 const IDENTITY: &str = "identity";
+/// See [`reset_key`].
+const RESET_KEY: &str = "reset-key";
 
 /// What a node is told about its cluster.
 #[derive(Debug, Clone)]
@@ -158,15 +162,15 @@ impl Membership {
         let tls = Tls::load(&config.certs, &config.name)?;
         let store = Store::open(&config.data)?;
         let identity = identity(&store, &config)?;
+        let reset_key = reset_key(&store)?;
         let host = Arc::new(Host::new(config.clone(), identity, store)?);
         let (datagrams, heard) = mpsc::channel(DATAGRAMS);
-        let peers =
-            Peers::bind(config.quic, tls, Arc::clone(&host) as _, datagrams).map_err(|error| {
-                MembershipError::Listen {
-                    address: config.quic,
-                    problem: error.to_string(),
-                }
-            })?;
+        let node = Arc::clone(&host) as _;
+        let peers = Peers::bind(config.quic, tls, &reset_key, node, datagrams);
+        let peers = peers.map_err(|error| MembershipError::Listen {
+            address: config.quic,
+            problem: error.to_string(),
+        })?;
         let bound = peers.local_address().unwrap_or(config.quic);
         let address = match &config.advertise {
             // Port 0 took any; the others must know which.
@@ -185,7 +189,7 @@ impl Membership {
             applied: 0,
             voters: BTreeSet::new(),
             given_up: BTreeSet::new(),
-            candidates: Arc::default(),
+            targets: Arc::default(),
         });
         let (map, map_seen) = watch::channel(nobody);
         let (members, members_seen) = watch::channel(Arc::default());
@@ -327,6 +331,19 @@ fn identity(store: &Store, config: &MembershipConfig) -> Result<Identity, Member
     Ok(identity)
 }
 
+/// With what the node signs that connections of an earlier process have ended.
+fn reset_key(store: &Store) -> Result<[u8; 32], MembershipError> {
+    if let Some(key) = store.get(RESET_KEY)? {
+        return Ok(key);
+    }
+    let mut key = [0; 32];
+    for part in key.chunks_mut(8) {
+        part.copy_from_slice(&host::random().to_le_bytes());
+    }
+    store.put(RESET_KEY, &key)?;
+    Ok(key)
+}
+
 /// The task that takes a node through its life.
 struct Driver {
     host: Arc<Host>,
@@ -385,7 +402,6 @@ impl Driver {
         };
         tracing::info!(node = %node.id, incarnation = node.incarnation.0, "registered");
         self.spawn_gossip(datagrams, &node, shutdown);
-        tokio::spawn(say_if_idle(node.clone(), consensus.cluster()));
         self.shown.phase.send_replace(Phase::Registered(node));
         std::future::pending().await
     }
@@ -519,7 +535,8 @@ impl Driver {
             let standing = consensus.standing();
             let agreed = Arc::clone(&cluster.borrow_and_update());
             if standing.leads {
-                leader.lead(consensus, &agreed, &standing).await;
+                let targets = Arc::clone(&self.shown.known.borrow().targets);
+                leader.lead(consensus, &agreed, &targets, &standing).await;
             }
             tokio::select! {
                 Ok(()) = cluster.changed() => {}
@@ -534,7 +551,8 @@ impl Driver {
         self.host.addresses.set_members(members);
         self.host.tell_news(cluster);
         self.shown.show(cluster, standing, rumours);
-        self.metrics.observe(cluster, standing, rumours);
+        let targets = Arc::clone(&self.shown.known.borrow().targets);
+        self.metrics.observe(cluster, &targets, standing, rumours);
     }
 }
 
@@ -542,23 +560,4 @@ fn ticks() -> tokio::time::Interval {
     let mut tick = tokio::time::interval(TICK);
     tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     tick
-}
-
-/// A newcomer gets no shards, and whoever has just added it to spread the load
-/// should hear of that. Once the shards have been given out, it can be told.
-async fn say_if_idle(node: NodeRef, mut cluster: watch::Receiver<Arc<Cluster>>) {
-    let given_out = |cluster: &Arc<Cluster>| {
-        cluster.founding().is_some() && cluster.rows().iter().all(Option::is_some)
-    };
-    let Ok(cluster) = cluster.wait_for(given_out).await else {
-        return;
-    };
-    let mut rows = cluster.rows().iter().flatten();
-    let is_witness = cluster
-        .members()
-        .get(&node.id)
-        .is_some_and(|member| member.registration.witness);
-    if !is_witness && !rows.any(|row| row.owner.id == node.id) {
-        tracing::info!(node = %node.id, "holds no shards: existing shards do not move yet");
-    }
 }

@@ -61,7 +61,7 @@ impl Shown {
         self.known.send_if_modified(|known| {
             let is_same = Arc::ptr_eq(&known.cluster, cluster);
             if !is_same || known.given_up != given_up {
-                known.candidates = Arc::new(placement::standbys(cluster, &given_up));
+                known.targets = Arc::new(placement::targets(cluster, &given_up));
             }
             let changed = !is_same
                 || known.given_up != given_up
@@ -79,6 +79,20 @@ impl Shown {
             changed
         });
     }
+}
+
+/// What a member does in the cluster.
+fn role(member: &Member, standing: &Standing) -> String {
+    let raft_id = member.registration.raft_id;
+    let role = if standing.leader == Some(raft_id) {
+        "leader"
+    } else if standing.voters.contains(&raft_id) {
+        "voter"
+    } else {
+        "learner"
+    };
+    let drains = if member.drains { ", drains" } else { "" };
+    format!("{role}{drains}")
 }
 
 fn set(shown: &watch::Sender<bool>, value: bool) {
@@ -105,14 +119,7 @@ fn infos(cluster: &Cluster, standing: &Standing, rumours: &Rumours) -> Vec<NodeI
             address: registration.address.clone(),
             zone: registration.zone.clone(),
             witness: registration.witness,
-            role: if standing.leader == Some(raft_id) {
-                "leader"
-            } else if standing.voters.contains(&raft_id) {
-                "voter"
-            } else {
-                "learner"
-            }
-            .into(),
+            role: role(member, standing),
             gossip: rumour.map_or("unknown", |rumour| rumour.state).into(),
             shards: shards.get(&own).copied().unwrap_or(0),
             version: rumour

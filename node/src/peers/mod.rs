@@ -15,7 +15,7 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use futures_util::future::BoxFuture;
 use proto::id::NodeId;
-use quinn::{Connection, Endpoint, TransportConfig, VarInt};
+use quinn::{Connection, Endpoint, EndpointConfig, TokioRuntime, TransportConfig, VarInt};
 use rustls::pki_types::CertificateDer;
 use tokio::sync::{mpsc, watch};
 use tokio::time::timeout;
@@ -136,6 +136,7 @@ impl Peers {
     pub(crate) fn bind(
         address: SocketAddr,
         tls: Tls,
+        reset_key: &[u8; 32],
         node: Arc<dyn Serve>,
         datagrams: mpsc::Sender<Datagram>,
     ) -> std::io::Result<Self> {
@@ -152,7 +153,15 @@ impl Peers {
         } = tls;
         client.transport_config(Arc::clone(&transport));
         server.transport_config(transport);
-        let mut endpoint = Endpoint::server(server, address)?;
+        // Whoever has a connection with an earlier process at this address is
+        // told at once that it has ended, and not by silence: RFC 9000, 10.3.
+        let reset_key = ring::hmac::Key::new(ring::hmac::HMAC_SHA256, reset_key);
+        let mut endpoint = Endpoint::new(
+            EndpointConfig::new(Arc::new(reset_key)),
+            Some(server),
+            std::net::UdpSocket::bind(address)?,
+            Arc::new(TokioRuntime),
+        )?;
         endpoint.set_default_client_config(client);
         let peers = Self {
             endpoint,

@@ -45,6 +45,11 @@ const QUORUM_SILENCE_MS: u64 = 1_000;
 /// Decisions after which a snapshot replaces the log.
 const SNAPSHOT_AFTER: u64 = 1_000;
 
+/// Entries of the log that are read to be sent together.
+const ENTRIES_MAX: u64 = 64;
+/// How long a snapshot may take, in ms.
+const SNAPSHOT_MS: u64 = 5_000;
+
 /// What Raft knows of a node besides its id.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Peer {
@@ -112,6 +117,8 @@ impl Consensus {
             election_timeout_max: ELECTION_MS.1,
             snapshot_policy: SnapshotPolicy::LogsSinceLast(SNAPSHOT_AFTER),
             max_in_snapshot_log_to_keep: SNAPSHOT_AFTER / 2,
+            max_payload_entries: ENTRIES_MAX,
+            install_snapshot_timeout: SNAPSHOT_MS,
             ..Config::default()
         };
         let config = config.validate().expect("the constants are valid");

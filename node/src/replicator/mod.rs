@@ -30,6 +30,7 @@ use crate::core::agreed::Agreed;
 use crate::core::cluster::{Replica, ReplicaSet, Standby};
 use crate::core::lease::{NodeLease, RENEW_PACE};
 use crate::core::pairs::{self, Pairs, Part};
+use crate::core::placement::Targets;
 use crate::core::replicas::{self, Replicas};
 use crate::core::replication::Leases;
 use crate::core::shard::Proposal;
@@ -69,8 +70,8 @@ pub(crate) enum FromShard {
 pub(crate) struct Duty {
     pub(crate) agreed: Arc<Agreed>,
     pub(crate) leases: Arc<Leases>,
-    /// Who should stand by for each shard.
-    pub(crate) candidates: Arc<BTreeMap<ShardId, NodeRef>>,
+    /// Who should have each shard.
+    pub(crate) targets: Arc<Targets>,
 }
 
 impl Duty {
@@ -79,7 +80,7 @@ impl Duty {
         Self {
             agreed: Arc::new(agreed),
             leases: Arc::new(Leases::unlimited()),
-            candidates: Arc::default(),
+            targets: Arc::default(),
         }
     }
 
@@ -90,7 +91,7 @@ impl Duty {
                 node: Timestamp(0),
                 pairs: BTreeMap::new(),
             }),
-            candidates: Arc::clone(&known.candidates),
+            targets: Arc::clone(&known.targets),
         }
     }
 }
@@ -248,7 +249,7 @@ impl Replicator {
         self.duty.send_replace(Duty {
             agreed: Arc::clone(&known.agreed),
             leases,
-            candidates: Arc::clone(&known.candidates),
+            targets: Arc::clone(&known.targets),
         });
     }
 
@@ -256,6 +257,9 @@ impl Replicator {
         let mut effects = Vec::new();
         self.pairs.tick(now, &mut effects);
         self.obey_pairs(effects);
+        let mut effects = Vec::new();
+        self.replicas.begin(now, &mut effects);
+        self.obey_replicas(effects);
         self.make_ways();
         let is_soon = self.renewed_at.is_some_and(|at| now.since(at) < RENEW_PACE);
         if !is_soon {
@@ -397,7 +401,7 @@ impl Replicator {
     }
 
     fn obey_replicas(&mut self, effects: Vec<replicas::Effect>) {
-        let mut begun = 0;
+        let (mut taken_over, mut moved) = (0, 0);
         for effect in effects {
             match effect {
                 replicas::Effect::Echo(echo) => {
@@ -410,14 +414,25 @@ impl Replicator {
                 }
                 replicas::Effect::Begin(succession) => {
                     let tenure = &succession.tenure;
-                    begun += 1;
-                    self.metrics.failovers.inc();
+                    let counted = if succession.is_released {
+                        &mut moved
+                    } else {
+                        &mut taken_over
+                    };
+                    *counted += 1;
+                    self.metrics.begun(succession.is_released, succession.after);
                     self.tell_worker(tenure.shard, Input::Begin(succession));
                 }
             }
         }
-        if begun > 0 {
-            tracing::info!(shards = begun, "takes over shards for which it stood by");
+        if taken_over > 0 {
+            tracing::info!(
+                shards = taken_over,
+                "takes over shards for which it stood by"
+            );
+        }
+        if moved > 0 {
+            tracing::info!(shards = moved, "serves shards that have moved here");
         }
     }
 

@@ -18,7 +18,7 @@ use proto::shard::ShardId;
 use proto::time::Timestamp;
 
 use super::{Node, Outgoing, WORKERS};
-use crate::sim::mistakes::{self, Mistake};
+use crate::sim::mistakes::Mistake;
 use crate::sim::trace::{Fact, Trace};
 use crate::sim::workload::{self, order_of};
 
@@ -28,6 +28,9 @@ impl Node {
         let mut effects = Vec::new();
         self.pairs.tick(now, &mut effects);
         self.obey_pairs(effects, out);
+        let mut effects = Vec::new();
+        self.replicas.begin(now, &mut effects);
+        self.obey_replicas(effects, trace, out);
         self.tell_leases();
         self.run(now, trace, out);
     }
@@ -102,7 +105,7 @@ impl Node {
         self.mistake.batch(&mut batch);
         let mut effects = Vec::new();
         self.replicas.batch(now, batch, &mut effects);
-        self.obey_replicas(now, effects, trace, out);
+        self.obey_replicas(effects, trace, out);
     }
 
     /// Something has come from a standby.
@@ -122,10 +125,10 @@ impl Node {
         self.run(now, trace, out);
     }
 
-    /// A node is to stand by for a shard of this one.
-    pub fn recruit(&mut self, shard: ShardId, node: NodeRef) {
+    /// These nodes should stand by for a shard of this one.
+    pub fn want(&mut self, shard: ShardId, standbys: Vec<NodeRef>) {
         let worker = &mut self.workers[usize::from(shard.0) % WORKERS];
-        worker.mail.push_back(vec![Input::Recruit { shard, node }]);
+        worker.mail.push_back(vec![Input::Want { shard, standbys }]);
     }
 
     /// The shards of which it could act as the owner now.
@@ -136,13 +139,14 @@ impl Node {
         acting.map(|(shard, _)| shard)
     }
 
-    /// Shards that are served here and have no standby.
-    pub fn unprotected(&self) -> Vec<ShardId> {
+    /// Shards that are served here, each with its standbys.
+    pub fn standing_by(&self) -> Vec<(ShardId, Vec<NodeRef>)> {
         let served = self.workers.iter().flat_map(|w| w.shards.served());
-        served
-            .filter(|(_, shard)| !shard.replication().is_replicated())
-            .map(|(id, _)| id)
-            .collect()
+        let standbys = |(id, shard): (ShardId, &node::core::shard::Shard)| {
+            let standbys = shard.replication().standbys();
+            (id, standbys.map(|(node, _)| node.clone()).collect())
+        };
+        served.map(standbys).collect()
     }
 
     pub(super) fn tell_leases(&mut self) {
@@ -177,7 +181,6 @@ impl Node {
 
     pub(super) fn obey_replicas(
         &mut self,
-        now: Timestamp,
         effects: Vec<replicas::Effect>,
         trace: &mut Trace,
         out: &mut Outgoing,
@@ -185,16 +188,11 @@ impl Node {
         for effect in effects {
             match effect {
                 replicas::Effect::Echo(mut echo) => {
-                    if self.mistake.is(Mistake::NoRefusal) {
-                        echo.refused.clear();
-                    }
+                    self.mistake.refuse(&mut echo);
                     out.echoes
                         .push((echo.to.clone(), wire::encode(&echo).into()));
                 }
-                replicas::Effect::Begin(mut succession) => {
-                    if self.mistake.is(Mistake::NoWait) {
-                        mistakes::begin_at_once(&mut succession, now);
-                    }
+                replicas::Effect::Begin(succession) => {
                     inherit(self.number, &succession, trace);
                     let shard = succession.tenure.shard;
                     let worker = &mut self.workers[usize::from(shard.0) % WORKERS];

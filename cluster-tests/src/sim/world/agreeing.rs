@@ -4,13 +4,13 @@
 use std::collections::BTreeSet;
 use std::sync::Arc;
 
-use node::core::cluster::{Cluster, Command, How, Outcome, Registration};
+use node::core::cluster::{Assignment, Cluster, Command, How, Outcome, Registration};
 use node::core::formation::{Succession, succession};
 use node::core::gossip::{News, Rumour};
 use node::core::placement;
 use proto::id::{Incarnation, NodeRef};
 
-use super::{Event, NODE_TICKERS, Program, Proposal, World};
+use super::{Event, FAULTS_END, NODE_TICKERS, Program, Proposal, World};
 use crate::sim::mistakes::Mistake;
 use crate::sim::node as nodes;
 use crate::sim::node::Node;
@@ -82,7 +82,9 @@ impl World {
                 let plan = self.plan(at, cluster);
                 self.judge_plan(at, cluster, &plan);
                 withheld = plan.withhold.clone();
-                plan.entries().map(Command::Assign).collect()
+                let mut entries: Vec<_> = plan.entries().collect();
+                entries.extend(self.moves(at, cluster));
+                entries.into_iter().map(Command::Assign).collect()
             }
         };
         if commands.is_empty() {
@@ -118,6 +120,17 @@ impl World {
             lapsed: &lapsed,
         };
         placement::plan(cluster, &seen)
+    }
+
+    /// Shards that have got where they should be.
+    fn moves(&self, at: usize, cluster: &Cluster) -> Option<Vec<Assignment>> {
+        let now = self.timestamp(at);
+        let Program::Node(node) = &self.slots[at].program else {
+            return None;
+        };
+        let targets = placement::targets(cluster, &BTreeSet::new());
+        let moves = placement::moves(cluster, &targets, &node.beats.dead(now, cluster));
+        (!moves.is_empty()).then_some(moves)
     }
 
     /// Writes down whom a plan forsakes.
@@ -172,6 +185,25 @@ impl World {
         }
     }
 
+    /// Nodes to which shards move may die just then.
+    fn kill_next_owners(&mut self, command: &Command) {
+        let Command::Assign(assignments) = command else {
+            return;
+        };
+        let moves = |a: &&Assignment| matches!(a.how, How::Promote { keep: Some(_) });
+        let owners: BTreeSet<&NodeRef> =
+            assignments.iter().filter(moves).map(|a| &a.owner).collect();
+        for owner in owners {
+            if let Some(at) = self.place_of(owner)
+                && self.now < FAULTS_END
+                && self.random.chance(self.moves_kill)
+            {
+                let soon = self.soon(0, 80_000);
+                self.schedule(soon, Event::Die(at, self.slots[at].life));
+            }
+        }
+    }
+
     /// Writes down what begins anew, if it is decided.
     fn judge_assignments(&mut self, command: &Command) {
         let Command::Assign(assignments) = command else {
@@ -190,6 +222,7 @@ impl World {
 
     pub(super) fn decide(&mut self, command: Command) -> Outcome {
         self.judge_assignments(&command);
+        self.kill_next_owners(&command);
         let outcome = self.agreement.decide(command);
         for node in 0..self.nodes() {
             let soon = self.soon(500, 30_000);
@@ -260,7 +293,8 @@ impl World {
 
     /// A node applies what is agreed, if it can hear of it.
     pub(super) fn catch_up(&mut self, at: usize) {
-        if at >= self.nodes() || self.slots[at].lags || !self.has_majority(at) {
+        let slot = &self.slots[at];
+        if at >= self.nodes() || slot.lags || self.now < slot.deaf_until || !self.has_majority(at) {
             return;
         }
         let now = self.timestamp(at);

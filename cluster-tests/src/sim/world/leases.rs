@@ -4,16 +4,23 @@ use std::sync::Arc;
 
 use node::core::lease::Grant;
 use proto::id::NodeRef;
+use proto::time::Timestamp;
 
 use super::{Event, Program, SHARDS_MAX, World};
+use crate::sim::mistakes::Mistake;
 use crate::sim::trace::Fact;
 
 impl World {
     /// A node has begun to lead.
     pub(super) fn elected(&mut self, at: usize) {
-        let now = self.timestamp(at);
+        let in_haste = self.options.mistake == Some(Mistake::NewLeaderInHaste);
+        let since = if in_haste {
+            Timestamp(0)
+        } else {
+            self.timestamp(at)
+        };
         if let Program::Node(node) = &mut self.slots[at].program {
-            node.table.elected(now);
+            node.table.elected(since);
         }
     }
 
@@ -129,7 +136,10 @@ impl World {
             && self.has_majority(at)
             && !self.agreement.suspended;
         let applied = self.slots[at].applied as u64;
-        let read_index = (leads && applied >= read_index).then_some(read_index);
+        let read_index = match self.options.mistake {
+            Some(Mistake::NoRound) => Some(applied),
+            _ => (leads && applied >= read_index).then_some(read_index),
+        };
         let cluster = Arc::clone(&self.agreement.state(self.slots[at].applied).cluster);
         let Program::Node(node) = &mut self.slots[at].program else {
             return;

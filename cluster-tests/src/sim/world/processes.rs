@@ -169,7 +169,10 @@ impl World {
         if !first {
             self.perform_held(at);
         }
-        self.schedule(self.now, Event::CatchUp(at));
+        // Whoever leads tells it in a moment.
+        let soon = self.soon(500, 150_000);
+        self.slots[at].deaf_until = soon;
+        self.schedule(soon, Event::CatchUp(at));
     }
 
     /// Performs what was decided before a process stood still.
@@ -224,6 +227,9 @@ impl World {
                 if ticker == Ticker::Pairs {
                     self.look_for_two_owners();
                     self.make_ways(at);
+                    if std::mem::take(&mut self.slots[at].stands_after_beat) {
+                        self.pause(at);
+                    }
                 }
                 if ticker == Ticker::Tell {
                     self.recruit(at);

@@ -125,7 +125,11 @@ impl World {
     }
 
     fn send_on_way(&mut self, (owner, standby): (usize, usize), back: bool, bytes: Bytes) {
-        let latency = self.random.between(100, 1_000);
+        // Retransmitted, now and then.
+        let latency = match self.random.chance(3) {
+            true => self.random.between(1_000, 350_000),
+            false => self.random.between(100, 1_000),
+        };
         let connected = self.network.connected(owner as u8, standby as u8);
         let Some(way) = self.ways.0.get_mut(&(owner, standby)) else {
             return;
@@ -226,14 +230,18 @@ impl World {
             return;
         };
         let cluster = &self.agreement.state(applied).cluster;
-        let standbys = placement::standbys(cluster, &BTreeSet::new());
+        let targets = placement::targets(cluster, &BTreeSet::new());
         let is_bare = |shard: &ShardId| self.bare_every.is_some_and(|n| shard.0.is_multiple_of(n));
-        let mut shards = node.unprotected();
-        shards.retain(|shard| !is_bare(shard));
+        let mut shards = node.standing_by();
+        shards.retain(|(shard, _)| !is_bare(shard));
         if let Program::Node(node) = &mut self.slots[at].program {
-            for shard in shards {
-                if let Some(standby) = standbys.get(&shard) {
-                    node.recruit(shard, standby.clone());
+            for (shard, standbys) in shards {
+                let Some(target) = targets.get(&shard) else {
+                    continue;
+                };
+                let wanted: Vec<NodeRef> = target.standbys().cloned().collect();
+                if wanted.len() != standbys.len() || !standbys.iter().all(|s| wanted.contains(s)) {
+                    node.want(shard, wanted);
                 }
             }
         }

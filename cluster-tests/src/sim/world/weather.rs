@@ -2,6 +2,8 @@
 
 use std::time::Duration;
 
+use node::core::cluster::Command;
+
 use super::{Event, Program, SUBSCRIPTION, World};
 use crate::sim::faults::Fault;
 use crate::sim::network::Weather;
@@ -48,6 +50,17 @@ impl World {
                     self.start(at);
                 }
             }
+            Fault::Drain(node) => {
+                let at = usize::from(node);
+                if !begins {
+                    self.end_by_itself(at);
+                } else if let Program::Node(node) = &self.slots[at].program
+                    && self.agreement.leader.is_some()
+                {
+                    let drain = Command::Drain(node.me.clone());
+                    self.decide(drain);
+                }
+            }
             Fault::Pause { process, decided } => {
                 let at = self.network.index(process);
                 let life = self.slots[at].life;
@@ -56,9 +69,13 @@ impl World {
                     // In between it goes on deciding.
                     let later = self.soon(1_000, 60_000);
                     self.schedule(later, Event::Stand(window));
+                } else if begins && at < self.nodes() && self.random.chance(500) {
+                    // What its standbys answer finds it standing still.
+                    self.slots[at].stands_after_beat = true;
                 } else if begins {
                     self.pause(at);
                 } else {
+                    self.slots[at].stands_after_beat = false;
                     self.resume(at, life);
                     self.perform_held(at);
                 }
@@ -133,6 +150,7 @@ impl World {
                 Fault::SecondLeader(node) => stubborn[usize::from(node)] = true,
                 Fault::PeerCut(..)
                 | Fault::Crash { .. }
+                | Fault::Drain(_)
                 | Fault::Pause { .. }
                 | Fault::Stall(..)
                 | Fault::BusAway => {}

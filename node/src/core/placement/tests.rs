@@ -1,6 +1,6 @@
 use super::*;
 use crate::core::cluster::tests::{founding, node, registration};
-use crate::core::cluster::{Command, Registration, Replica, ReplicaSet, Standby};
+use crate::core::cluster::{Command, Outcome, RaftId, Registration, Replica, ReplicaSet, Standby};
 use proptest::prelude::*;
 use proto::shard::Fence;
 
@@ -53,7 +53,7 @@ fn a_witness_counts_as_expected_but_owns_nothing() {
 }
 
 #[test]
-fn a_new_node_gets_nothing_and_a_restarted_one_gets_its_own_back() {
+fn nothing_begins_anew_for_a_new_node_and_a_restarted_one_gets_its_own_back() {
     let mut cluster = cluster(8, 2, &["a", "b"]);
     cluster.apply(10, Command::Assign(to_do(&cluster)));
     cluster.apply(11, Command::Register(registration("c", 1)));
@@ -97,6 +97,18 @@ fn replicated() -> Cluster {
     cluster.apply(10, Command::Assign(to_do(&cluster)));
     stand_by(&mut cluster, 11);
     cluster
+}
+
+/// Who should stand by for each shard.
+fn standbys(cluster: &Cluster, given_up: &BTreeSet<RaftId>) -> BTreeMap<ShardId, NodeRef> {
+    let targets = targets(cluster, given_up).into_iter();
+    targets
+        .filter_map(|(shard, target)| Some((shard, target.standby?)))
+        .collect()
+}
+
+fn standby_for(cluster: &Cluster, shard: ShardId, given_up: &BTreeSet<RaftId>) -> Option<NodeRef> {
+    standbys(cluster, given_up).remove(&shard)
 }
 
 /// Every living owner gets the standbys that it should have.
@@ -311,4 +323,151 @@ proptest! {
             prop_assert!(counts.values().max().unwrap() - counts.values().min().unwrap() <= 1);
         }
     }
+}
+
+/// Owners do what they should: they recruit, and let go of whoever should not
+/// stand by once another does. Returns whether there was anything to do.
+fn obey(cluster: &mut Cluster, index: u64) -> bool {
+    let targets = targets(cluster, &BTreeSet::new());
+    let sets = targets.iter().filter_map(|(shard, target)| {
+        let row = cluster.rows()[usize::from(shard.0)].clone().unwrap();
+        let mut standbys = row.standbys.clone();
+        standbys.retain(|standby| cluster.may_hold(&standby.node));
+        let wanted: Vec<&NodeRef> = target.standbys().collect();
+        if standbys
+            .iter()
+            .any(|standby| wanted.contains(&&standby.node))
+        {
+            standbys.retain(|standby| wanted.contains(&&standby.node));
+        }
+        for node in wanted {
+            let is_new = standbys.iter().all(|standby| standby.node != *node);
+            if is_new && standbys.len() < 2 {
+                standbys.push(Standby {
+                    node: node.clone(),
+                    state: Replica::InSync,
+                });
+            }
+        }
+        (standbys != row.standbys).then_some(ReplicaSet {
+            shard: *shard,
+            owner: row.owner,
+            fence: row.fence,
+            version: row.version,
+            standbys,
+        })
+    });
+    let sets: Vec<ReplicaSet> = sets.collect();
+    let is_busy = !sets.is_empty();
+    cluster.apply(index, Command::Replicas(sets));
+    is_busy
+}
+
+/// Lets owners and the leader go on until there is nothing to do. The number of
+/// moves.
+fn settle(cluster: &mut Cluster, from: u64) -> usize {
+    let mut moved = 0;
+    for index in (from..from + 1_000).step_by(2) {
+        let is_busy = obey(cluster, index);
+        let targets = targets(cluster, &BTreeSet::new());
+        let moving = targets.values().filter(|target| target.owner.is_some());
+        assert!(moving.count() <= MOVES_MAX);
+        let moves = moves(cluster, &targets, &BTreeSet::new());
+        if !is_busy && moves.is_empty() {
+            return moved;
+        }
+        moved += moves.len();
+        cluster.apply(index + 1, Command::Assign(moves));
+    }
+    panic!("it does not come to an end");
+}
+
+/// Whether every shard is held in two processes.
+fn is_protected(cluster: &Cluster) -> bool {
+    let mut rows = cluster.rows().iter().flatten();
+    rows.all(|row| row.in_sync().next().is_some())
+}
+
+proptest! {
+    #[test]
+    fn a_new_node_takes_its_share_and_a_drained_one_is_left_with_nothing(
+        zones in prop::collection::vec(0_u8..3, 3..8),
+        which in any::<prop::sample::Index>(),
+    ) {
+        let mut cluster = zoned(128, &zones);
+        stand_by(&mut cluster, 101);
+        prop_assert_eq!(settle(&mut cluster, 3_000), 0, "all is as it should be");
+        let newcomer = Registration {
+            raft_id: 50,
+            zone: "zone-0".into(),
+            ..registration("new", 1)
+        };
+        cluster.apply(4_500, Command::Register(newcomer));
+        let moved = settle(&mut cluster, 5_000);
+        prop_assert_eq!(moved, 128 / (zones.len() + 1), "as few as it can");
+        let even = |cluster: &Cluster| {
+            let counts = counts(cluster);
+            (counts.len(), counts.values().max().unwrap() - counts.values().min().unwrap())
+        };
+        prop_assert!(even(&cluster).1 <= 1);
+        prop_assert!(is_protected(&cluster));
+
+        let mut all = cluster.members().clone().into_iter();
+        let (name, member) = all.nth(which.index(zones.len() + 1)).unwrap();
+        let leaves = NodeRef { id: name, incarnation: member.incarnation };
+        let of_it = |row: &&Row| row.owner == leaves;
+        let owned = cluster.rows().iter().flatten().filter(of_it).count();
+        cluster.apply(6_500, Command::Drain(leaves.clone()));
+        prop_assert!(remaining(&cluster, &BTreeSet::new(), &leaves) >= owned);
+        prop_assert!(settle(&mut cluster, 7_000) >= owned);
+        prop_assert!(is_protected(&cluster));
+        prop_assert_eq!(even(&cluster).0, zones.len());
+        prop_assert!(even(&cluster).1 <= 1, "{:?} {:?}", counts(&cluster), targets(&cluster, &BTreeSet::new()).values().filter(|t| t.owner.is_some()).count());
+        for row in cluster.rows().iter().flatten() {
+            prop_assert!(row.owner != leaves && !row.is_in_sync(&leaves));
+        }
+        prop_assert_eq!(remaining(&cluster, &BTreeSet::new(), &leaves), 0);
+        prop_assert_eq!(unsettled(&cluster, &targets(&cluster, &BTreeSet::new())), 0);
+    }
+}
+
+#[test]
+fn of_two_nodes_one_can_be_drained_and_nothing_moves_to_spread_the_load() {
+    let mut cluster = cluster(8, 2, &["a", "b"]);
+    cluster.apply(10, Command::Assign(to_do(&cluster)));
+    assert_eq!(settle(&mut cluster, 9_000), 0);
+    assert!(is_protected(&cluster));
+    cluster.apply(500, Command::Drain(node("a", 2)));
+    assert_eq!(settle(&mut cluster, 11_000), 4);
+    assert_eq!(counts(&cluster), [("b".into(), 8)].into());
+    // Nobody else can stand by.
+    assert_eq!(remaining(&cluster, &BTreeSet::new(), &node("a", 2)), 0);
+    cluster.apply(2_500, Command::Register(registration("a", 2)));
+    assert_eq!(settle(&mut cluster, 13_000), 0);
+    assert!(is_protected(&cluster));
+    assert_eq!(counts(&cluster), [("b".into(), 8)].into());
+}
+
+#[test]
+fn nothing_moves_to_the_dead_and_only_once_they_have_all() {
+    let mut cluster = replicated();
+    cluster.apply(500, Command::Drain(node("a", 2)));
+    let ready = |cluster: &Cluster, dead: &[NodeRef]| {
+        let dead = dead.iter().cloned().collect();
+        moves(cluster, &targets(cluster, &BTreeSet::new()), &dead).len()
+    };
+    assert_eq!(ready(&cluster, &[]), 0, "nobody else stands by yet");
+    obey(&mut cluster, 501);
+    assert_eq!(ready(&cluster, &[]), 4);
+    assert_eq!(ready(&cluster, &[node("b", 3)]), 0);
+    assert_eq!(
+        ready(&cluster, &[node("a", 2)]),
+        0,
+        "that is another matter"
+    );
+    // A restart takes it back.
+    cluster.apply(502, Command::Register(registration("a", 2)));
+    assert!(!cluster.drains(&node("a", 502)));
+    let stale = Command::Drain(node("a", 2));
+    assert!(matches!(cluster.apply(503, stale), Outcome::Refused(_)));
 }

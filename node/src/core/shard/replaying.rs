@@ -8,7 +8,7 @@ use proto::time::Timestamp;
 
 use super::{Channel, PublishTable, Shard, Tenure};
 use crate::core::idempotency;
-use crate::core::record::{Begin, ChannelPiece, Performed, Record};
+use crate::core::record::{Begin, ChannelPiece, Held, Performed, Record};
 
 /// Keys, or tombstones, in one piece.
 const PIECES: usize = 1_024;
@@ -74,7 +74,8 @@ impl Shard {
                 }
             }
             Record::Channel(piece) => self.restore(now, *piece),
-            Record::Whole => {}
+            // Whoever holds the replica has dealt with these.
+            Record::Whole | Record::Release(_) | Record::Attach(_) => {}
             Record::Create {
                 key,
                 position,
@@ -109,11 +110,16 @@ impl Shard {
         self.keys.expire(now);
     }
 
-    /// The standby becomes the owner. Interest is stated anew.
-    pub fn succeed(&mut self, now: Timestamp, tenure: Tenure, serves_from: Timestamp) {
+    /// The standby stays, under another owner.
+    pub fn attach(&mut self, tenure: Tenure) {
+        self.tenure = tenure;
+    }
+
+    /// The standby becomes the owner; another may stay. Interest is stated anew.
+    pub fn succeed(&mut self, now: Timestamp, tenure: Tenure, stays: Option<Held>) {
         self.tenure = tenure;
         self.created = 0;
-        self.replication.begin(serves_from);
+        self.replication.begin(stays);
         let mut keys: Vec<ChannelKey> = self.channels.keys().cloned().collect();
         keys.sort_unstable();
         for key in keys {

@@ -219,6 +219,8 @@ impl Host {
             Command::Replicas(sets) if sets.iter().all(|set| set.owner.id == from.name) => {
                 return self.decide(&consensus, command).await;
             }
+            // Of itself, or of another one that its operator has named.
+            Command::Drain(_) => return self.decide(&consensus, command).await,
             _ => return Reply::Refused("only the leader decides that".into()),
         };
         let agreed = Arc::clone(&consensus.cluster().borrow());

@@ -13,7 +13,7 @@ use proto::time::UnixTime;
 use super::super::{Effect, Input};
 use super::*;
 use crate::core::agreed::{Agreed, Replicas as AgreedReplicas};
-use crate::core::lease::may_serve_from;
+use crate::core::lease::{PAIR_LEASE_AT_STANDBY, may_serve_from};
 use crate::core::pairs::{self, Pairs};
 use crate::core::replicas::{self, Replicas};
 use crate::core::replication::{Leases, Row};
@@ -148,7 +148,7 @@ impl Two {
     /// A standby, on its way to have everything.
     fn recruit(&mut self) {
         self.open();
-        self.tell(Input::Recruit(node("b")));
+        self.tell(Input::Want(vec![node("b")]));
         self.open();
     }
 
@@ -227,6 +227,9 @@ impl Two {
         let mut effects = Vec::new();
         self.standby
             .follow(self.now, Arc::new(agreed), &mut effects);
+        assert!(effects.is_empty(), "its promise still holds");
+        let later = self.now + PAIR_LEASE_AT_STANDBY;
+        self.standby.begin(later, &mut effects);
         let [replicas::Effect::Begin(succession)] = &mut effects[..] else {
             panic!("{effects:?}");
         };
@@ -407,10 +410,11 @@ fn a_standby_that_was_made_the_owner_says_so_before_any_echo_and_waits() {
     two.pass(50);
     let mut effects = Vec::new();
     two.standby.follow(two.now, Arc::new(agreed), &mut effects);
-    let [replicas::Effect::Begin(succession)] = &effects[..] else {
-        panic!("{effects:?}");
-    };
-    assert_eq!(succession.serves_from, may_serve_from(echoed));
+    let from = may_serve_from(echoed);
+    two.standby.begin(Timestamp(from.0 - 1), &mut effects);
+    assert!(effects.is_empty());
+    two.standby.begin(from, &mut effects);
+    assert!(matches!(&effects[..], [replicas::Effect::Begin(_)]));
     two.carry();
     assert_eq!(two.echoes[0].refused, [(SHARD, Fence(9))]);
 }

@@ -1,0 +1,324 @@
+//! Who should have which shard: its owner, and who stands by.
+//!
+//! Every owner asks for its own shards, the leader for all, and they get answers
+//! that fit together, for they compute all of it from what is agreed. What is
+//! recorded stays where it may: fewest moves. What gossip has given up is only
+//! not chosen anew.
+//!
+//! A shard **moves** when its owner drains, or to the node that owns least, while
+//! another owns two more. Its owner then gets two standbys: the one to which it
+//! moves and the one that stays. When both are agreed to be in sync the leader
+//! makes the first the owner: [`moves`]. So a shard that moves is never held in
+//! fewer than two processes, and while anything is not protected for another
+//! reason nothing moves to spread the load. At most [`MOVES_MAX`] move at a time.
+//!
+//! Another zone comes first, even where it leaves fewer nodes to spread over, and
+//! even if that means another standby than there is: a
+//! zone that fails takes everything in it at once, a node that takes over more
+//! than its share is only busier. Within that, the standbys of one node's shards
+//! are spread over all nodes, which are at least [`SPREAD`] if there are so many,
+//! and among equals the least loaded is taken.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use proto::id::NodeRef;
+use proto::shard::ShardId;
+
+use super::{owner, shards};
+use crate::core::cluster::{Assignment, Cluster, How, RaftId, Row};
+
+/// Over how many nodes the standbys of one node's shards are spread at least,
+/// if its zone leaves so many and it has so many shards.
+pub const SPREAD: usize = 8;
+/// Shards that move at a time, in the whole cluster.
+pub const MOVES_MAX: usize = 64;
+
+/// What should become of each shard; those are left out with which nothing can
+/// be done.
+pub type Targets = BTreeMap<ShardId, Target>;
+
+/// Who should have a shard.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Target {
+    /// To whom it moves.
+    pub owner: Option<NodeRef>,
+    /// Who stands by, now or when it has moved. `None`: nobody can.
+    pub standby: Option<NodeRef>,
+}
+
+impl Target {
+    /// Who should stand by for the present owner.
+    pub fn standbys(&self) -> impl Iterator<Item = &NodeRef> {
+        self.owner.iter().chain(&self.standby)
+    }
+}
+
+/// Who should have each shard that has a living owner, as far as anybody can.
+/// `given_up` are nodes that gossip has given up.
+pub fn targets(cluster: &Cluster, given_up: &BTreeSet<RaftId>) -> Targets {
+    let mut choice = Choice::new(cluster, given_up);
+    let mut targets = Targets::new();
+    for (shard, row) in owned(cluster) {
+        let standby = recorded(cluster, &choice, row).cloned();
+        if let Some(node) = &standby {
+            choice.count(&row.owner, node);
+        }
+        let target = Target {
+            owner: None,
+            standby,
+        };
+        targets.insert(shard, target);
+    }
+    let mut room = MOVES_MAX;
+    for (shard, row) in owned(cluster) {
+        let Some(target) = targets.get_mut(&shard) else {
+            continue;
+        };
+        if cluster.drains(&row.owner) {
+            if room > 0 {
+                empty(row, target, &mut choice);
+                room -= usize::from(target.owner.is_some());
+            }
+        } else if target
+            .standby
+            .as_ref()
+            .is_none_or(|node| !choice.are_apart(node, &row.owner))
+        {
+            let best = choice.best(&[&row.owner]);
+            let is_better = |best: &NodeRef| choice.are_apart(best, &row.owner);
+            let best = best.filter(|best| target.standby.is_none() || is_better(best));
+            if let Some(node) = best {
+                choice.count(&row.owner, &node);
+                target.standby = Some(node);
+            }
+        }
+        // Better than nobody.
+        if target.standby.is_none() && target.owner.is_none() {
+            target.standby = row.in_sync().find(|node| cluster.may_hold(node)).cloned();
+        }
+    }
+    let is_calm = owned(cluster).all(|(shard, row)| {
+        let standby = targets
+            .get(&shard)
+            .and_then(|target| target.standby.as_ref());
+        !cluster.drains(&row.owner) && standby.is_none_or(|standby| row.is_in_sync(standby))
+    });
+    if is_calm {
+        spread(cluster, &mut choice, &mut targets);
+    }
+    targets
+}
+
+/// Which shards can be given to the owners to which they move: they and those
+/// who stay have everything, and nobody who has to do with it counts as dead.
+pub fn moves(cluster: &Cluster, targets: &Targets, dead: &BTreeSet<NodeRef>) -> Vec<Assignment> {
+    let ready = |(shard, target): (&ShardId, &Target)| {
+        let row = cluster.rows().get(usize::from(shard.0))?.as_ref()?;
+        let owner = target.owner.clone()?;
+        let has_all = |node: &NodeRef| row.is_in_sync(node) && !dead.contains(node);
+        let is_ready = target.standbys().all(has_all) && !dead.contains(&row.owner);
+        is_ready.then(|| Assignment {
+            shard: *shard,
+            owner,
+            under: Some(row.fence),
+            version: Some(row.version),
+            how: How::Promote {
+                keep: target.standby.clone(),
+            },
+        })
+    };
+    targets.iter().filter_map(ready).collect()
+}
+
+/// How many shards a node has, as owner or standby, that others could have
+/// instead.
+pub fn remaining(cluster: &Cluster, given_up: &BTreeSet<RaftId>, node: &NodeRef) -> usize {
+    let choice = Choice::new(cluster, given_up);
+    let others = choice.load.keys().filter(|other| other.id != node.id);
+    let others = others.count();
+    let could_go = |row: &&Row| {
+        let stands_by = || row.standbys.iter().any(|standby| standby.node == *node);
+        (row.owner == *node && others >= 1) || (others >= 2 && stands_by())
+    };
+    cluster.rows().iter().flatten().filter(could_go).count()
+}
+
+/// How many shards are not where they should be.
+pub fn unsettled(cluster: &Cluster, targets: &Targets) -> usize {
+    let members = cluster.members().values();
+    let can_drain = members.filter(|m| !m.drains).any(|m| owner(m).is_some());
+    let differs = |(shard, row): &(ShardId, &Row)| {
+        let drains = can_drain && cluster.drains(&row.owner);
+        drains
+            || targets.get(shard).is_none_or(|target| {
+                let has_all = target.standbys().all(|node| row.is_in_sync(node));
+                let has_more = row.standbys.len() > target.standbys().count();
+                target.owner.is_some() || !has_all || has_more
+            })
+    };
+    owned(cluster).filter(differs).count()
+}
+
+/// Shards whose owner lives: nothing else can be done in peace.
+fn owned(cluster: &Cluster) -> impl Iterator<Item = (ShardId, &Row)> {
+    let owned = shards(cluster).filter_map(|(shard, row)| Some((shard, row?)));
+    owned.filter(|(_, row)| cluster.may_hold(&row.owner))
+}
+
+/// The standby that a shard has already and keeps: of two, one in another zone.
+fn recorded<'a>(cluster: &Cluster, choice: &Choice<'_>, row: &'a Row) -> Option<&'a NodeRef> {
+    let standbys = row.standbys.iter().map(|standby| &standby.node);
+    let able = standbys
+        .filter(|node| node.id != row.owner.id && cluster.may_hold(node) && !cluster.drains(node));
+    able.min_by_key(|node| !choice.are_apart(node, &row.owner))
+}
+
+/// A shard whose owner drains goes to its standby, which has everything already,
+/// and another stands by.
+fn empty(row: &Row, target: &mut Target, choice: &mut Choice<'_>) {
+    let to = target.standby.take();
+    let Some(to) = to.or_else(|| choice.best(&[&row.owner])) else {
+        return;
+    };
+    let stays = row.in_sync().find(|node| **node != to && choice.can(node));
+    target.standby = stays.cloned().or_else(|| choice.best(&[&to, &row.owner]));
+    if let Some(node) = &target.standby {
+        choice.count(&to, node);
+    }
+    target.owner = Some(to);
+}
+
+/// Chooses shards to move from those who own most to those who own least. One
+/// that would stand by for itself moves only if a third can take that over.
+fn spread(cluster: &Cluster, choice: &mut Choice<'_>, targets: &mut Targets) {
+    let mut owns = choice.none();
+    for (_, row) in owned(cluster) {
+        if let Some(owns) = owns.get_mut(&row.owner) {
+            *owns += 1;
+        }
+    }
+    let mut waiting = BTreeMap::new();
+    for _ in 0..MOVES_MAX {
+        let most = owns.iter().max_by_key(|(_, owns)| **owns);
+        let least = owns.iter().min_by_key(|(_, owns)| **owns);
+        let Some(((from, many), (to, few))) = most.zip(least) else {
+            return;
+        };
+        if *many < few + 2 {
+            return;
+        }
+        let (from, to) = (from.clone(), to.clone());
+        let waiting = waiting
+            .entry((from.clone(), to.clone()))
+            .or_insert_with(|| candidates(cluster, choice, &from, &to));
+        let next = waiting.find(|(shard, _)| {
+            let target = targets.get(shard);
+            target.is_none_or(|target| target.owner.is_none())
+        });
+        let Some((shard, row)) = next else {
+            return;
+        };
+        let Some(standby) = staying(choice, row, &to) else {
+            return;
+        };
+        *owns.entry(from).or_default() -= 1;
+        *owns.entry(to.clone()).or_default() += 1;
+        let target = Target {
+            owner: Some(to),
+            standby: Some(standby),
+        };
+        targets.insert(shard, target);
+    }
+}
+
+/// Shards of one node that could move to another: those first that are on their
+/// way, then those that need one new standby only.
+fn candidates<'a>(
+    cluster: &'a Cluster,
+    choice: &Choice<'_>,
+    from: &NodeRef,
+    to: &NodeRef,
+) -> std::vec::IntoIter<(ShardId, &'a Row)> {
+    let of = owned(cluster).filter(|(_, row)| row.owner == *from);
+    let mut candidates: Vec<_> = of.collect();
+    candidates.sort_by_cached_key(|(shard, row)| {
+        let stays = row.in_sync().any(|node| node != to && choice.can(node));
+        (!(row.is_in_sync(to) && stays), !stays, shard.0)
+    });
+    candidates.into_iter()
+}
+
+/// Who stands by when a shard has moved: who does already.
+fn staying(choice: &Choice<'_>, row: &Row, to: &NodeRef) -> Option<NodeRef> {
+    let mut stays = row.in_sync().filter(|node| *node != to && choice.can(node));
+    let stays = stays.next().cloned();
+    stays.or_else(|| choice.best(&[to, &row.owner]))
+}
+
+struct Choice<'a> {
+    cluster: &'a Cluster,
+    /// Who can be chosen, and how many shards it owns or stands by for.
+    load: BTreeMap<NodeRef, usize>,
+    /// By owner and standby.
+    pairs: BTreeMap<(NodeRef, NodeRef), usize>,
+}
+
+impl<'a> Choice<'a> {
+    fn new(cluster: &'a Cluster, given_up: &BTreeSet<RaftId>) -> Self {
+        let members = cluster.members().values();
+        let able = members
+            .filter(|member| !member.drains && !given_up.contains(&member.registration.raft_id));
+        let mut load: BTreeMap<NodeRef, usize> =
+            able.filter_map(owner).map(|node| (node, 0)).collect();
+        for row in cluster.rows().iter().flatten() {
+            if let Some(load) = load.get_mut(&row.owner) {
+                *load += 1;
+            }
+        }
+        Self {
+            cluster,
+            load,
+            pairs: BTreeMap::new(),
+        }
+    }
+
+    /// Nothing, of everybody who can be chosen.
+    fn none(&self) -> BTreeMap<NodeRef, usize> {
+        self.load.keys().map(|node| (node.clone(), 0)).collect()
+    }
+
+    fn can(&self, node: &NodeRef) -> bool {
+        self.load.contains_key(node)
+    }
+
+    fn count(&mut self, owner: &NodeRef, standby: &NodeRef) {
+        if let Some(load) = self.load.get_mut(standby) {
+            *load += 1;
+        }
+        let pair = (owner.clone(), standby.clone());
+        *self.pairs.entry(pair).or_default() += 1;
+    }
+
+    /// Who should stand by for the first of these; it is none of them.
+    fn best(&self, beside: &[&NodeRef]) -> Option<NodeRef> {
+        let owner = *beside.first()?;
+        let is_other = |node: &NodeRef| beside.iter().all(|beside| beside.id != node.id);
+        let others = self.load.iter().filter(|(node, _)| is_other(node));
+        let best = others.min_by_key(|(node, load)| {
+            let pair = (owner.clone(), (*node).clone());
+            let pairs = self.pairs.get(&pair).copied().unwrap_or(0);
+            (!self.are_apart(node, owner), pairs, **load)
+        });
+        best.map(|(node, _)| node.clone())
+    }
+
+    /// Whether two nodes are in different zones.
+    fn are_apart(&self, one: &NodeRef, other: &NodeRef) -> bool {
+        self.zone(one) != self.zone(other)
+    }
+
+    fn zone(&self, node: &NodeRef) -> Option<&'a str> {
+        let member = self.cluster.members().get(&node.id);
+        member.map(|member| member.registration.zone.as_str())
+    }
+}

@@ -1,0 +1,96 @@
+//! Giving away all that a node has.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use proto::id::{NodeId, NodeRef};
+use tokio::sync::watch;
+use tokio::time::sleep;
+
+use super::Membership;
+use crate::agreement::Known;
+use crate::core::cluster::{Command, Outcome};
+use crate::core::placement;
+
+/// How soon it is proposed again, when it was not decided.
+const AGAIN: Duration = Duration::from_millis(200);
+/// How long a node that drains waits for a leader, without which nothing moves.
+const LEADERLESS: Duration = Duration::from_secs(3);
+
+/// Why a member does not drain.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum NotDrained {
+    /// There is no such member.
+    #[error("node {0} is no member of the cluster")]
+    NoMember(NodeId),
+    /// It was not decided, or it is not known whether it was.
+    #[error("it is not decided that node {0} drains: {1}; try again")]
+    Undecided(NodeId, String),
+}
+
+impl Membership {
+    /// Has a member give away all that it has, from now until it is started
+    /// again: the life that is meant.
+    ///
+    /// # Errors
+    /// [`NotDrained`].
+    pub async fn drain_member(&self, name: &NodeId) -> Result<NodeRef, NotDrained> {
+        let undecided = |why: String| NotDrained::Undecided(name.clone(), why);
+        let consensus = self.host.consensus();
+        let consensus =
+            consensus.ok_or_else(|| undecided("this node is in no cluster yet".into()))?;
+        let cluster = Arc::clone(&consensus.cluster().borrow());
+        let Some(member) = cluster.members().get(name) else {
+            return Err(NotDrained::NoMember(name.clone()));
+        };
+        let node = NodeRef {
+            id: name.clone(),
+            incarnation: member.incarnation,
+        };
+        let command = Command::Drain(node.clone());
+        let proposed = self.host.propose(&consensus, command).await;
+        match proposed.map_err(undecided)? {
+            Outcome::Refused(why) => Err(undecided(why)),
+            _ => Ok(node),
+        }
+    }
+
+    /// Gives away all that this node has, as far as others can have it. Returns
+    /// when that is done, or when there is no leader to do it.
+    pub async fn drain(&self, node: &NodeRef) {
+        let Some(agreement) = &self.view.agreement else {
+            return;
+        };
+        let mut known = agreement.known.clone();
+        tokio::select! {
+            () = self.drain_led(node, &mut known) => {}
+            () = self.is_leaderless() => {
+                tracing::warn!("there is no leader, so nothing can be given away");
+            }
+        }
+    }
+
+    async fn drain_led(&self, node: &NodeRef, known: &mut watch::Receiver<Known>) {
+        let left = |known: &Known| placement::remaining(&known.cluster, &known.given_up, node);
+        let before = left(&known.borrow());
+        tracing::info!(shards = before, "giving away what this node has");
+        while let Err(why) = self.drain_member(&node.id).await {
+            tracing::info!(%why, "it is not decided yet that this node drains");
+            sleep(AGAIN).await;
+        }
+        // An error means that all of it ends.
+        let _ = known.wait_for(|known| left(known) == 0).await;
+    }
+
+    async fn is_leaderless(&self) {
+        let mut has_leader = self.has_leader.clone();
+        loop {
+            // An error means that all of it ends.
+            let _ = has_leader.wait_for(|has| !*has).await;
+            let back = has_leader.wait_for(|has| *has);
+            if tokio::time::timeout(LEADERLESS, back).await.is_err() {
+                return;
+            }
+        }
+    }
+}
