@@ -65,6 +65,12 @@ impl Agreed {
         (owner == node).then_some(fence)
     }
 
+    /// Whether a node is agreed to have all of a shard besides its owner.
+    pub fn stands_by(&self, shard: ShardId, node: &NodeRef) -> bool {
+        let replicas = self.replicas(shard);
+        replicas.is_some_and(|replicas| replicas.row.in_sync.contains(node))
+    }
+
     /// What is agreed of a shard's replicas.
     pub fn replicas(&self, shard: ShardId) -> Option<&Replicas> {
         self.shards.get(usize::from(shard.0))

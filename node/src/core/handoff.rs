@@ -2,14 +2,15 @@
 //! can begin at once and not when all leases are over.
 //!
 //! ```text
-//!   state        │ agreed: a standby is the owner │ all have confirmed │ 1 s
-//!   ─────────────┼────────────────────────────────┼────────────────────┼─────
-//!   Stopped      │ Handing                        │ -                  │ Done
-//!   Handing      │ (another) Done                 │ Done: release      │ Done
+//!   state   │ a standby refuses │ agreed who owns it │ all have confirmed │ 1 s
+//!   ────────┼───────────────────┼────────────────────┼────────────────────┼─────
+//!   Stopped │ Handing           │ Handing, Done      │ -                  │ Done
+//!   Handing │ Handing           │ Handing, Done      │ Done: release      │ Done
 //! ```
 //!
-//! The owner has stopped, because it has heard of a higher fence or of the
-//! decision itself. What it has sent goes on being confirmed, by the next owner
+//! The owner has stopped, because a standby has refused or because it has applied
+//! the decision itself. Whoever refuses is the next owner, for one that stays does
+//! not; but it is asked to begin only by what it knows itself. What it has sent goes on being confirmed, by the next owner
 //! and by the standby that stays; when both have all of it they have the same,
 //! and the next owner is told so: **released**. Nothing rests on it. Whoever is
 //! not released waits for the leases to end, and fills a standby anew.
@@ -49,6 +50,8 @@ enum State {
 /// What happens meanwhile.
 #[derive(Debug)]
 pub enum Input {
+    /// A standby refuses.
+    Refused(NodeRef),
     /// It is agreed that this node is the owner.
     Agreed(NodeRef),
     /// A standby has more.
@@ -99,10 +102,15 @@ impl Handoff {
         match input {
             Input::Agreed(owner) => {
                 self.state = match &self.state {
-                    State::Stopped if self.replication.counts(&owner) => State::Handing(owner),
-                    State::Handing(known) if *known == owner => return,
+                    State::Done => State::Done,
+                    _ if self.replication.counts(&owner) => State::Handing(owner),
                     _ => State::Done,
                 };
+            }
+            Input::Refused(by) => {
+                if self.state != State::Done && self.replication.counts(&by) {
+                    self.state = State::Handing(by);
+                }
             }
             Input::Confirmed { from, fill, number } => {
                 self.replication.confirmed(&from, fill, number);

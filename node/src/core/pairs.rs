@@ -62,8 +62,9 @@ pub struct Echo {
     pub to: NodeRef,
     /// The batch's.
     pub sent_at: u64,
-    /// Shards that somebody else owns, under a higher fence. Before anything
-    /// else: no echo comes from one who knows that and has not said so.
+    /// Shards that somebody else owns, under a higher fence, unless the sender
+    /// stands by for them as before. Before anything else: no echo comes from one
+    /// who knows that and has not said so.
     pub refused: Vec<(ShardId, Fence)>,
     /// What it has, up to which number.
     pub confirmed: Vec<Confirmation>,
@@ -91,8 +92,8 @@ pub enum Effect {
     Send(Batch),
     /// A standby has that much.
     Confirmed(NodeRef, Confirmation),
-    /// The shard has another owner.
-    Refused(ShardId, Fence),
+    /// The shard has another owner, says a node: it itself, if it stood by.
+    Refused(NodeRef, ShardId, Fence),
     /// A standby has lost what it had.
     Lost(NodeRef, ShardId, Fence),
     /// What went the old way may be lost.
@@ -183,10 +184,10 @@ impl Pairs {
         let Some(pair) = self.pairs.get_mut(&echo.from) else {
             return;
         };
-        let refused = echo.refused.into_iter();
-        effects.extend(refused.map(|(shard, fence)| Effect::Refused(shard, fence)));
-        pair.lease.echo(now, Timestamp(echo.sent_at));
         let from = &echo.from;
+        let refused = echo.refused.into_iter();
+        effects.extend(refused.map(|(shard, fence)| Effect::Refused(from.clone(), shard, fence)));
+        pair.lease.echo(now, Timestamp(echo.sent_at));
         let lost = echo.lost.into_iter();
         effects.extend(lost.map(|(shard, fence)| Effect::Lost(from.clone(), shard, fence)));
         let confirmed = echo.confirmed.into_iter();

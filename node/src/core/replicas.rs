@@ -130,7 +130,7 @@ impl Replicas {
             };
             if *owner != self.me {
                 self.coming.remove(&id);
-                let stays = replicas.row.in_sync.contains(&self.me);
+                let stays = agreed.stands_by(id, &self.me);
                 let is_over = |replica: &mut Replica| replica.fence < fence && !stays;
                 self.replicas
                     .extract_if(id..=id, |_, replica| is_over(replica))
@@ -263,7 +263,8 @@ impl Replicas {
         shards
             .filter_map(|shard| {
                 let (other, fence) = map.owner(shard)?;
-                (other != owner && fence.0 > told).then_some((shard, fence))
+                let stays = other != &self.me && self.agreed.stands_by(shard, &self.me);
+                (other != owner && fence.0 > told && !stays).then_some((shard, fence))
             })
             .collect()
     }

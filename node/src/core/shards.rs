@@ -236,10 +236,15 @@ impl Shards {
                     self.one(now, shard, shard::Input::Lost(from), effects);
                 }
             }
-            pairs::Effect::Refused(shard, fence) => {
+            pairs::Effect::Refused(from, shard, fence) => {
                 let served = self.served.get(&shard);
                 if served.is_some_and(|served| served.fence() < fence) {
                     self.stop(now, shard, effects);
+                }
+                if let Some(handoff) = self.leaving.get_mut(&shard)
+                    && handoff.fence() < fence
+                {
+                    handoff.handle(now, handoff::Input::Refused(from), effects);
                 }
             }
             pairs::Effect::Reopened(node) => {

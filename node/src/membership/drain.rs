@@ -14,6 +14,10 @@ use crate::core::placement;
 
 /// How soon it is proposed again, when it was not decided.
 const AGAIN: Duration = Duration::from_millis(200);
+/// How long a node goes on after it was agreed that it has nothing any more: until
+/// then the next owners may wait for it to release what it had. After that none
+/// of them waits any longer.
+const HAND_OVER: Duration = Duration::from_millis(500);
 /// How long a node that drains waits for a leader, without which nothing moves.
 const LEADERLESS: Duration = Duration::from_secs(3);
 
@@ -80,6 +84,7 @@ impl Membership {
         }
         // An error means that all of it ends.
         let _ = known.wait_for(|known| left(known) == 0).await;
+        sleep(HAND_OVER).await;
     }
 
     async fn is_leaderless(&self) {

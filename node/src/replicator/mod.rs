@@ -387,7 +387,7 @@ impl Replicator {
                     continue;
                 }
                 pairs::Effect::Confirmed(_, confirmed) => confirmed.shard,
-                pairs::Effect::Refused(shard, _) | pairs::Effect::Lost(_, shard, _) => *shard,
+                pairs::Effect::Refused(_, shard, _) | pairs::Effect::Lost(_, shard, _) => *shard,
                 pairs::Effect::Reopened(_) | pairs::Effect::Ended(_) => {
                     for worker in &self.workers {
                         // It has ended, and the node with it.

@@ -166,7 +166,7 @@ impl Node {
                     continue;
                 }
                 pairs::Effect::Confirmed(_, confirmed) => confirmed.shard,
-                pairs::Effect::Refused(shard, _) | pairs::Effect::Lost(_, shard, _) => *shard,
+                pairs::Effect::Refused(_, shard, _) | pairs::Effect::Lost(_, shard, _) => *shard,
                 pairs::Effect::Reopened(_) | pairs::Effect::Ended(_) => {
                     for worker in &mut self.workers {
                         worker.mail.push_back(vec![Input::Pair(effect.clone())]);

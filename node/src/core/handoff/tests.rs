@@ -346,11 +346,11 @@ fn the_next_owner_begins_at_once_and_the_other_standby_stays() {
         three.hear(name);
     }
     assert!(!three.acts("b"), "a may still act, as far as b knows");
-    // It has heard of it by what b refuses.
+    // It hears of it by what b refuses.
     three.ask("a", 1);
     assert!(!three.acts("a"));
-    three.hear("a");
     assert!(three.acts("b"), "without any time having passed");
+    three.hear("a");
     assert_eq!(three.publish("b", 9), 2);
     assert!(!three.was_filled());
     assert_eq!(three.agreed.shards[0].row.in_sync, [node("c")]);
