@@ -9,12 +9,13 @@ use std::time::Duration;
 use anyhow::{Context, Result, bail};
 use serde_json::Value;
 use tokio::process::Command;
+use tokio::time::{Instant, sleep};
 
 use crate::client::{get, metric_at};
-use crate::eventually;
 use crate::nats::{Folder, NatsServer, free_address};
 use crate::process::{Dev, NodeProcess, command, run};
 use crate::proxy::UdpProxy;
+use crate::{SETTLES, eventually};
 
 /// The app that all gateways serve.
 pub const APP: &str = "app-id:app-key:app-secret";
@@ -292,8 +293,9 @@ impl Cluster {
             }
             let name = format!("room-{number}");
             number += 1;
-            let channel = Self::inspect_channel(&gateway.admin, &name).await?;
-            if channel["owner"]["id"] == node {
+            // One that moves at this moment is nobody's.
+            let channel = Self::inspect_channel(&gateway.admin, &name).await;
+            if channel.is_ok_and(|channel| channel["owner"]["id"] == node) {
                 found.push(name);
             }
         }
@@ -323,21 +325,37 @@ impl Cluster {
         }
     }
 
-    /// Waits until every shard is in two processes, and every node knows.
+    /// Waits until every shard is where it should be and in two processes, and
+    /// every node knows.
+    ///
+    /// # Panics
+    /// When that does not come; with what each node says.
     pub async fn protected(&self) {
-        eventually("every shard has a standby", async || {
-            let mut versions = Vec::new();
-            for node in self.nodes.values() {
+        let deadline = Instant::now() + SETTLES;
+        loop {
+            let mut said = BTreeMap::new();
+            for (name, node) in &self.nodes {
                 let figure = async |name: &str| metric_at(&node.admin, name, &[]).await.ok();
-                if figure("dunlin_shards_without_standby").await? > 0.0 {
-                    return None;
-                }
-                versions.push(figure("dunlin_map_version").await?);
+                let figures = [
+                    figure("dunlin_shards_without_standby").await,
+                    figure("dunlin_shards_moving").await,
+                    figure("dunlin_map_version").await,
+                ];
+                said.insert(name, figures);
             }
-            versions.dedup();
-            (versions.len() == 1).then_some(())
-        })
-        .await;
+            let version = said.values().next().map(|[.., version]| *version);
+            let are_settled = |[bare, moving, knows]: &[Option<f64>; 3]| {
+                (*bare, *moving, Some(*knows)) == (Some(0.0), Some(0.0), version)
+            };
+            if said.values().all(are_settled) {
+                return;
+            }
+            assert!(
+                Instant::now() < deadline,
+                "shards without a standby, shards that move, and the map's version: {said:?}"
+            );
+            sleep(Duration::from_millis(100)).await;
+        }
     }
 
     /// What a process says of the cluster: `nodes`, `gateways`, `shards`.

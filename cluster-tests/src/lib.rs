@@ -32,6 +32,8 @@ use std::time::Duration;
 /// How long anything that must happen may take. Far more than it takes: a
 /// machine may be busy.
 pub const PATIENCE: Duration = Duration::from_secs(20);
+/// How long it may take until hundreds of shards are where they should be.
+pub const SETTLES: Duration = Duration::from_secs(60);
 
 /// The root of the repository.
 pub fn repository() -> PathBuf {
@@ -51,11 +53,26 @@ pub fn skipped(why: &str) {
 ///
 /// # Panics
 /// When there is none within [`PATIENCE`].
-pub async fn eventually<T, F>(what: &str, mut probe: impl FnMut() -> F) -> T
+pub async fn eventually<T, F>(what: &str, probe: impl FnMut() -> F) -> T
 where
     F: Future<Output = Option<T>>,
 {
-    let deadline = tokio::time::Instant::now() + PATIENCE;
+    eventually_within(PATIENCE, what, probe).await
+}
+
+/// The same, for as long as the caller says.
+///
+/// # Panics
+/// When there is none by then.
+pub async fn eventually_within<T, F>(
+    patience: Duration,
+    what: &str,
+    mut probe: impl FnMut() -> F,
+) -> T
+where
+    F: Future<Output = Option<T>>,
+{
+    let deadline = tokio::time::Instant::now() + patience;
     loop {
         if let Some(value) = probe().await {
             return value;

@@ -197,7 +197,8 @@ impl Running {
     /// # Errors
     /// When it does not end in time.
     pub async fn ended(&mut self) -> Result<ExitStatus> {
-        Ok(timeout(PATIENCE, self.child.wait())
+        // A node gives away its shards first.
+        Ok(timeout(2 * PATIENCE, self.child.wait())
             .await
             .context("the server did not end")??)
     }

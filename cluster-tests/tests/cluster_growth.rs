@@ -10,8 +10,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use anyhow::Result;
 use cluster_tests::client::metric_at;
 use cluster_tests::cluster::Cluster;
-use cluster_tests::eventually;
 use cluster_tests::traffic::{END, Follower, Publisher, Received};
+use cluster_tests::{SETTLES, eventually, eventually_within};
 
 /// Publishes by all gateways in turn until it is told to stop. What it has
 /// published, in the only right order.
@@ -73,7 +73,7 @@ async fn nodes_and_gateways_are_added_while_publishing_goes_on() -> Result<()> {
     for name in ["n1", "n2", "n3", "n4", "n5"] {
         let gateway = &cluster.gateway("g4").admin;
         let admin = &cluster.node(name).admin;
-        eventually(&format!("{name} owns its share"), async || {
+        eventually_within(SETTLES, &format!("{name} owns its share"), async || {
             let node = Cluster::inspect_one(gateway, "nodes", name).await.ok()?;
             let held = node["shards"].as_u64()?;
             let served = metric_at(admin, "dunlin_shards_owned", &[]).await.ok()?;

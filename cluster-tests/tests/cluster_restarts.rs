@@ -10,8 +10,8 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result};
 use cluster_tests::client::{EventStream, Pusher, get};
 use cluster_tests::cluster::{Cluster, with_wrong_clock};
-use cluster_tests::eventually;
 use cluster_tests::traffic::Publisher;
+use cluster_tests::{SETTLES, eventually, eventually_within};
 use serde_json::{Value, json};
 
 /// Within which a publish is answered, whatever has happened: its deadline of
@@ -126,7 +126,7 @@ async fn a_node_comes_back(killed: bool) -> Result<()> {
     cluster.ready().await;
     let now = incarnation(&Cluster::inspect_one(&first_admin, "nodes", "n2").await?);
     assert!(now > life, "{now} after {life}");
-    eventually("it takes its share again", async || {
+    eventually_within(SETTLES, "it takes its share again", async || {
         let own = fences(&first_admin, "n2").await.ok()?;
         (own.len() >= 341).then_some(())
     })

@@ -9,11 +9,14 @@
     reason = "shell: faults last for some time"
 )]
 
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 use anyhow::{Context, Result};
 use cluster_tests::client::{EventStream, metric_at};
 use cluster_tests::cluster::Cluster;
+use cluster_tests::nats::NatsServer;
+use cluster_tests::proxy::Way;
 use cluster_tests::traffic::Publisher;
 use cluster_tests::verify::{Load, Verify, is_soak};
 use rustix::process::Signal;
@@ -211,4 +214,45 @@ async fn owners_are_restarted_in_place() -> Result<()> {
         async |_, _| Ok(()),
     )
     .await
+}
+
+/// What others say comes late to the leader, signs of life among it. So it takes
+/// nodes for dead that are not, and their standbys take over.
+#[tokio::test]
+async fn living_nodes_are_taken_for_dead() -> Result<()> {
+    let _alone = ALONE.lock().await;
+    let mut cluster = Cluster::on(NatsServer::start().await?, &["n1", "n2", "n3"]).await?;
+    let mut proxies = BTreeMap::new();
+    for node in ["n1", "n2", "n3"] {
+        proxies.insert(node, cluster.reach_node_by_proxy(node).await?);
+    }
+    cluster.add_all().await?;
+    cluster.ready().await;
+    cluster.protected().await;
+    let verify = Verify::start(&cluster, Load::of_this_run(), &[]).await?;
+    for _ in 0..times(2, 20) {
+        let leader = leader(&cluster).await?;
+        let proxy = &proxies[leader.as_str()];
+        for late in [700, 2_000, 1_200] {
+            proxy.delay(Way::Both, Duration::from_millis(late));
+            tokio::time::sleep(Duration::from_secs(1)).await;
+        }
+        proxy.heal();
+        cluster.ready().await;
+        cluster.protected().await;
+    }
+    let mut taken_over = 0.0;
+    for node in cluster.nodes.values() {
+        taken_over += metric_at(&node.admin, "dunlin_failovers_total", &[]).await?;
+        taken_over += metric_at(&node.admin, "dunlin_shard_moves_total", &[]).await?;
+    }
+    let verdict = verify.judge().await?;
+    println!(
+        "taken for dead: {taken_over} shards were taken over, {:#}",
+        verdict.report
+    );
+    assert!(taken_over > 0.0, "nobody was taken for dead");
+    verdict.is_kept();
+    verdict.has_no_gaps();
+    Ok(())
 }

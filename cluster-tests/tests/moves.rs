@@ -11,10 +11,10 @@ use std::time::Duration;
 use anyhow::{Context, Result};
 use cluster_tests::client::metric_at;
 use cluster_tests::cluster::Cluster;
-use cluster_tests::eventually;
 use cluster_tests::probes::Probes;
 use cluster_tests::process::run;
 use cluster_tests::verify::{Load, Verify, is_soak};
+use cluster_tests::{SETTLES, eventually, eventually_within};
 use serde_json::Value;
 use tokio::sync::Mutex;
 
@@ -40,7 +40,7 @@ async fn owned(admin: &str, node: &str) -> Option<u64> {
 async fn spread(cluster: &Cluster) {
     let share = 1_024 / cluster.nodes.len() as u64;
     let admin = &cluster.gateway("g1").admin;
-    eventually("every node owns its share", async || {
+    eventually_within(SETTLES, "every node owns its share", async || {
         for name in cluster.nodes.keys() {
             if owned(admin, name).await? < share {
                 return None;
@@ -134,18 +134,6 @@ async fn a_leader_that_was_drained_is_killed_and_no_channel_waits() -> Result<()
     judge("drained", probes).await?;
 
     // It stands by for nothing either.
-    eventually("others stand by", async || {
-        let mut versions = Vec::new();
-        for node in cluster.nodes.values() {
-            versions.push(
-                metric_at(&node.admin, "dunlin_shards_moving", &[])
-                    .await
-                    .ok()?,
-            );
-        }
-        versions.iter().all(|moving| *moving == 0.0).then_some(())
-    })
-    .await;
     cluster.protected().await;
     let mut channels = Vec::new();
     for node in cluster.nodes.keys().filter(|name| **name != leader) {

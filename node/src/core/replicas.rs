@@ -49,8 +49,6 @@ pub struct Succession {
     pub tenure: Tenure,
     /// Its state. `None`: nothing is there, against what was agreed.
     pub shard: Option<Shard>,
-    /// Who stays as a standby, and has the same.
-    pub stays: Option<Held>,
     /// Whether the owner before it said that it has stopped.
     pub is_released: bool,
     /// How long it took since this node knew that it is the owner.
@@ -187,13 +185,12 @@ impl Replicas {
         self.coming.remove(&id);
         let shard = self.replicas.remove(&id).map(|replica| {
             let mut shard = replica.shard;
-            shard.succeed(now, tenure.clone(), stays.clone());
+            shard.succeed(now, tenure.clone(), stays);
             shard
         });
         effects.push(Effect::Begin(Box::new(Succession {
             tenure,
             shard,
-            stays,
             is_released,
             after,
         })));

@@ -40,8 +40,10 @@ use super::pairs::Part;
 use super::record::{ChannelPiece, Held, Record};
 use super::shard::{Effect, Leased, Proposal};
 
-/// Bytes of pieces that a standby may have unconfirmed.
-const FILL_BYTES: usize = 256 * 1_024;
+/// Bytes of pieces of one shard that a standby may have unconfirmed. Dozens of
+/// shards are filled at a time, and what other shards have to say to that standby
+/// stands in line behind all of it.
+const FILL_BYTES: usize = 16 * 1_024;
 /// How long a proposal may take before it is made again.
 const PROPOSE_AGAIN: Duration = Duration::from_millis(300);
 

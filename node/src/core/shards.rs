@@ -282,12 +282,7 @@ impl Shards {
     }
 
     fn begin(&mut self, now: Timestamp, succession: Succession, effects: &mut Vec<Effect>) {
-        let Succession {
-            tenure,
-            shard,
-            stays,
-            ..
-        } = succession;
+        let Succession { tenure, shard, .. } = succession;
         let id = tenure.shard;
         let is_known = |known: Fence| known >= tenure.fence;
         let known = self.agreed.map.owner(id);
@@ -299,7 +294,7 @@ impl Shards {
         }
         let shard = shard.unwrap_or_else(|| {
             let mut shard = Shard::new(tenure.clone(), Arc::clone(&self.namespaces));
-            shard.succeed(now, tenure, stays);
+            shard.succeed(now, tenure, None);
             shard
         });
         if self.served.insert(id, shard).is_none() {
