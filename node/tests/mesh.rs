@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use node::{Config, Error, Metrics, Node, View};
 use prometheus::Registry;
+use prometheus::proto::MetricFamily;
 use proto::bus::{BusHandle, MemoryBus, Subscription};
 use proto::channel::ChannelKey;
 use proto::codec;
@@ -272,9 +273,14 @@ async fn what_is_counted_of_a_shard_goes_with_it() {
     let mut mesh = Mesh::start(map(1, me.clone(), me.clone())).await;
     let exported = |registry: &Registry| {
         let families = registry.gather();
-        let of_shards = families
-            .iter()
-            .filter(|family| family.name().starts_with("dunlin_shard_"));
+        let of_one = |family: &&MetricFamily| {
+            let mut labels = family
+                .get_metric()
+                .iter()
+                .flat_map(|metric| metric.get_label());
+            labels.any(|label| label.name() == "shard")
+        };
+        let of_shards = families.iter().filter(of_one);
         let counts: Vec<usize> = of_shards.map(|family| family.get_metric().len()).collect();
         counts
     };

@@ -19,7 +19,7 @@ const AGAIN: Duration = Duration::from_millis(200);
 /// of them waits any longer.
 const HAND_OVER: Duration = Duration::from_millis(500);
 /// How long a node that drains waits for a leader, without which nothing moves.
-const LEADERLESS: Duration = Duration::from_secs(3);
+const LEADERLESS: Duration = Duration::from_millis(1_500);
 
 /// Why a member does not drain.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
