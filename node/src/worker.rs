@@ -5,7 +5,6 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use proto::channel::ChannelKey;
-use proto::id::NodeRef;
 use proto::message::{Answer, Published, Reply};
 use proto::namespace::Namespaces;
 use proto::shard::ShardId;
@@ -175,17 +174,8 @@ impl Worker {
     /// Tells shards who should stand by, where that is somebody else; those first
     /// for which nobody does.
     fn recruit(&mut self) -> Vec<Effect> {
-        let differing = self.shards.served().filter_map(|(shard, served)| {
-            let target = self.known.targets.get(&shard)?;
-            let standbys: Vec<NodeRef> = target.standbys().cloned().collect();
-            let mut known = served.replication().standbys();
-            let is_known = known.all(|(node, _)| standbys.contains(node));
-            let are_all = served.replication().standbys().count() == standbys.len();
-            let is_bare = !served.replication().is_replicated();
-            (!(is_known && are_all)).then_some((is_bare, Input::Want { shard, standbys }))
-        });
-        let (bare, rest): (Vec<_>, Vec<_>) = differing.partition(|(is_bare, _)| *is_bare);
-        let wants = bare.into_iter().chain(rest).map(|(_, want)| want);
+        let differing = self.shards.differing(&self.known.targets);
+        let wants = differing.map(|(shard, standbys)| Input::Want { shard, standbys });
         let wants: Vec<Input> = wants.take(RECRUITS_MAX).collect();
         if wants.is_empty() {
             return Vec::new();

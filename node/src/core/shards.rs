@@ -19,6 +19,7 @@ use proto::time::Timestamp;
 use super::agreed::Agreed;
 use super::handoff::{self, Handoff};
 use super::pairs;
+use super::placement::Targets;
 use super::replicas::Succession;
 use super::replication::Leases;
 use super::routing::{Elsewhere, elsewhere};
@@ -159,6 +160,27 @@ impl Shards {
     /// The shards that are served, for metrics.
     pub fn served(&self) -> impl Iterator<Item = (ShardId, &Shard)> {
         self.served.iter().map(|(id, shard)| (*id, shard))
+    }
+
+    /// The shards whose standbys are not those that they should have, and who
+    /// that is; those first for which nobody stands by.
+    pub fn differing<'a>(
+        &'a self,
+        targets: &'a Targets,
+    ) -> impl Iterator<Item = (ShardId, Vec<NodeRef>)> + 'a {
+        let differing = self.served.iter().filter_map(|(id, shard)| {
+            let target = targets.get(id)?;
+            let known = shard.replication().standbys();
+            let is_wanted = |node: &NodeRef| target.standbys().any(|wanted| wanted == node);
+            let are_wanted = known.filter(|(node, _)| is_wanted(node)).count();
+            let are_all = are_wanted == shard.replication().standbys().count();
+            let is_settled = are_all && are_wanted == target.standbys().count();
+            (!is_settled).then_some((*id, shard, target))
+        });
+        let (bare, rest): (Vec<_>, Vec<_>) =
+            differing.partition(|(_, shard, _)| !shard.replication().is_replicated());
+        let all = bare.into_iter().chain(rest);
+        all.map(|(id, _, target)| (id, target.standbys().cloned().collect()))
     }
 
     /// The shards of which this node may act as the owner now, and under which
@@ -402,10 +424,13 @@ impl Shards {
             }
             self.tell_agreed(now, id, effects);
         }
-        let is_elsewhere = |id: &ShardId| self.agreed.fence_of(*id, &self.me).is_none();
-        let elsewhere = self.waiting.extract_if(.., |id, _| is_elsewhere(id));
-        let elsewhere: Vec<_> = elsewhere.collect();
-        for (id, waiting) in elsewhere {
+        // What waited for a shard that is served here now, or elsewhere.
+        let is_known = |id: &ShardId| {
+            self.served.contains_key(id) || self.agreed.fence_of(*id, &self.me).is_none()
+        };
+        let known = self.waiting.extract_if(.., |id, _| is_known(id));
+        let known: Vec<_> = known.collect();
+        for (id, waiting) in known {
             for (from, request) in waiting {
                 self.request(now, from, id, request, effects);
             }

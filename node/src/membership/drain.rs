@@ -5,9 +5,10 @@ use std::time::Duration;
 
 use proto::id::{NodeId, NodeRef};
 use tokio::sync::watch;
-use tokio::time::sleep;
+use tokio::time::{sleep, timeout};
 
 use super::Membership;
+use super::host::DECIDE;
 use crate::agreement::Known;
 use crate::core::cluster::{Command, Outcome};
 use crate::core::placement;
@@ -52,7 +53,9 @@ impl Membership {
             incarnation: member.incarnation,
         };
         let command = Command::Drain(node.clone());
-        let proposed = self.host.propose(&consensus, command).await;
+        // A leader without a majority decides nothing, and does not say so.
+        let proposing = timeout(DECIDE, self.host.propose(&consensus, command)).await;
+        let proposed = proposing.unwrap_or_else(|_| Err("there may be no majority".into()));
         match proposed.map_err(undecided)? {
             Outcome::Refused(why) => Err(undecided(why)),
             _ => Ok(node),
@@ -93,7 +96,7 @@ impl Membership {
             // An error means that all of it ends.
             let _ = has_leader.wait_for(|has| !*has).await;
             let back = has_leader.wait_for(|has| *has);
-            if tokio::time::timeout(LEADERLESS, back).await.is_err() {
+            if timeout(LEADERLESS, back).await.is_err() {
                 return;
             }
         }

@@ -6,6 +6,7 @@ use node::core::agreed::Agreed;
 use node::core::cluster::Cluster;
 use node::core::lease::{Grant, RENEW_PACE};
 use node::core::pairs;
+use node::core::placement::Targets;
 use node::core::replicas::{self, Succession};
 use node::core::replication::Leases;
 use node::core::shard::{Effect, Proposal};
@@ -139,14 +140,12 @@ impl Node {
         acting.map(|(shard, _)| shard)
     }
 
-    /// Shards that are served here, each with its standbys.
-    pub fn standing_by(&self) -> Vec<(ShardId, Vec<NodeRef>)> {
-        let served = self.workers.iter().flat_map(|w| w.shards.served());
-        let standbys = |(id, shard): (ShardId, &node::core::shard::Shard)| {
-            let standbys = shard.replication().standbys();
-            (id, standbys.map(|(node, _)| node.clone()).collect())
-        };
-        served.map(standbys).collect()
+    /// Shards that are served here and should have other standbys: these.
+    pub fn differing(&self, targets: &Targets) -> Vec<(ShardId, Vec<NodeRef>)> {
+        let workers = self.workers.iter();
+        workers
+            .flat_map(|worker| worker.shards.differing(targets))
+            .collect()
     }
 
     pub(super) fn tell_leases(&mut self) {

@@ -232,17 +232,11 @@ impl World {
         let cluster = &self.agreement.state(applied).cluster;
         let targets = placement::targets(cluster, &BTreeSet::new());
         let is_bare = |shard: &ShardId| self.bare_every.is_some_and(|n| shard.0.is_multiple_of(n));
-        let mut shards = node.standing_by();
-        shards.retain(|(shard, _)| !is_bare(shard));
+        let mut differing = node.differing(&targets);
+        differing.retain(|(shard, _)| !is_bare(shard));
         if let Program::Node(node) = &mut self.slots[at].program {
-            for (shard, standbys) in shards {
-                let Some(target) = targets.get(&shard) else {
-                    continue;
-                };
-                let wanted: Vec<NodeRef> = target.standbys().cloned().collect();
-                if wanted.len() != standbys.len() || !standbys.iter().all(|s| wanted.contains(s)) {
-                    node.want(shard, wanted);
-                }
+            for (shard, standbys) in differing {
+                node.want(shard, standbys);
             }
         }
     }

@@ -460,3 +460,25 @@ fn an_owner_that_stops_for_good_hands_over_nothing_after_a_second() {
     assert!(!three.sent.iter().any(|(_, part)| released(part)));
     assert!(three.acts("b"), "it has waited");
 }
+
+#[test]
+fn what_waited_for_a_shard_is_answered_when_that_begins_anew_here() {
+    let mut three = Three::new();
+    // Somebody else is the owner, and who that is has not been heard of.
+    let refused = pairs::Effect::Refused(node("b"), SHARD, Fence(9));
+    three.tell("a", Input::Pair(refused));
+    let before = three.told.len();
+    three.ask("a", 1);
+    assert_eq!(three.told.len(), before, "it waits");
+    three.agreed = agreed("a", 12);
+    three.hear("a");
+    let expected = Reply::Published {
+        shard: SHARD,
+        sequence: three.sequence,
+        result: Err(proto::message::Refusal::NotOwner {
+            owner: node("a"),
+            fence: Fence(12),
+        }),
+    };
+    assert_eq!(three.told[before..], [("a", expected)]);
+}
