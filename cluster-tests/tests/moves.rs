@@ -21,7 +21,7 @@ use tokio::sync::Mutex;
 /// What a move may add to a publication. The bar is 250 ms, of which `make soak`
 /// speaks; this is for machines that are busy.
 fn delay_max() -> Duration {
-    Duration::from_millis(if is_soak() { 250 } else { 10_000 })
+    Duration::from_millis(if is_soak() { 250 } else { 3_000 })
 }
 
 /// A machine with two cores has enough with one cluster.

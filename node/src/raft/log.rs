@@ -16,7 +16,11 @@ const PURGED: &str = "raft-purged";
 
 /// Clones are the same log.
 #[derive(Debug, Clone)]
-pub(super) struct Log(pub(super) Store);
+pub(super) struct Log {
+    pub(super) store: Store,
+    /// Whose log it is.
+    pub(super) me: RaftId,
+}
 
 type Result<T> = std::result::Result<T, StorageError<RaftId>>;
 
@@ -34,7 +38,7 @@ impl Log {
         &self,
         write: impl FnOnce(&Store) -> std::result::Result<(), StoreError> + Send + 'static,
     ) -> Result<()> {
-        let store = self.0.clone();
+        let store = self.store.clone();
         match tokio::task::spawn_blocking(move || write(&store)).await {
             Ok(written) => written.map_err(write_failed),
             Err(error) => Err(StorageIOError::write_logs(AnyError::new(&error)).into()),
@@ -47,7 +51,7 @@ impl RaftLogReader<Types> for Log {
         &mut self,
         range: R,
     ) -> Result<Vec<Entry>> {
-        self.0.entries(range).map_err(read_failed)
+        self.store.entries(range).map_err(read_failed)
     }
 }
 
@@ -55,8 +59,8 @@ impl RaftLogStorage<Types> for Log {
     type LogReader = Self;
 
     async fn get_log_state(&mut self) -> Result<LogState<Types>> {
-        let purged: Option<LogId<RaftId>> = self.0.get(PURGED).map_err(read_failed)?;
-        let last: Option<Entry> = self.0.last().map_err(read_failed)?;
+        let purged: Option<LogId<RaftId>> = self.store.get(PURGED).map_err(read_failed)?;
+        let last: Option<Entry> = self.store.last().map_err(read_failed)?;
         Ok(LogState {
             last_purged_log_id: purged,
             last_log_id: last.map(|entry| entry.log_id).or(purged),
@@ -73,7 +77,14 @@ impl RaftLogStorage<Types> for Log {
     }
 
     async fn read_vote(&mut self) -> Result<Option<Vote<RaftId>>> {
-        self.0.get(VOTE).map_err(read_failed)
+        let vote: Option<Vote<RaftId>> = self.store.get(VOTE).map_err(read_failed)?;
+        // Asked for at the start only. Whoever led when it ended begins as a
+        // follower, as in the Raft paper (5.2); `openraft` would have it lead on,
+        // while others may have begun to elect another.
+        Ok(vote.map(|vote| Vote {
+            committed: vote.committed && vote.leader_id.voted_for() != Some(self.me),
+            ..vote
+        }))
     }
 
     async fn save_committed(&mut self, committed: Option<LogId<RaftId>>) -> Result<()> {
@@ -85,7 +96,7 @@ impl RaftLogStorage<Types> for Log {
     }
 
     async fn read_committed(&mut self) -> Result<Option<LogId<RaftId>>> {
-        self.0.get(COMMITTED).map_err(read_failed)
+        self.store.get(COMMITTED).map_err(read_failed)
     }
 
     /// Entries are on disk, so readable and durable, before this returns.
@@ -111,5 +122,26 @@ impl RaftLogStorage<Types> for Log {
     async fn purge(&mut self, log_id: LogId<RaftId>) -> Result<()> {
         self.write(move |store| store.cut(..=log_id.index, Some((PURGED, &log_id))))
             .await
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::raft::store::tests::Scratch;
+
+    #[tokio::test]
+    async fn whoever_led_when_it_ended_begins_as_a_follower() {
+        let scratch = Scratch::new("log-vote");
+        let store = Store::open(&scratch.0).unwrap();
+        let mut log = Log { store, me: 1 };
+        for (vote, expected) in [
+            (Vote::new_committed(7, 1), Vote::new(7, 1)),
+            (Vote::new_committed(7, 2), Vote::new_committed(7, 2)),
+            (Vote::new(8, 1), Vote::new(8, 1)),
+        ] {
+            log.save_vote(&vote).await.unwrap();
+            assert_eq!(log.read_vote().await.unwrap(), Some(expected));
+        }
     }
 }

@@ -133,7 +133,11 @@ impl Consensus {
             file: format!("{store:?}"),
             problem: error.to_string(),
         };
-        let raft = Raft::new(me, Arc::new(config), network, Log(store.clone()), state)
+        let log = Log {
+            store: store.clone(),
+            me,
+        };
+        let raft = Raft::new(me, Arc::new(config), network, log, state)
             .await
             .map_err(failed)?;
         Ok(Self {

@@ -387,13 +387,14 @@ fn checked(bytes: &[u8]) -> Option<&[u8]> {
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use super::*;
 
-    struct Scratch(PathBuf);
+    /// A folder that goes with this value.
+    pub(in crate::raft) struct Scratch(pub(in crate::raft) PathBuf);
 
     impl Scratch {
-        fn new(name: &str) -> Self {
+        pub(in crate::raft) fn new(name: &str) -> Self {
             let path = std::env::temp_dir().join(format!("dunlin-{name}-{}", std::process::id()));
             let _ = fs::remove_dir_all(&path);
             Self(path)
