@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 use std::process::{ExitStatus, Stdio};
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader, Lines};
@@ -197,8 +198,11 @@ impl Running {
     /// # Errors
     /// When it does not end in time.
     pub async fn ended(&mut self) -> Result<ExitStatus> {
-        // A node gives away its shards first.
-        Ok(timeout(2 * PATIENCE, self.child.wait())
+        self.ended_within(PATIENCE).await
+    }
+
+    async fn ended_within(&mut self, patience: Duration) -> Result<ExitStatus> {
+        Ok(timeout(patience, self.child.wait())
             .await
             .context("the server did not end")??)
     }
@@ -299,6 +303,16 @@ impl NodeProcess {
             quic: addresses.remove("quic").context("a quic address")?,
             admin: addresses.remove("admin").context("an admin address")?,
         })
+    }
+
+    /// Sends SIGTERM and waits for its end: it gives away its shards first, for
+    /// which it may take [`PATIENCE`].
+    ///
+    /// # Errors
+    /// When it does not end in time.
+    pub async fn terminate(&mut self) -> Result<ExitStatus> {
+        self.process.signal(rustix::process::Signal::TERM)?;
+        self.process.ended_within(2 * PATIENCE).await
     }
 }
 

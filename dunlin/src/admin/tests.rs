@@ -155,6 +155,34 @@ async fn inspect(what: &str) -> (u16, Value) {
 }
 
 #[tokio::test]
+async fn to_drain_a_node_takes_the_right_scope() {
+    let file = std::env::temp_dir().join(format!("dunlin-drain-tokens-{}", std::process::id()));
+    let (reads, changes) = (
+        tokens::Token::mint().unwrap(),
+        tokens::Token::mint().unwrap(),
+    );
+    let lines = [
+        reads.line(&[Scope::ClusterRead], "reads"),
+        changes.line(&[Scope::ClusterAdmin], "changes"),
+    ];
+    std::fs::write(&file, lines.join("\n")).unwrap();
+    let tokens = Arc::new(Tokens::read(&file).unwrap());
+    std::fs::remove_file(file).unwrap();
+    for (token, expected) in [(None, 401), (Some(&reads), 403), (Some(&changes), 202)] {
+        let admin = Admin {
+            tokens: Some(Arc::clone(&tokens)),
+            ..admin(Ok(()))
+        };
+        let mut request = Request::post("/admin/nodes/n/drain").header(HOST, "n1.example:9611");
+        if let Some(token) = token {
+            request = request.header(AUTHORIZATION, format!("Bearer {}", token.expose()));
+        }
+        let (status, body) = answer(admin, request.body(Body::empty()).unwrap()).await;
+        assert_eq!(status, expected, "{body}");
+    }
+}
+
+#[tokio::test]
 async fn readiness_says_why_not() {
     let ready = get(admin(Ok(())), "/readyz").await;
     assert_eq!(ready, (200, "ready\n".into()));

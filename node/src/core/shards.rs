@@ -29,6 +29,10 @@ use super::shard::{self, Effect, Shard, Tenure};
 /// heard, and come again.
 const HELD_MAX: usize = 65_536;
 
+/// Requests that may wait for one shard that is to come; more are not heard, and
+/// come again. As many as one gateway has unanswered.
+const WAITING_MAX: usize = 1_024;
+
 /// What a worker is told.
 #[derive(Debug)]
 pub enum Input {
@@ -365,7 +369,7 @@ impl Shards {
         } else if self.agreed.fence_of(id, &self.me).is_some() {
             // It is to come, or has gone and who has it now is to be heard of.
             let waiting = self.waiting.entry(id).or_default();
-            if waiting.len() < HELD_MAX {
+            if waiting.len() < WAITING_MAX {
                 waiting.push((from, request));
             }
         } else {

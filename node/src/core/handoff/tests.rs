@@ -482,3 +482,24 @@ fn what_waited_for_a_shard_is_answered_when_that_begins_anew_here() {
     };
     assert_eq!(three.told[before..], [("a", expected)]);
 }
+
+#[test]
+fn what_waits_for_a_shard_is_bounded_and_told_who_has_it() {
+    let mut three = Three::new();
+    let refused = pairs::Effect::Refused(node("b"), SHARD, Fence(9));
+    three.tell("a", Input::Pair(refused));
+    let before = three.told.len();
+    for _ in 0..2_000 {
+        three.ask("a", 1);
+    }
+    three.agreed = agreed("b", 9);
+    three.hear("a");
+    let told = &three.told[before..];
+    assert_eq!(told.len(), 1_024, "the rest comes again");
+    let names_b = |(by, reply): &(&str, Reply)| {
+        let by_a = *by == "a";
+        by_a && matches!(reply, Reply::Published { result: Err(refusal), .. }
+            if *refusal == proto::message::Refusal::NotOwner { owner: node("b"), fence: Fence(9) })
+    };
+    assert!(told.iter().all(names_b));
+}
