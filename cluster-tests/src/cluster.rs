@@ -15,7 +15,7 @@ use crate::client::{get, metric_at};
 use crate::nats::{Folder, NatsServer, free_address};
 use crate::process::{Dev, NodeProcess, command, run};
 use crate::proxy::UdpProxy;
-use crate::{SETTLES, eventually};
+use crate::{PATIENCE, SETTLES};
 
 /// The app that all gateways serve.
 pub const APP: &str = "app-id:app-key:app-secret";
@@ -319,9 +319,22 @@ impl Cluster {
     }
 
     /// Waits until everything says that it is ready.
+    ///
+    /// # Panics
+    /// When something does not in time; with what it said instead.
     pub async fn ready(&self) {
+        let deadline = Instant::now() + PATIENCE;
         for (name, admin) in self.admins() {
-            eventually(&format!("{name} is ready"), async || is_ready(admin).await).await;
+            loop {
+                let answer = get(admin, "/readyz").await;
+                let said = match &answer {
+                    Ok(answer) if answer.status == 200 => break,
+                    Ok(answer) => &answer.body,
+                    Err(error) => &error.to_string(),
+                };
+                assert!(Instant::now() < deadline, "{name} is not ready: {said}");
+                sleep(Duration::from_millis(10)).await;
+            }
         }
     }
 
