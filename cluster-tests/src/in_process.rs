@@ -140,5 +140,6 @@ pub async fn start_node(bus: &BusHandle, shutdown: watch::Receiver<bool>) -> Res
         version: String::new(),
     };
     let view = node::View::fixed(ShardMap::standalone(ClusterUuid(1), 7, me), member);
-    Ok(node::start(config, view, Arc::clone(bus), metrics, shutdown).await?)
+    let kept = node::Checkpoint::default();
+    Ok(node::start(config, view, kept, Arc::clone(bus), metrics, shutdown).await?)
 }

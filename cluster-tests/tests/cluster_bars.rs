@@ -5,6 +5,7 @@
 use std::time::Duration;
 
 use anyhow::{Context, Result};
+use cluster_tests::client::metric_at;
 use cluster_tests::cluster::Cluster;
 use cluster_tests::nats::NatsServer;
 use cluster_tests::process::run;
@@ -71,5 +72,68 @@ async fn the_benchmark_measures_from_one_gateway_to_another() -> Result<()> {
         cfg!(debug_assertions) || (p50 <= 1_000 && p99 <= 4_000),
         "{report}"
     );
+    Ok(())
+}
+
+/// Acknowledgements that owners have given with two copies.
+async fn acks_of(cluster: &Cluster) -> Result<f64> {
+    let mut acks = 0.0;
+    for node in cluster.nodes.values() {
+        let own = metric_at(&node.admin, "dunlin_acks_total", &["copies=\"2\""]);
+        // It is not there before the first.
+        acks += own.await.unwrap_or_default();
+    }
+    Ok(acks)
+}
+
+/// How long acknowledgements take that come from two processes, and how many
+/// there are in a second; each is accounted for by an owner.
+#[tokio::test]
+async fn the_benchmark_publishes_over_http_and_as_a_gateway() -> Result<()> {
+    let cluster = Cluster::start().await?;
+    cluster.protected().await;
+    let (gateway, bus) = (cluster.gateway("g1").url(), cluster.nats.url());
+    let nodes = cluster.nodes.values().map(|node| node.pid().to_string());
+    let pids: Vec<String> = nodes.collect();
+    let seconds = if cfg!(debug_assertions) { "1" } else { "10" };
+    let mut reports = Vec::new();
+    for how in [
+        ["--bus", &bus, "--in-flight", "1"],
+        ["--bus", &bus, "--in-flight", "512"],
+        ["--url", &gateway, "--in-flight", "1"],
+        ["--url", &gateway, "--in-flight", "64"],
+        ["--url", &gateway, "--batch", "10"],
+    ] {
+        let before = acks_of(&cluster).await?;
+        let pids = pids.join(",");
+        let what = ["bench", "publish", "--seconds", seconds, "--pid", &pids];
+        let ended = run(what.iter().chain(&how)).await?;
+        assert!(ended.status.success(), "{ended:?}");
+        println!("{how:?}\n{}", ended.stderr);
+        let report: serde_json::Value = serde_json::from_str(&ended.stdout)?;
+        let acks = report["acks"].as_u64().context("acks")?;
+        assert_eq!(report["refused"], serde_json::json!({}), "{report}");
+        // And the first into each channel, which are not measured.
+        let counted = acks_of(&cluster).await? - before;
+        assert_eq!(counted, (acks + 1_000) as f64, "{report}");
+        if how[0] == "--bus" {
+            let both = serde_json::json!({ "2": acks });
+            assert_eq!(report["acks_by_copies"], both, "{report}");
+        }
+        let cpu = report["cpu"].as_array().context("a list")?;
+        assert_eq!(cpu.len(), 4, "three nodes and the load: {report}");
+        reports.push(report);
+    }
+    let (sequential, pipelined) = (&reports[0], &reports[1]);
+    let latency = |name: &str| sequential["latency_us"][name].as_u64().context("a latency");
+    let (p50, p99) = (latency("p50")?, latency("p99")?);
+    let rate = pipelined["acks_per_s"].as_f64().context("a rate")?;
+    println!("one after the other: p50 {p50} us, p99 {p99} us; together {rate:.0}/s");
+    assert!(p50 > 0 && p50 <= p99, "{sequential}");
+    assert!(
+        cfg!(debug_assertions) || (p50 <= 1_000 && p99 <= 5_000),
+        "{sequential}"
+    );
+    assert!(cfg!(debug_assertions) || rate >= 25_000.0, "{pipelined}");
     Ok(())
 }

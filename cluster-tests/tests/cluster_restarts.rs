@@ -139,6 +139,18 @@ async fn a_node_comes_back(killed: bool) -> Result<()> {
             );
         }
     }
+    let events = Cluster::inspect(&cluster.node("n1").admin, "events").await?;
+    let events = events["events"].as_array().context("a list")?;
+    let how = if killed { "failed_over" } else { "moved" };
+    let of = json!({ "id": "n2", "incarnation": life });
+    let taken = events
+        .iter()
+        .filter(|event| event["kind"] == how && event["from"] == of);
+    let taken: u64 = taken.filter_map(|event| event["shards"].as_u64()).sum();
+    assert_eq!(taken, had.len() as u64, "{events:?}");
+    let of = json!({ "id": "n2", "incarnation": now });
+    let is_start = |event: &&Value| event["kind"] == "started" && event["to"] == of;
+    assert_eq!(events.iter().filter(is_start).count(), 1, "{events:?}");
     for channel in [followed, wished] {
         publisher.publish(channel, "after").await?;
     }

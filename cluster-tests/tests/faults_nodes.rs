@@ -129,17 +129,17 @@ async fn standstills(
     Ok(())
 }
 
-/// Whom the next harm hits: each third time the leader, else whoever owns most.
-/// One that has just come back owns nothing.
+/// Whom the next harm hits: each third time the leader, else the one of the
+/// others that owns most.
 async fn victim(cluster: &Cluster, turn: usize) -> Result<String> {
     let leader = leader(cluster).await?;
+    if turn.is_multiple_of(3) {
+        return Ok(leader);
+    }
     let mut most = (0.0, String::new());
     for (name, node) in &cluster.nodes {
         let owned = metric_at(&node.admin, "dunlin_shards_owned", &[]).await?;
-        if turn.is_multiple_of(3) && *name == leader && owned > 0.0 {
-            return Ok(leader);
-        }
-        if owned > most.0 {
+        if owned > most.0 && *name != leader {
             most = (owned, name.clone());
         }
     }

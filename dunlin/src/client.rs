@@ -187,8 +187,18 @@ impl Connection {
             data,
             idempotency_key,
         } = event;
-        let body =
-            serde_json::json!({ "name": name, "channel": channel, "data": data }).to_string();
+        let body = serde_json::json!({ "name": name, "channel": channel, "data": data });
+        self.post_event(app, &body, *idempotency_key).await
+    }
+
+    /// The same with a body of the caller's making.
+    pub(crate) async fn post_event(
+        &mut self,
+        app: &AppArgument,
+        body: &serde_json::Value,
+        idempotency_key: Option<&str>,
+    ) -> Result<(StatusCode, String), Failed> {
+        let body = body.to_string();
         let path = format!("/apps/{}/events", app.id);
         let request = auth::Request {
             method: "POST",
@@ -200,7 +210,7 @@ impl Connection {
             .header(HOST, &self.server.authority)
             .header(CONTENT_TYPE, "application/json");
         if let Some(key) = idempotency_key {
-            request = request.header("idempotency-key", *key);
+            request = request.header("idempotency-key", key);
         }
         let request = request
             .body(Full::from(body))

@@ -73,7 +73,14 @@ async fn serve(config: Dev, tokens: Option<Arc<Tokens>>) -> Result<(), Failure> 
     );
     let gateway = gateway.await.map_err(crate::gateway::failed)?;
     // After it, so that it hears the node's first beat.
-    let node = node::start(node_config, view, bus, node_metrics, node_shutdown);
+    let node = node::start(
+        node_config,
+        view,
+        node::Checkpoint::default(),
+        bus,
+        node_metrics,
+        node_shutdown,
+    );
     let node = node.await.map_err(|error| Exit::Unavailable.with(error))?;
     let address = gateway.address;
     let mut serves = gateway.ready.clone();

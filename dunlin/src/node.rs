@@ -6,6 +6,7 @@ use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use futures_util::future::BoxFuture;
+use node::core::checkpoint::ShardCheckpoint;
 use node::{Membership, MembershipConfig, MembershipError, NotDrained};
 use prometheus::Registry;
 use proto::bus::BusHandle;
@@ -91,10 +92,12 @@ async fn serve(config: Node, tokens: Option<Arc<Tokens>>) -> Result<(), Failure>
                 workers: config::workers(config.workers),
             };
             let view = membership.view.clone();
-            match node::start(node_config, view, bus, metrics, shutdown).await {
+            let kept = membership.take_checkpoint();
+            match node::start(node_config, view, kept, bus, metrics, shutdown).await {
                 Err(error) => Err(Exit::Unavailable.with(error)),
                 Ok(node) => {
                     inside.serve(node.inspector.clone());
+                    let workers = node.workers.clone();
                     running = Some(tokio::spawn(telling(node.join(), ended)));
                     let lived = tokio::select! {
                         by_signal = signals.or_first_end(&mut first_ended) => Ok(by_signal),
@@ -104,6 +107,7 @@ async fn serve(config: Node, tokens: Option<Arc<Tokens>>) -> Result<(), Failure>
                         inside
                             .drain(&me, config.drain_timeout(), &mut signals)
                             .await;
+                        inside.keep(workers.rest().await).await;
                     }
                     lived
                 }
@@ -167,6 +171,13 @@ impl Inside {
             let inspector = inspector.clone();
             Box::pin(async move { inspector.ask(question).await })
         });
+    }
+
+    /// What nobody else has, the node has again when it starts.
+    async fn keep(&self, shards: Vec<ShardCheckpoint>) {
+        if let Err(why) = self.membership.keep(shards).await {
+            tracing::error!(%why, "shards that nobody else has are not kept: their channels begin anew, and their followers are told so");
+        }
     }
 
     /// The node was told to end. What it has goes to others first, unless that

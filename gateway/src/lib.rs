@@ -25,6 +25,7 @@ mod connect;
 mod mesh;
 mod playground;
 mod problem;
+mod publisher;
 #[expect(
     clippy::disallowed_methods,
     reason = "shell: accepts, waits and spawns"
@@ -48,6 +49,7 @@ use tokio::sync::watch;
 use tokio::task::{JoinHandle, JoinSet};
 
 pub use metrics::Metrics;
+pub use publisher::Publisher;
 
 /// What a gateway is told before it starts.
 #[derive(Debug, Clone)]

@@ -295,6 +295,14 @@ impl Ingress {
             Question::Nodes => inspection::nodes(&self.view.members.borrow()),
             Question::Gateways => Answer::Gateways(self.gateways.describe(now)),
             Question::Shards => Answer::Shards(map.since(0)),
+            Question::Standbys => match &self.view.agreement {
+                None => Answer::Standbys(Vec::new()),
+                Some(agreement) => {
+                    let known = agreement.known.borrow();
+                    inspection::standbys(&known.cluster, &known.targets)
+                }
+            },
+            Question::Events => inspection::events(&self.view.events.borrow()),
             // Its shard would know, if it could be told which one that is.
             Question::Channel { .. } => {
                 Answer::Unavailable("this node has no shard map yet".into())

@@ -16,6 +16,11 @@ mod agreement;
     reason = "shell: owns the clock of signs of life"
 )]
 mod beats;
+#[expect(
+    clippy::disallowed_methods,
+    reason = "shell: reads the wall clock and files"
+)]
+mod checkpoint;
 pub mod core;
 #[expect(clippy::disallowed_methods, reason = "shell: owns the clock of gossip")]
 mod gossip;
@@ -56,14 +61,16 @@ use proto::id::{Incarnation, NodeId, NodeRef};
 use proto::namespace::Namespaces;
 use proto::shard::ShardMap;
 use proto::subject::{Address, ClusterName, Subject};
-use tokio::sync::{mpsc, watch};
+use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::JoinSet;
 
 use crate::beats::{Beats, Turned};
 use crate::core::agreed::Agreed;
+use crate::core::checkpoint::ShardCheckpoint;
 use crate::core::shards::Part;
 use crate::replicator::{Duty, Replicator};
 pub use agreement::Agreement;
+pub use checkpoint::Checkpoint;
 pub use inspect::Inspector;
 pub use membership::{Membership, MembershipConfig, MembershipError, NotDrained};
 pub use metrics::{ClusterMetrics, Metrics};
@@ -127,17 +134,43 @@ pub enum Error {
 pub struct Node {
     /// Tells what it knows.
     pub inspector: Inspector,
+    /// Those who own its shards.
+    pub workers: Workers,
     tasks: JoinSet<Result<(), Error>>,
 }
 
+/// How the tasks that own shards are told to stop.
+#[derive(Debug, Clone)]
+pub struct Workers {
+    mailboxes: Vec<mpsc::Sender<worker::Mail>>,
+}
+
+impl Workers {
+    /// Has them serve nothing any more. What they served until then, for
+    /// [`Membership::keep`].
+    pub async fn rest(&self) -> Vec<ShardCheckpoint> {
+        let mut kept = Vec::new();
+        for mailbox in &self.mailboxes {
+            let (answer, answered) = oneshot::channel();
+            // Whoever has ended serves nothing.
+            if mailbox.send(worker::Mail::Rest(answer)).await.is_ok() {
+                kept.extend(answered.await.unwrap_or_default());
+            }
+        }
+        kept
+    }
+}
+
 /// Starts a node. It serves what the view says that it owns, until `shutdown`
-/// turns true.
+/// turns true. What it kept when it stopped the last time counts for shards that
+/// it was given back for that.
 ///
 /// # Errors
 /// [`Error::Subscribe`].
 pub async fn start(
     config: Config,
     view: View,
+    checkpoint: Checkpoint,
     bus: BusHandle,
     metrics: Arc<Metrics>,
     shutdown: watch::Receiver<bool>,
@@ -161,6 +194,7 @@ pub async fn start(
             config.node.clone(),
             Arc::clone(&namespaces),
             agreement.clone(),
+            checkpoint,
             pairs,
             Arc::clone(&metrics),
         );
@@ -220,11 +254,18 @@ pub async fn start(
     );
     tasks.spawn(without_failure(sending));
     let node = config.node.id.clone();
+    let workers = Workers {
+        mailboxes: mailboxes.clone(),
+    };
     let ingress = ingress::Ingress::new(config, namespaces, view, mailboxes, out, metrics);
     tasks.spawn(ingress.run(ears, shutdown));
     tracing::info!(%node, "node serves what the map gives it");
     let inspector = Inspector::new(asks);
-    Ok(Node { inspector, tasks })
+    Ok(Node {
+        inspector,
+        workers,
+        tasks,
+    })
 }
 
 /// What a node without standbys has to do: what the map says.

@@ -1,9 +1,10 @@
 //! What the mesh side of a node follows of the cluster: immutable snapshots
 //! that are replaced whole.
 
+use std::collections::VecDeque;
 use std::sync::Arc;
 
-use proto::message::NodeInfo;
+use proto::message::{EventInfo, NodeInfo};
 use proto::shard::ShardMap;
 use tokio::sync::watch;
 
@@ -18,6 +19,8 @@ pub struct View {
     pub members: watch::Receiver<Arc<Vec<NodeInfo>>>,
     /// Whether this node leads: the leader pushes map changes to gateways.
     pub leads: watch::Receiver<bool>,
+    /// What has happened since this node began, for the same.
+    pub events: watch::Receiver<Arc<VecDeque<EventInfo>>>,
     /// What else is agreed; `None`: the node is alone, and nobody stands by.
     pub agreement: Option<Agreement>,
 }
@@ -29,6 +32,7 @@ impl View {
             map: watch::channel(Arc::new(map)).1,
             members: watch::channel(Arc::new(vec![member])).1,
             leads: watch::channel(true).1,
+            events: watch::channel(Arc::default()).1,
             agreement: None,
         }
     }

@@ -13,6 +13,7 @@ use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::MissedTickBehavior;
 
 use crate::beats::Turned;
+use crate::core::checkpoint::ShardCheckpoint;
 use crate::core::shard::Effect;
 use crate::core::shards::{Input, Part, Shards};
 use crate::metrics::{Metrics, ShardMetrics};
@@ -40,6 +41,8 @@ pub(crate) enum Mail {
     Inputs(Vec<Input>),
     /// Tell about a channel.
     Describe(ChannelKey, oneshot::Sender<Answer>),
+    /// Serve nothing any more, say what was served, and end.
+    Rest(oneshot::Sender<Vec<ShardCheckpoint>>),
 }
 
 /// All that a worker hears by.
@@ -114,7 +117,7 @@ impl Worker {
             mut news,
             turned,
         } = ears;
-        loop {
+        let answer = loop {
             turned.turn(Timestamp::now());
             let effects = tokio::select! {
                 biased;
@@ -139,6 +142,7 @@ impl Worker {
                         let _ = answer.send(self.shards.describe(&key));
                         continue;
                     }
+                    Some(Mail::Rest(answer)) => break answer,
                     None => return,
                 },
             };
@@ -154,7 +158,13 @@ impl Worker {
             if !effects.is_empty() && mouths.out.send(effects).await.is_err() {
                 return;
             }
-        }
+        };
+        let mut effects = Vec::new();
+        let kept = self.shards.rest(Timestamp::now(), &mut effects);
+        effects.retain_mut(|effect| self.count(effect));
+        // The node ends, and so does whoever does not hear it.
+        let _ = mouths.out.send(effects).await;
+        let _ = answer.send(kept);
     }
 
     fn follow(&mut self) -> Vec<Effect> {

@@ -105,7 +105,8 @@ impl Running {
         };
         let view = self.membership.view.clone();
         let shutdown = self.stop.subscribe();
-        let node = node::start(config, view, bus, Arc::new(metrics), shutdown).await;
+        let kept = self.membership.take_checkpoint();
+        let node = node::start(config, view, kept, bus, Arc::new(metrics), shutdown).await;
         let node = node.expect("it starts");
         tokio::spawn(async move { node.join().await.expect("it ends when it is told to") });
     }

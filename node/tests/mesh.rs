@@ -150,11 +150,13 @@ impl Mesh {
             map: map_view,
             members: members_view,
             leads: leads_view,
+            events: watch::channel(Arc::default()).1,
         };
         let before = bus.stats().subscriptions;
         let node = node::start(
             config,
             view,
+            node::Checkpoint::default(),
             Arc::clone(&bus),
             Arc::clone(&metrics),
             shutdown,
@@ -464,7 +466,8 @@ async fn a_view_that_never_changes_ends_nothing() {
     };
     let metrics = Arc::new(Metrics::register(&Registry::new(), "memory").expect("fresh"));
     let (stop, shutdown) = watch::channel(false);
-    let node = node::start(config, view, bus, metrics, shutdown).await;
+    let kept = node::Checkpoint::default();
+    let node = node::start(config, view, kept, bus, metrics, shutdown).await;
     let node = node.expect("it starts");
     let answer = node.inspector.ask(Question::Nodes).await;
     assert_eq!(answer, Answer::Nodes(vec![member]));

@@ -465,6 +465,10 @@ pub enum Question {
     Gateways,
     /// Who owns what. Any node knows.
     Shards,
+    /// Who stands by for what, and what is to move. Any node knows.
+    Standbys,
+    /// What has happened to nodes and shards. Any node knows what it has seen.
+    Events,
     /// One channel. Its owner knows.
     Channel {
         /// The channel.
@@ -483,6 +487,10 @@ pub enum Answer {
     Gateways(Vec<GatewayInfo>),
     /// The whole map.
     Shards(MapUpdate),
+    /// By shard number; those that are missing have nobody.
+    Standbys(Vec<StandbyInfo>),
+    /// The last first.
+    Events(Vec<EventInfo>),
     /// The channel.
     Channel(ChannelInfo),
     /// Somebody else knows.
@@ -516,6 +524,74 @@ pub struct NodeInfo {
     pub shards: u32,
     /// The version of the program, as gossip tells it.
     pub version: String,
+}
+
+/// Who stands by for a shard.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct StandbyInfo {
+    /// Which one.
+    pub shard: ShardId,
+    /// Under its owner with this fence.
+    pub fence: Fence,
+    /// The nodes that have all of it.
+    pub in_sync: Vec<NodeId>,
+    /// Who is to own it, if that is another node.
+    pub moves_to: Option<NodeId>,
+}
+
+/// Something that has happened to a node or to shards.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct EventInfo {
+    /// When the node that tells it saw it.
+    pub at: UnixTime,
+    /// The last entry of the log that had changed rows then.
+    pub version: u64,
+    /// What it was.
+    pub kind: EventKind,
+    /// Whom it was taken from, or who it is.
+    pub from: Option<NodeRef>,
+    /// Who has it now.
+    pub to: Option<NodeRef>,
+    /// How many shards.
+    pub shards: u32,
+}
+
+/// What can happen to nodes and shards.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum EventKind {
+    /// A node has started, in a new life.
+    Started,
+    /// A node is to give away all that it has.
+    Drains,
+    /// A node is no member any more.
+    Struck,
+    /// Shards have got their first owner.
+    Assigned,
+    /// Shards have moved as planned.
+    Moved,
+    /// Standbys have become owners, for nothing was heard of the owner.
+    FailedOver,
+    /// Shards begin anew: nobody had what was in them.
+    BeganAnew,
+    /// A node has again what it kept when it stopped.
+    CameBack,
+}
+
+impl EventKind {
+    /// As metrics and scripts know it.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Started => "started",
+            Self::Drains => "drains",
+            Self::Struck => "struck",
+            Self::Assigned => "assigned",
+            Self::Moved => "moved",
+            Self::FailedOver => "failed_over",
+            Self::BeganAnew => "began_anew",
+            Self::CameBack => "came_back",
+        }
+    }
 }
 
 /// One gateway, as a node hears it.

@@ -52,6 +52,9 @@ pub enum Fault {
     /// A node is to give away all that it has, and is restarted at the end of
     /// this, done or not.
     Drain(u8),
+    /// A node stops by itself, with what it has, and is started again at the end
+    /// of this.
+    Stop(u8),
     /// A process stands still, and then finds everything that has come.
     Pause {
         /// Which one.
@@ -114,6 +117,7 @@ impl fmt::Display for Fault {
                 )
             }
             Self::Drain(node) => write!(f, "n{node} is drained, and then restarted"),
+            Self::Stop(node) => write!(f, "n{node} stops, and keeps what it has"),
             Self::Pause { process, decided } => {
                 let when = if *decided { ", having decided" } else { "" };
                 write!(f, "{process} stands still{when}")
@@ -336,6 +340,10 @@ impl Drawing<'_> {
         if self.random.chance(200) {
             let node = self.node();
             return self.window(500, 8_000, Fault::Drain(node));
+        }
+        if self.random.chance(200) {
+            let node = self.node();
+            return self.window(20, 3_000, Fault::Stop(node));
         }
         let process = self.process();
         let keeps_disk = matches!(process, Process::Gateway(_)) || self.random.chance(750);

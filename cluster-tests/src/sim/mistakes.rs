@@ -74,11 +74,14 @@ pub enum Mistake {
     RefusedLate,
     /// A standby lets go of a shard that moves, though it is to stay.
     ReplicaNotKept,
+    /// A node that is back goes on with what it kept once, whatever has been
+    /// since.
+    StaleCheckpoint,
 }
 
 impl Mistake {
     /// All of them.
-    pub const ALL: [Self; 23] = [
+    pub const ALL: [Self; 24] = [
         Self::NoTailBeat,
         Self::UnversionedInterest,
         Self::NoDigests,
@@ -102,6 +105,7 @@ impl Mistake {
         Self::NoRound,
         Self::RefusedLate,
         Self::ReplicaNotKept,
+        Self::StaleCheckpoint,
     ];
 }
 

@@ -9,6 +9,7 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use node::core::agreed::Agreed;
+use node::core::checkpoint::ShardCheckpoint;
 use node::core::cluster::Cluster;
 use node::core::detection::Beats;
 use node::core::gateways::{self, Gateways};
@@ -112,6 +113,10 @@ pub struct Start {
     pub mistake: Option<Mistake>,
     /// For choices that should differ between nodes.
     pub seed: u64,
+    /// The time.
+    pub now: Timestamp,
+    /// What it kept when it stopped, and when that was.
+    pub checkpoint: Option<(Timestamp, Vec<ShardCheckpoint>)>,
 }
 
 /// Why a node ends by itself.
@@ -142,6 +147,8 @@ impl Node {
             namespaces,
             mistake,
             seed,
+            now,
+            checkpoint,
         } = start;
         let State {
             cluster,
@@ -205,7 +212,22 @@ impl Node {
             node.work(Timestamp(0), worker, trace, &mut Outgoing::default());
         }
         node.effects.clear();
+        if let Some((at, kept)) = checkpoint {
+            node.replicas.restore(now, now.since(at), kept);
+        }
+        let mut effects = Vec::new();
+        node.replicas
+            .follow(now, Arc::clone(&node.agreed), &mut effects);
+        node.obey_replicas(effects, trace, &mut Outgoing::default());
         node
+    }
+
+    /// Serves nothing any more, and says what it served.
+    pub fn rest(&mut self, now: Timestamp) -> Vec<ShardCheckpoint> {
+        let workers = self.workers.iter_mut();
+        workers
+            .flat_map(|worker| worker.shards.rest(now, &mut Vec::new()))
+            .collect()
     }
 
     /// Another map is agreed, or who leads has changed meanwhile.

@@ -17,6 +17,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
+use node::core::checkpoint::ShardCheckpoint;
 use node::core::cluster::{Command, Founding};
 use node::core::lease::Grant;
 use proto::channel::ChannelKey;
@@ -198,6 +199,8 @@ struct Slot {
     deaf_until: Moment,
     /// It stands still when it has sent its next beats to its standbys.
     stands_after_beat: bool,
+    /// What it kept when it stopped by itself, and when that was.
+    checkpoint: Option<(Timestamp, Vec<ShardCheckpoint>)>,
 }
 
 #[derive(Debug)]
@@ -297,6 +300,7 @@ impl World {
                 lags: false,
                 deaf_until: Moment(0),
                 stands_after_beat: false,
+                checkpoint: None,
             })
             .collect();
         let channels = workload::channels();

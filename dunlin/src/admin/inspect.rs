@@ -3,6 +3,7 @@
 //! added, but neither removed nor changed. They are not those of the bus, which
 //! may change with the protocol between processes.
 
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 use axum::Router;
@@ -12,9 +13,14 @@ use axum::response::{IntoResponse, Json, Response};
 use axum::routing::get;
 use proto::channel::ChannelKey;
 use proto::id::{GatewayRef, NodeRef};
-use proto::message::{Answer, ChannelInfo, GatewayInfo, NodeInfo, Question};
-use proto::shard::MapUpdate;
+use proto::message::{
+    Answer, ChannelInfo, EventInfo, GatewayInfo, NodeInfo, Question, StandbyInfo,
+};
+use proto::shard::{Fence, MapUpdate, ShardId};
+use proto::time::UnixTime;
 use serde::{Deserialize, Serialize};
+use time::OffsetDateTime;
+use time::format_description::well_known::Rfc3339;
 
 use super::{Admin, problem};
 
@@ -72,6 +78,28 @@ pub(crate) struct Shard {
     /// `null`: nobody.
     pub(crate) owner: Option<Ref>,
     pub(crate) fence: u64,
+    /// The names of the nodes that have all of it besides its owner. `null`: the
+    /// node that was asked does not know it under this fence.
+    pub(crate) standbys: Option<Vec<String>>,
+    /// The node to which it moves.
+    pub(crate) moves_to: Option<String>,
+}
+
+/// `GET /admin/inspect/events`, the last first.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub(crate) struct Events {
+    pub(crate) events: Vec<Event>,
+}
+
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub(crate) struct Event {
+    /// When the node that was asked saw it: RFC 3339, in UTC.
+    pub(crate) at: String,
+    pub(crate) version: u64,
+    pub(crate) kind: String,
+    pub(crate) from: Option<Ref>,
+    pub(crate) to: Option<Ref>,
+    pub(crate) shards: u32,
 }
 
 /// One life of a process.
@@ -122,7 +150,11 @@ pub(super) fn routes() -> Router<Admin> {
         )
         .route(
             "/admin/inspect/shards",
-            get(async |State(admin): State<Admin>| ask(&admin, Question::Shards).await),
+            get(async |State(admin): State<Admin>| shards(&admin).await),
+        )
+        .route(
+            "/admin/inspect/events",
+            get(async |State(admin): State<Admin>| ask(&admin, Question::Events).await),
         )
         .route("/admin/inspect/channel", get(channel))
 }
@@ -153,20 +185,44 @@ async fn channel(State(admin): State<Admin>, Query(which): Query<Which>) -> Resp
     }
 }
 
+/// The map, and who stands by: two questions, for gateways ask nodes.
+async fn shards(admin: &Admin) -> Response {
+    let map = match answer(admin, Question::Shards).await {
+        Answer::Shards(map) => map,
+        other => return respond(other),
+    };
+    match answer(admin, Question::Standbys).await {
+        Answer::Standbys(standbys) => Json(Shards::of(map, standbys)).into_response(),
+        // It speaks of the map alone.
+        _ => Json(Shards::of(map, Vec::new())).into_response(),
+    }
+}
+
 async fn ask(admin: &Admin, question: Question) -> Response {
+    respond(answer(admin, question).await)
+}
+
+async fn answer(admin: &Admin, question: Question) -> Answer {
     let answer = tokio::time::timeout(PATIENCE, admin.inspector.ask(question)).await;
+    answer.unwrap_or_else(|_| {
+        Answer::Unavailable(format!("no node answered within {} s", PATIENCE.as_secs()))
+    })
+}
+
+fn respond(answer: Answer) -> Response {
     let unavailable = |why: String| problem(StatusCode::SERVICE_UNAVAILABLE, why);
     match answer {
-        Err(_) => unavailable(format!("no node answered within {} s", PATIENCE.as_secs())),
-        Ok(Answer::Unavailable(why)) => unavailable(why),
-        Ok(Answer::NotOwner { owner }) => unavailable(format!(
+        Answer::Unavailable(why) => unavailable(why),
+        Answer::NotOwner { owner } => unavailable(format!(
             "the shard is on its way, to node {} as far as is known; ask again",
             owner.id
         )),
-        Ok(Answer::Nodes(nodes)) => Json(Nodes::from(nodes)).into_response(),
-        Ok(Answer::Gateways(gateways)) => Json(Gateways::from(gateways)).into_response(),
-        Ok(Answer::Shards(map)) => Json(Shards::from(map)).into_response(),
-        Ok(Answer::Channel(info)) => Json(Channel::from(info)).into_response(),
+        Answer::Nodes(nodes) => Json(Nodes::from(nodes)).into_response(),
+        Answer::Gateways(gateways) => Json(Gateways::from(gateways)).into_response(),
+        Answer::Shards(map) => Json(Shards::of(map, Vec::new())).into_response(),
+        Answer::Standbys(_) => unavailable("that was not asked".into()),
+        Answer::Events(events) => Json(Events::from(events)).into_response(),
+        Answer::Channel(info) => Json(Channel::from(info)).into_response(),
     }
 }
 
@@ -222,12 +278,46 @@ impl From<Vec<GatewayInfo>> for Gateways {
     }
 }
 
-impl From<MapUpdate> for Shards {
-    fn from(map: MapUpdate) -> Self {
-        let shards = map.rows.iter().map(|(shard, row)| Shard {
-            shard: shard.0,
-            owner: map.owner(row).cloned().map(Ref::from),
-            fence: row.fence.0,
+impl From<Vec<EventInfo>> for Events {
+    fn from(events: Vec<EventInfo>) -> Self {
+        let event = |info: EventInfo| Event {
+            at: rfc3339(info.at),
+            version: info.version,
+            kind: info.kind.as_str().to_owned(),
+            from: info.from.map(Ref::from),
+            to: info.to.map(Ref::from),
+            shards: info.shards,
+        };
+        Self {
+            events: events.into_iter().map(event).collect(),
+        }
+    }
+}
+
+/// With milliseconds; empty for times that have no year of four digits.
+fn rfc3339(at: UnixTime) -> String {
+    let nanos = i128::from(at.0 / 1_000) * 1_000_000;
+    let at = OffsetDateTime::from_unix_timestamp_nanos(nanos).ok();
+    at.and_then(|at| at.format(&Rfc3339).ok())
+        .unwrap_or_default()
+}
+
+impl Shards {
+    fn of(map: MapUpdate, standbys: Vec<StandbyInfo>) -> Self {
+        let known: BTreeMap<(ShardId, Fence), StandbyInfo> = standbys
+            .into_iter()
+            .map(|info| ((info.shard, info.fence), info))
+            .collect();
+        let shards = map.rows.iter().map(|(shard, row)| {
+            let known = known.get(&(*shard, row.fence));
+            Shard {
+                shard: shard.0,
+                owner: map.owner(row).cloned().map(Ref::from),
+                fence: row.fence.0,
+                standbys: known
+                    .map(|known| known.in_sync.iter().map(ToString::to_string).collect()),
+                moves_to: known.and_then(|known| Some(known.moves_to.as_ref()?.to_string())),
+            }
         });
         Self {
             cluster: map.cluster.to_string(),

@@ -2,9 +2,12 @@ use axum::body::Body;
 use http_body_util::BodyExt;
 use proto::bus::MemoryBus;
 use proto::id::{ClusterUuid, GatewayRef, Incarnation, NodeRef};
-use proto::message::{ChannelInfo, ChannelState, GatewayInfo, NodeInfo};
+use proto::message::{
+    ChannelInfo, ChannelState, EventInfo, EventKind, GatewayInfo, NodeInfo, StandbyInfo,
+};
 use proto::position::{Epoch, Offset, Position};
 use proto::shard::{Fence, ShardId, ShardMap};
+use proto::time::UnixTime;
 use serde_json::Value;
 
 use super::*;
@@ -47,6 +50,20 @@ impl Inspect for Cluster {
                     map.rows.truncate(1);
                     Answer::Shards(map.since(0))
                 }
+                Question::Standbys => Answer::Standbys(vec![StandbyInfo {
+                    shard: ShardId(0),
+                    fence: Fence(1),
+                    in_sync: vec!["m".parse().unwrap()],
+                    moves_to: Some("m".parse().unwrap()),
+                }]),
+                Question::Events => Answer::Events(vec![EventInfo {
+                    at: UnixTime(1_795_725_063_612_999),
+                    version: 7,
+                    kind: EventKind::FailedOver,
+                    from: Some(node()),
+                    to: None,
+                    shards: 3,
+                }]),
                 Question::Channel { key } => match key.channel.as_str() {
                     "away" => Answer::Unavailable("no map yet".into()),
                     "elsewhere" => Answer::NotOwner { owner: node() },
@@ -213,8 +230,18 @@ async fn shapes_of_answers_are_pinned() {
             "shards",
             json!({
                 "cluster": "000000000000000000000000000000ab", "version": 1,
-                "shards": [{ "shard": 0, "owner": { "id": "n", "incarnation": 4 }, "fence": 1 }],
+                "shards": [{
+                    "shard": 0, "owner": { "id": "n", "incarnation": 4 }, "fence": 1,
+                    "standbys": ["m"], "moves_to": "m",
+                }],
             }),
+        ),
+        (
+            "events",
+            json!({ "events": [{
+                "at": "2026-11-26T20:31:03.612Z", "version": 7, "kind": "failed_over",
+                "from": { "id": "n", "incarnation": 4 }, "to": null, "shards": 3,
+            }] }),
         ),
         (
             "channel?app=a&name=news",

@@ -157,7 +157,7 @@ fn measure(options: &Options, app: &AppArgument) -> anyhow::Result<Report> {
 }
 
 /// A `dunlin dev` on free ports, and where it listens.
-fn start_server() -> anyhow::Result<(Helper, Server)> {
+pub(super) fn start_server() -> anyhow::Result<(Helper, Server)> {
     let arguments = ["dev", "--listen", "127.0.0.1:0", "--admin", "127.0.0.1:0"];
     let mut helper = Helper::start(&arguments.map(str::to_owned), [])?;
     loop {

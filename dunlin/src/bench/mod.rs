@@ -6,6 +6,7 @@ mod fanout;
 mod floor;
 mod frames;
 mod process;
+mod publish;
 mod report;
 mod subscribers;
 
@@ -23,6 +24,9 @@ pub(crate) struct Options {
 enum What {
     /// One channel or some, many subscribers: what a delivery costs and how long it takes.
     Fanout(fanout::Options),
+    /// Publishing, through a gateway or as a gateway: how long an acknowledgement takes, how many
+    /// there are in a second, and what each costs.
+    Publish(Box<publish::Options>),
     /// The subscribers of `fanout`, in a process of their own.
     #[command(hide = true)]
     Subscribers(subscribers::Options),
@@ -34,6 +38,7 @@ enum What {
 pub(crate) fn run(options: &Options) -> Result<(), Failure> {
     match &options.what {
         What::Fanout(options) => fanout::run(options),
+        What::Publish(options) => publish::run(options),
         What::Subscribers(options) => subscribers::run(options),
         What::Sink(options) => floor::sink(options),
     }

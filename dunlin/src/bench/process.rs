@@ -63,6 +63,55 @@ impl Usage {
     }
 }
 
+/// Some processes at one moment, and this one.
+pub(super) struct Processes(Vec<(u32, Usage)>);
+
+/// CPU time that a process has used.
+#[derive(Debug)]
+pub(super) struct Cpu {
+    pub(super) pid: u32,
+    /// Its program and, of Dunlin's, the command.
+    pub(super) process: String,
+    pub(super) seconds: f64,
+}
+
+impl Processes {
+    pub(super) fn of(pids: &[u32]) -> anyhow::Result<Self> {
+        let own = std::process::id();
+        let usages = pids.iter().copied().chain([own]);
+        let usages = usages.map(|pid| Ok((pid, Usage::of(pid)?)));
+        usages.collect::<anyhow::Result<_>>().map(Self)
+    }
+
+    pub(super) fn cpu_until_now(&self) -> anyhow::Result<Vec<Cpu>> {
+        let cpu = self.0.iter().map(|(pid, before)| {
+            Ok(Cpu {
+                pid: *pid,
+                process: process_name(*pid)?,
+                seconds: Usage::of(*pid)?.cpu_since(before),
+            })
+        });
+        cpu.collect()
+    }
+}
+
+fn process_name(pid: u32) -> anyhow::Result<String> {
+    let path = format!("/proc/{pid}/cmdline");
+    let line = std::fs::read(&path).with_context(|| format!("could not read {path}"))?;
+    let line = String::from_utf8_lossy(&line);
+    let mut words = line.split('\0');
+    let program = words.next().unwrap_or_default();
+    let program = program.rsplit('/').next().unwrap_or_default();
+    // Only the command: what follows may be a secret.
+    let command = words
+        .next()
+        .filter(|word| word.chars().all(char::is_alphabetic));
+    Ok(match command {
+        Some(command) if program == "dunlin" && !command.is_empty() => format!("dunlin {command}"),
+        _ => program.to_owned(),
+    })
+}
+
 /// Another process of this binary, spoken to by lines. It ends with us: its
 /// stdin closes, and it is killed by its id when this is dropped.
 pub(super) struct Helper {

@@ -15,7 +15,7 @@ use proto::id::{AppId, NodeId};
 use serde::de::DeserializeOwned;
 
 use super::table::Table;
-use crate::admin::inspect::{Channel, Gateways, Nodes, Ref, Shards};
+use crate::admin::inspect::{Channel, Events, Gateways, Nodes, Ref, Shard, Shards};
 use crate::client::{Connection, Server, problem};
 use crate::config::environment;
 use crate::exit::{Exit, Failure};
@@ -31,7 +31,8 @@ pub(crate) struct Options {
 
 #[derive(Debug, Subcommand)]
 enum Question {
-    /// Who owns the shards, and under which fences: a row per node.
+    /// Who owns the shards, under which fences, and which of them nobody stands by for or move: a
+    /// row per node.
     Shards {
         /// A row for every shard.
         #[arg(long)]
@@ -46,6 +47,12 @@ enum Question {
     },
     /// Which gateways the nodes hear of.
     Gateways {
+        #[command(flatten)]
+        at: At,
+    },
+    /// What has happened to nodes and shards since the node that is asked began, the last first:
+    /// who has started, drained or gone, which shards have moved or were taken over.
+    Events {
         #[command(flatten)]
         at: At,
     },
@@ -133,6 +140,7 @@ pub(crate) fn run(options: &Options) -> Result<(), Failure> {
         }
         Question::Nodes { at } => at.ask("nodes", |nodes| print_nodes(&nodes)),
         Question::Gateways { at } => at.ask("gateways", |gateways| print_gateways(&gateways)),
+        Question::Events { at } => at.ask("events", |events| print_events(&events)),
         Question::Channel { name, app, at } => {
             let mut query = form_urlencoded::Serializer::new(String::from("channel?"));
             query
@@ -284,18 +292,37 @@ fn print_shards(answer: &Shards, all: bool) -> String {
         incarnation: 0,
     };
     if all {
-        let mut table = Table::new(&["shard", "node", "incarnation", "fence"]);
+        let mut table = Table::new(&[
+            "shard",
+            "node",
+            "incarnation",
+            "fence",
+            "standbys",
+            "moves to",
+        ]);
         for shard in &answer.shards {
             let owner = shard.owner.as_ref().unwrap_or(&nobody);
-            table.row([&shard.shard, &owner.id, &owner.incarnation, &shard.fence]);
+            let standbys = match &shard.standbys {
+                Some(standbys) => standbys.join(" "),
+                None => "?".into(),
+            };
+            let moves_to = shard.moves_to.as_deref().unwrap_or_default();
+            table.row([
+                &shard.shard,
+                &owner.id,
+                &owner.incarnation,
+                &shard.fence,
+                &standbys,
+                &moves_to,
+            ]);
         }
         let _ = write!(text, "{table}");
         return text;
     }
-    let mut fences: BTreeMap<&Ref, Vec<u64>> = BTreeMap::new();
+    let mut owned: BTreeMap<&Ref, Vec<&Shard>> = BTreeMap::new();
     for shard in &answer.shards {
         let owner = shard.owner.as_ref().unwrap_or(&nobody);
-        fences.entry(owner).or_default().push(shard.fence);
+        owned.entry(owner).or_default().push(shard);
     }
     let mut table = Table::new(&[
         "node",
@@ -303,20 +330,51 @@ fn print_shards(answer: &Shards, all: bool) -> String {
         "shards",
         "lowest fence",
         "highest fence",
+        "without standby",
+        "moving",
     ]);
-    for (owner, fences) in fences {
-        let lowest = fences.iter().min().copied().unwrap_or_default();
-        let highest = fences.iter().max().copied().unwrap_or_default();
+    for (owner, shards) in owned {
+        let fences = shards.iter().map(|shard| shard.fence);
+        let lowest = fences.clone().min().unwrap_or_default();
+        let highest = fences.max().unwrap_or_default();
+        let is_bare = |shard: &&&Shard| shard.standbys.as_ref().is_some_and(Vec::is_empty);
+        let moves = |shard: &&&Shard| shard.moves_to.is_some();
         table.row([
             &owner.id,
             &owner.incarnation,
-            &fences.len(),
+            &shards.len(),
             &lowest,
             &highest,
+            &shards.iter().filter(is_bare).count(),
+            &shards.iter().filter(moves).count(),
         ]);
     }
     let _ = write!(text, "{table}");
     text
+}
+
+fn print_events(answer: &Events) -> String {
+    let mut table = Table::new(&["at", "what", "from", "to", "shards"]);
+    for event in &answer.events {
+        let node = |node: &Option<Ref>| {
+            let node = node.as_ref();
+            node.map(|node| format!("{} ({})", node.id, node.incarnation))
+                .unwrap_or_default()
+        };
+        let shards = match event.shards {
+            0 => String::new(),
+            shards => shards.to_string(),
+        };
+        let what = event.kind.replace('_', " ");
+        table.row([
+            &event.at,
+            &what,
+            &node(&event.from),
+            &node(&event.to),
+            &shards,
+        ]);
+    }
+    table.to_string()
 }
 
 fn print_nodes(answer: &Nodes) -> String {

@@ -15,6 +15,7 @@ use proto::id::{ClusterUuid, GatewayId, GatewayRef, Incarnation, NodeId, NodeRef
 use proto::shard::{self, ShardMap, Sharding};
 use serde::{Deserialize, Serialize};
 
+use super::checkpoint::Claims;
 pub use rows::{Assignment, How, Replica, ReplicaSet, Row, STANDBYS_MAX, Standby};
 
 /// Names a data directory: minted when the directory is first used. Raft knows
@@ -73,6 +74,10 @@ pub struct Registration {
     pub zone: String,
     /// Votes, owns nothing.
     pub witness: bool,
+    /// Shards that it kept when it stopped. They come back to it with what is in
+    /// them, if nobody has owned them since.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub kept: Claims,
 }
 
 /// What became of a command.
@@ -260,7 +265,8 @@ impl Cluster {
         }
     }
 
-    fn register(&mut self, index: u64, registration: Registration) -> Outcome {
+    fn register(&mut self, index: u64, mut registration: Registration) -> Outcome {
+        let kept = std::mem::take(&mut registration.kept);
         let incarnation = Incarnation(index);
         let mut first = incarnation;
         if let Some(known) = self.members.get_mut(&registration.name) {
@@ -277,6 +283,10 @@ impl Cluster {
             first = known.first.unwrap_or(known.incarnation);
         }
         let name = registration.name.clone();
+        let owner = NodeRef {
+            id: name.clone(),
+            incarnation,
+        };
         self.members.insert(
             name,
             Member {
@@ -286,7 +296,24 @@ impl Cluster {
                 drains: false,
             },
         );
+        self.give_back(index, &owner, kept);
         Outcome::Registered(incarnation)
+    }
+
+    /// A node that has stopped by itself has its shards again.
+    fn give_back(&mut self, index: u64, owner: &NodeRef, kept: Claims) {
+        for (fence, shards) in kept {
+            for shard in shards {
+                let at = usize::from(shard.0);
+                let row = self.rows.get(at).and_then(Option::as_ref);
+                if let Some(row) =
+                    row.and_then(|row| rows::given_back(self, row, owner, fence, index))
+                {
+                    self.rows[at] = Some(row);
+                    self.map_version = index;
+                }
+            }
+        }
     }
 
     fn assign(&mut self, index: u64, assignments: Vec<Assignment>) -> Outcome {

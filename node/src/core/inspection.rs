@@ -1,13 +1,22 @@
 //! What those who look inside are told about the cluster. The answers about
 //! single things are given by the things themselves.
 
-use proto::message::{Answer, NodeInfo};
+use std::collections::VecDeque;
+
+use proto::id::ID_BYTES_MAX;
+use proto::message::{Answer, EventInfo, NodeInfo, StandbyInfo};
+use proto::shard::ShardId;
+
+use super::cluster::Cluster;
+use super::placement::Targets;
 
 /// Bytes of an answer: less than a message may have, by the room for the rest
 /// of it.
 const ANSWER_BYTES_MAX: usize = proto::codec::PAYLOAD_BYTES_MAX - 4_096;
-/// Upper bound of what stands beside the texts of one member.
+/// Upper bound of what stands beside the texts of one member, or shard.
 const REST_BYTES: usize = 64;
+/// Upper bound of an event.
+const EVENT_BYTES: usize = REST_BYTES + 2 * (ID_BYTES_MAX + 16);
 
 /// The members that fit into one message, in their order. A cluster for which
 /// that is not all of them would have thousands of nodes.
@@ -29,6 +38,37 @@ pub fn nodes(members: &[NodeInfo]) -> Answer {
         })
     };
     Answer::Nodes(members.iter().take_while(fits).cloned().collect())
+}
+
+/// Who stands by for the shards, as far as that fits into one message.
+pub fn standbys(cluster: &Cluster, targets: &Targets) -> Answer {
+    let mut room = ANSWER_BYTES_MAX;
+    let rows = (0..).map(ShardId).zip(cluster.rows());
+    let infos = rows.filter_map(|(shard, row)| {
+        let row = row.as_ref()?;
+        let target = targets.get(&shard).and_then(|target| target.owner.as_ref());
+        Some(StandbyInfo {
+            shard,
+            fence: row.fence,
+            in_sync: row.in_sync().map(|node| node.id.clone()).collect(),
+            moves_to: target.map(|node| node.id.clone()),
+        })
+    });
+    let fits = |info: &StandbyInfo| {
+        let names = info.in_sync.iter().chain(&info.moves_to);
+        let bytes = REST_BYTES + names.map(|name| name.as_str().len() + 4).sum::<usize>();
+        room.checked_sub(bytes).is_some_and(|rest| {
+            room = rest;
+            true
+        })
+    };
+    Answer::Standbys(infos.take_while(fits).collect())
+}
+
+/// What has happened, the last first, as far as that fits into one message.
+pub fn events(events: &VecDeque<EventInfo>) -> Answer {
+    let last = events.iter().rev().take(ANSWER_BYTES_MAX / EVENT_BYTES);
+    Answer::Events(last.cloned().collect())
 }
 
 #[cfg(test)]

@@ -32,8 +32,10 @@
 pub mod accord;
 pub mod agreed;
 pub mod channel;
+pub mod checkpoint;
 pub mod cluster;
 pub mod detection;
+pub mod events;
 pub mod formation;
 pub mod gateways;
 pub mod gossip;

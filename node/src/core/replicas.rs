@@ -25,6 +25,7 @@ use proto::shard::{Fence, ShardId};
 use proto::time::Timestamp;
 
 use super::agreed::Agreed;
+use super::checkpoint::ShardCheckpoint;
 use super::lease::may_serve_from;
 use super::pairs::{Batch, Confirmation, Echo, Part};
 use super::record::{Held, Record};
@@ -117,6 +118,31 @@ impl Replicas {
         }
     }
 
+    /// What this node kept when it stopped by itself, a while ago. It counts for
+    /// shards that are given back to it for that, and for nothing else.
+    pub fn restore(&mut self, now: Timestamp, ago: Duration, kept: Vec<ShardCheckpoint>) {
+        let then = Timestamp(now.0.saturating_sub(ago.as_millis() as u64));
+        for checkpoint in kept {
+            let ShardCheckpoint {
+                shard: id,
+                fence,
+                records,
+            } = checkpoint;
+            let tenure = Tenure {
+                shard: id,
+                fence,
+                owner: self.me.clone(),
+                cluster: self.agreed.map.cluster,
+            };
+            let mut shard = Shard::new(tenure, Arc::clone(&self.namespaces));
+            for record in records {
+                shard.replay(then, record);
+            }
+            let replica = Replica::new(self.me.clone(), fence, 0, shard);
+            self.replicas.insert(id, replica);
+        }
+    }
+
     /// Something else is agreed.
     pub fn follow(&mut self, now: Timestamp, agreed: Arc<Agreed>, effects: &mut Vec<Effect>) {
         self.agreed = agreed;
@@ -133,7 +159,9 @@ impl Replicas {
                 self.replicas
                     .extract_if(id..=id, |_, replica| is_over(replica))
                     .for_each(drop);
-            } else if replicas.promoted && self.begun.get(&id).is_none_or(|begun| *begun < fence) {
+            } else if !replicas.promoted {
+                self.replicas.remove(&id);
+            } else if self.begun.get(&id).is_none_or(|begun| *begun < fence) {
                 self.begun.insert(id, fence);
                 let until = |owner: &NodeRef| {
                     let echoed = self.owners.get(owner)?.echoed?;

@@ -17,6 +17,7 @@ use proto::shard::{Fence, ShardId};
 use proto::time::Timestamp;
 
 use super::agreed::Agreed;
+use super::checkpoint::ShardCheckpoint;
 use super::handoff::{self, Handoff};
 use super::pairs;
 use super::placement::Targets;
@@ -97,6 +98,8 @@ pub struct Shards {
     leaving: BTreeMap<ShardId, Handoff>,
     /// What waits for shards that are to come, in order.
     waiting: BTreeMap<ShardId, Vec<(GatewayRef, Request)>>,
+    /// Nothing is served any more.
+    rests: bool,
 }
 
 impl Shards {
@@ -117,11 +120,15 @@ impl Shards {
             served: BTreeMap::new(),
             leaving: BTreeMap::new(),
             waiting: BTreeMap::new(),
+            rests: false,
         }
     }
 
     /// Applies one input. The only way the shards change.
     pub fn handle(&mut self, now: Timestamp, input: Input, effects: &mut Vec<Effect>) {
+        if self.rests {
+            return;
+        }
         match input {
             Input::Agreed(agreed) => self.follow(now, agreed, effects),
             Input::Begin(succession) => self.begin(now, *succession, effects),
@@ -159,6 +166,23 @@ impl Shards {
                 self.hand_over(now, || handoff::Input::Tick, effects);
             }
         }
+    }
+
+    /// Serves nothing any more, and returns what was served. What is asked from
+    /// now on is not answered, nor is what was held: it comes again, and what it
+    /// has changed is in the state.
+    pub fn rest(&mut self, now: Timestamp, effects: &mut Vec<Effect>) -> Vec<ShardCheckpoint> {
+        self.rests = true;
+        let served = std::mem::take(&mut self.served).into_iter();
+        let kept = served.map(|(id, shard)| {
+            effects.push(Effect::Stopped(id));
+            ShardCheckpoint {
+                shard: id,
+                fence: shard.fence(),
+                records: shard.checkpoint(now),
+            }
+        });
+        kept.collect()
     }
 
     /// The shards that are served, for metrics.

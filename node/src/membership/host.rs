@@ -141,6 +141,7 @@ impl Host {
             address: self.address(),
             zone: self.config.zone.clone(),
             witness: self.config.witness,
+            kept: Vec::new(),
         }
     }
 

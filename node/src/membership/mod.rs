@@ -5,6 +5,7 @@
 mod drain;
 mod host;
 mod join;
+mod keep;
 mod lead;
 mod leases;
 mod shown;
@@ -12,7 +13,7 @@ mod shown;
 use std::collections::BTreeSet;
 use std::net::SocketAddr;
 use std::path::PathBuf;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use proto::id::{ClusterUuid, NodeId, NodeRef};
@@ -24,8 +25,10 @@ use tokio::sync::{mpsc, watch};
 
 use crate::View;
 use crate::agreement::{Agreement, Known};
+use crate::checkpoint::{self, Checkpoint};
 use crate::core::agreed::Agreed;
-use crate::core::cluster::{Cluster, Command, Outcome, RaftId};
+use crate::core::checkpoint::{Claims, claims};
+use crate::core::cluster::{Cluster, Command, Outcome, RaftId, Registration};
 use crate::core::gossip::{News, Rumours};
 use crate::gossip::Gossip;
 use crate::metrics::ClusterMetrics;
@@ -144,6 +147,7 @@ pub struct Membership {
     phase: watch::Receiver<Phase>,
     has_leader: watch::Receiver<bool>,
     host: Arc<Host>,
+    checkpoint: Mutex<Checkpoint>,
     ended: watch::Receiver<bool>,
 }
 
@@ -194,6 +198,7 @@ impl Membership {
         let (map, map_seen) = watch::channel(nobody);
         let (members, members_seen) = watch::channel(Arc::default());
         let (leads, leads_seen) = watch::channel(false);
+        let (events, events_seen) = watch::channel(Arc::default());
         let (has_leader, has_leader_seen) = watch::channel(false);
         let (phase, phase_seen) = watch::channel(Phase::Starting("it has just begun".into()));
         let shown = Shown {
@@ -201,11 +206,14 @@ impl Membership {
             map,
             members,
             leads,
+            events,
             has_leader,
             phase,
         };
         let (end, ended) = watch::channel(false);
+        let checkpoint = keep::open(&host);
         let driver = Driver {
+            claims: claims(&checkpoint.shards),
             host: Arc::clone(&host),
             peers,
             shown,
@@ -221,6 +229,7 @@ impl Membership {
                 map: map_seen,
                 members: members_seen,
                 leads: leads_seen,
+                events: events_seen,
                 agreement: Some(Agreement {
                     known: known_seen,
                     host: Arc::clone(&host),
@@ -229,6 +238,7 @@ impl Membership {
             phase: phase_seen,
             has_leader: has_leader_seen,
             host,
+            checkpoint: Mutex::new(checkpoint),
             ended,
         })
     }
@@ -346,6 +356,8 @@ fn reset_key(store: &Store) -> Result<[u8; 32], MembershipError> {
 
 /// The task that takes a node through its life.
 struct Driver {
+    /// What it has kept.
+    claims: Claims,
     host: Arc<Host>,
     peers: Peers,
     shown: Shown,
@@ -418,7 +430,10 @@ impl Driver {
 
     /// Tells the cluster that this node has started, until it is agreed.
     async fn register(&self, consensus: &Consensus) -> Result<NodeRef, MembershipError> {
-        let registration = self.host.registration();
+        let registration = Registration {
+            kept: self.claims.clone(),
+            ..self.host.registration()
+        };
         let name = registration.name.clone();
         let mut complained = tokio::time::Instant::now();
         let incarnation = loop {
@@ -437,6 +452,8 @@ impl Driver {
             }
             tokio::time::sleep(TICK / 2).await;
         };
+        // It has been used, or never will be.
+        checkpoint::remove(&self.host.config.data);
         self.wait_for("it is registered, and has not all that was decided yet".into());
         let mut cluster = consensus.cluster();
         let here = |cluster: &Arc<Cluster>| {

@@ -1,17 +1,19 @@
 //! What is agreed, as the rest of the node and people see it.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
 
 use proto::id::{NodeId, NodeRef};
-use proto::message::NodeInfo;
+use proto::message::{EventInfo, NodeInfo};
 use proto::shard::ShardMap;
+use proto::time::UnixTime;
 use tokio::sync::watch;
 
 use super::Phase;
 use crate::agreement::Known;
 use crate::core::agreed::Agreed;
 use crate::core::cluster::{Cluster, Member, RaftId};
+use crate::core::events;
 use crate::core::gossip::Rumours;
 use crate::core::placement;
 use crate::raft::Standing;
@@ -22,6 +24,7 @@ pub(super) struct Shown {
     pub(super) map: watch::Sender<Arc<ShardMap>>,
     pub(super) members: watch::Sender<Arc<Vec<NodeInfo>>>,
     pub(super) leads: watch::Sender<bool>,
+    pub(super) events: watch::Sender<Arc<VecDeque<EventInfo>>>,
     pub(super) has_leader: watch::Sender<bool>,
     pub(super) phase: watch::Sender<Phase>,
 }
@@ -34,6 +37,14 @@ impl Shown {
         set(&self.has_leader, standing.leader.is_some());
         // The map is a copy of all rows: not for every tick.
         let is_same = Arc::ptr_eq(&self.known.borrow().cluster, cluster);
+        // What was decided before it was there is no news.
+        if !is_same && matches!(*self.phase.borrow(), Phase::Registered(_)) {
+            let before = Arc::clone(&self.known.borrow().cluster);
+            self.events.send_modify(|events| {
+                let events = Arc::make_mut(events);
+                events::record(events, UnixTime::now(), &before, cluster);
+            });
+        }
         if let Some(map) = (!is_same).then(|| cluster.map()).flatten() {
             self.map.send_if_modified(|shown| {
                 let changed = **shown != map;

@@ -26,6 +26,7 @@ use tokio::sync::{mpsc, watch};
 use tokio::time::MissedTickBehavior;
 
 use crate::agreement::{Agreement, Known};
+use crate::checkpoint::Checkpoint;
 use crate::core::agreed::Agreed;
 use crate::core::cluster::{Replica, ReplicaSet, Standby};
 use crate::core::lease::{NodeLease, RENEW_PACE};
@@ -141,17 +142,20 @@ impl Replicator {
         me: NodeRef,
         namespaces: Arc<Namespaces>,
         agreement: Agreement,
+        checkpoint: Checkpoint,
         workers: Vec<mpsc::UnboundedSender<Input>>,
         metrics: Arc<Metrics>,
     ) -> (Self, watch::Receiver<Duty>) {
         let known = agreement.known.borrow().clone();
+        let mut replicas = Replicas::new(me.clone(), namespaces, Arc::clone(&known.agreed));
+        replicas.restore(Timestamp::now(), checkpoint.ago, checkpoint.shards);
         let (duty, watched) = watch::channel(Duty::before_any_lease(&known));
         let (events, heard) = mpsc::channel(EVENTS);
         let (welcome, welcomes) = mpsc::channel(WELCOMES);
         agreement.welcome(welcome);
         let replicator = Self {
             pairs: Pairs::new(me.clone()),
-            replicas: Replicas::new(me.clone(), namespaces, Arc::clone(&known.agreed)),
+            replicas,
             lease: NodeLease::default(),
             applied: known.applied,
             renewed_at: None,
@@ -181,6 +185,11 @@ impl Replicator {
     ) {
         let mut known = self.agreement.known.clone();
         known.mark_changed();
+        // It may have been given back shards already.
+        let agreed = Arc::clone(&self.duty.borrow().agreed);
+        let mut effects = Vec::new();
+        self.replicas.follow(Timestamp::now(), agreed, &mut effects);
+        self.obey_replicas(effects);
         let mut tick = tokio::time::interval(TICK);
         tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let mut age = tokio::time::interval(AGE);

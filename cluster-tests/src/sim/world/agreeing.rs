@@ -4,11 +4,13 @@
 use std::collections::BTreeSet;
 use std::sync::Arc;
 
+use node::core::checkpoint::{Claims, claims};
 use node::core::cluster::{Assignment, Cluster, Command, How, Outcome, Registration};
 use node::core::formation::{Succession, succession};
 use node::core::gossip::{News, Rumour};
 use node::core::placement;
 use proto::id::{Incarnation, NodeRef};
+use proto::shard::ShardId;
 
 use super::{Event, FAULTS_END, NODE_TICKERS, Program, Proposal, World};
 use crate::sim::mistakes::Mistake;
@@ -273,6 +275,7 @@ impl World {
             }
             return;
         }
+        let kept = self.claims(at, &cluster);
         let outcome = self.decide(Command::Register(Registration {
             raft_id,
             name,
@@ -280,6 +283,7 @@ impl World {
             address: String::new(),
             zone: String::new(),
             witness: false,
+            kept,
         }));
         // The answer may be lost; then it is registered, and asks again.
         let lost = self.random.chance(100);
@@ -289,6 +293,22 @@ impl World {
         {
             *registered = Some(incarnation.0);
         }
+    }
+
+    /// What a node may claim that it has kept.
+    fn claims(&self, at: usize, cluster: &Cluster) -> Claims {
+        let slot = &self.slots[at];
+        let Some((_, kept)) = &slot.checkpoint else {
+            return Claims::new();
+        };
+        if self.options.mistake != Some(Mistake::StaleCheckpoint) {
+            return claims(kept);
+        }
+        let fence =
+            |shard: ShardId| Some(cluster.rows().get(usize::from(shard.0))?.as_ref()?.fence);
+        let kept = kept.iter();
+        kept.filter_map(|kept| Some((fence(kept.shard)?, vec![kept.shard])))
+            .collect()
     }
 
     /// A node applies what is agreed, if it can hear of it.
@@ -326,7 +346,12 @@ impl World {
 
     pub(super) fn begin_node(&mut self, at: usize, incarnation: u64) {
         let seed = self.random.draw();
+        let now = self.timestamp(at);
         let slot = &mut self.slots[at];
+        let checkpoint = match self.options.mistake {
+            Some(Mistake::StaleCheckpoint) => slot.checkpoint.clone(),
+            _ => slot.checkpoint.take(),
+        };
         let state = self.agreement.state(slot.applied);
         let news = News {
             raft_id: slot.raft_id,
@@ -349,6 +374,8 @@ impl World {
                 namespaces: Arc::clone(&self.namespaces),
                 mistake: self.options.mistake,
                 seed,
+                now,
+                checkpoint,
             },
             state,
             &mut self.trace,

@@ -79,6 +79,17 @@ impl World {
         }
     }
 
+    /// A node is about to stop by itself, and keeps what it has.
+    pub(super) fn rest(&mut self, at: usize) {
+        let now = self.timestamp(at);
+        let slot = &mut self.slots[at];
+        if slot.pause.is_none()
+            && let Program::Node(node) = &mut slot.program
+        {
+            slot.checkpoint = Some((now, node.rest(now)));
+        }
+    }
+
     pub(super) fn drop_clients(&mut self, gateway: u8, ended: &Program) {
         if let Program::Gateway(ended) = ended {
             for connection in ended.connections() {

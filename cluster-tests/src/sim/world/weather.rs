@@ -7,13 +7,16 @@ use node::core::cluster::Command;
 use super::{Event, Program, SUBSCRIPTION, World};
 use crate::sim::faults::Fault;
 use crate::sim::network::Weather;
-use crate::sim::trace::Fact;
+use crate::sim::trace::{Fact, Process};
 
 impl World {
     pub(super) fn is_crashed(&self, at: usize) -> bool {
         let process = self.slots[at].process;
-        self.open_faults()
-            .any(|fault| matches!(fault, Fault::Crash { process: of, .. } if of == process))
+        self.open_faults().any(|fault| match fault {
+            Fault::Crash { process: of, .. } => of == process,
+            Fault::Stop(node) => Process::Node(node) == process,
+            _ => false,
+        })
     }
 
     pub(super) fn open_faults(&self) -> impl Iterator<Item = Fault> {
@@ -45,6 +48,7 @@ impl World {
                     if !keeps_disk {
                         slot.raft_id = self.random.draw() | 1;
                         slot.applied = 0;
+                        slot.checkpoint = None;
                     }
                 } else {
                     self.start(at);
@@ -53,12 +57,22 @@ impl World {
             Fault::Drain(node) => {
                 let at = usize::from(node);
                 if !begins {
+                    self.rest(at);
                     self.end_by_itself(at);
                 } else if let Program::Node(node) = &self.slots[at].program
                     && self.agreement.leader.is_some()
                 {
                     let drain = Command::Drain(node.me.clone());
                     self.decide(drain);
+                }
+            }
+            Fault::Stop(node) => {
+                let at = usize::from(node);
+                if begins {
+                    self.rest(at);
+                    self.end(at);
+                } else {
+                    self.start(at);
                 }
             }
             Fault::Pause { process, decided } => {
@@ -151,6 +165,7 @@ impl World {
                 Fault::PeerCut(..)
                 | Fault::Crash { .. }
                 | Fault::Drain(_)
+                | Fault::Stop(_)
                 | Fault::Pause { .. }
                 | Fault::Stall(..)
                 | Fault::BusAway => {}

@@ -1,5 +1,5 @@
 use super::*;
-use crate::admin::inspect::{ChannelState, Follower, Gateway, Node, Shard};
+use crate::admin::inspect::{ChannelState, Event, Follower, Gateway, Node};
 
 fn life(id: &str, incarnation: u64) -> Ref {
     Ref {
@@ -14,6 +14,12 @@ fn shards_are_summed_up_by_owner() {
         shard,
         owner,
         fence,
+        standbys: match shard {
+            3 => None,
+            1 => Some(Vec::new()),
+            _ => Some(vec!["c".into(), "a".into()]),
+        },
+        moves_to: (shard == 2).then(|| "a".into()),
     };
     let shards = Shards {
         cluster: "00ff".into(),
@@ -28,19 +34,44 @@ fn shards_are_summed_up_by_owner() {
     assert_eq!(
         print_shards(&shards, false),
         "cluster 00ff, map version 12, 4 shards\n\n\
-         node  incarnation  shards  lowest fence  highest fence\n\
-         -               0       1             0              0\n\
-         a               9       1            12             12\n\
-         b               3       2             5              7\n"
+         node  incarnation  shards  lowest fence  highest fence  without standby  moving\n\
+         -               0       1             0              0                0       0\n\
+         a               9       1            12             12                1       0\n\
+         b               3       2             5              7                0       1\n"
     );
     assert_eq!(
         print_shards(&shards, true),
         "cluster 00ff, map version 12, 4 shards\n\n\
-         shard  node  incarnation  fence\n\
-         \u{20}   0  b               3      7\n\
-         \u{20}   1  a               9     12\n\
-         \u{20}   2  b               3      5\n\
-         \u{20}   3  -               0      0\n"
+         shard  node  incarnation  fence  standbys  moves to\n\
+         \u{20}   0  b               3      7  c a       -\n\
+         \u{20}   1  a               9     12  -         -\n\
+         \u{20}   2  b               3      5  c a       a\n\
+         \u{20}   3  -               0      0  ?         -\n"
+    );
+}
+
+#[test]
+fn events_are_rows() {
+    let event = |kind: &str, from, to, shards| Event {
+        at: "2026-11-26T20:31:03.612Z".into(),
+        version: 112,
+        kind: kind.into(),
+        from,
+        to,
+        shards,
+    };
+    let (a, b) = (Some(life("a", 3)), Some(life("b", 9)));
+    let events = vec![
+        event("failed_over", a.clone(), b.clone(), 341),
+        event("started", None, b, 0),
+        event("drains", a, None, 0),
+    ];
+    assert_eq!(
+        print_events(&Events { events }),
+        "at                        what         from   to     shards\n\
+         2026-11-26T20:31:03.612Z  failed over  a (3)  b (9)     341\n\
+         2026-11-26T20:31:03.612Z  started      -      b (9)       -\n\
+         2026-11-26T20:31:03.612Z  drains       a (3)  -           -\n"
     );
 }
 

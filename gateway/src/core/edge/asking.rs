@@ -42,7 +42,11 @@ impl Edge {
                 let shard = self.sharding.shard_of(key);
                 Some(&self.shards[usize::from(shard.0)].owner.id)
             }
-            Question::Nodes | Question::Gateways | Question::Shards => {
+            Question::Nodes
+            | Question::Gateways
+            | Question::Shards
+            | Question::Standbys
+            | Question::Events => {
                 // Before the first beat, whoever is in the map.
                 let first = || Some(&self.shards.first()?.owner.id);
                 let named = first().filter(|_| self.nodes.is_empty());

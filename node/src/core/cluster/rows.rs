@@ -30,8 +30,9 @@ pub struct Row {
     /// itself: any of them may not have heard yet that it is the owner no more.
     /// Lives that have certainly ended are left out, save the last one.
     pub earlier: Vec<NodeRef>,
-    /// Whether the owner got the shard as an [`InSync`](Replica::InSync)
-    /// standby. If not, everything in it begins anew.
+    /// Whether the owner has what the one before had: it was an
+    /// [`InSync`](Replica::InSync) standby, or kept a checkpoint. If not,
+    /// everything in it begins anew.
     pub promoted: bool,
 }
 
@@ -168,14 +169,7 @@ pub(super) fn assigned(
         How::Afresh => (Vec::new(), false),
         How::Promote { keep } => (promoted(row?, &owner, keep)?, true),
     };
-    let earlier = row.map_or_else(Vec::new, |row| {
-        let mut earlier = row.earlier.clone();
-        earlier.retain(|node| *node != row.owner && !cluster.has_ended(node));
-        earlier.push(row.owner.clone());
-        // Nobody has to be waited for on its own behalf.
-        earlier.retain(|node| *node != owner);
-        earlier
-    });
+    let earlier = row.map_or_else(Vec::new, |row| earlier(cluster, row, &owner));
     Some(Row {
         owner,
         fence: Fence(index),
@@ -184,6 +178,36 @@ pub(super) fn assigned(
         earlier,
         promoted,
     })
+}
+
+/// The row after its owner, which had stopped by itself, is back with what it
+/// kept under this fence; `None`: that is void.
+pub(super) fn given_back(
+    cluster: &Cluster,
+    row: &Row,
+    owner: &NodeRef,
+    fence: Fence,
+    index: u64,
+) -> Option<Row> {
+    let is_valid = row.fence == fence && row.owner.id == owner.id && cluster.has_ended(&row.owner);
+    (is_valid && cluster.may_hold(owner)).then(|| Row {
+        owner: owner.clone(),
+        fence: Fence(index),
+        version: index,
+        standbys: Vec::new(),
+        earlier: earlier(cluster, row, owner),
+        promoted: true,
+    })
+}
+
+/// Who may take itself for the owner still, when a row gets another one.
+fn earlier(cluster: &Cluster, row: &Row, owner: &NodeRef) -> Vec<NodeRef> {
+    let mut earlier = row.earlier.clone();
+    earlier.retain(|node| *node != row.owner && !cluster.has_ended(node));
+    earlier.push(row.owner.clone());
+    // Nobody has to be waited for on its own behalf.
+    earlier.retain(|node| node != owner);
+    earlier
 }
 
 /// Who stands by after a promotion; `None`: it is none.

@@ -20,6 +20,7 @@ pub(crate) fn registration(name: &str, start: u64) -> Registration {
         address: format!("{name}:1"),
         zone: String::new(),
         witness: false,
+        kept: Vec::new(),
     }
 }
 
@@ -353,6 +354,56 @@ fn only_a_later_start_from_the_same_directory_proves_that_a_life_has_ended() {
     };
     cluster.apply(23, Command::Register(stranger));
     assert!(!cluster.has_ended(&node("a", 21)), "it may go on elsewhere");
+}
+
+/// `a` starts again, with what it had under a fence.
+fn back(start: u64, fence: u64) -> Command {
+    Command::Register(Registration {
+        kept: vec![(Fence(fence), vec![ShardId(0), ShardId(1), ShardId(9)])],
+        ..registration("a", start)
+    })
+}
+
+#[test]
+fn a_node_that_is_back_has_again_what_it_kept() {
+    let mut cluster = replicated();
+    cluster.apply(20, back(2, 10));
+    let expected = Row {
+        owner: node("a", 20),
+        fence: Fence(20),
+        version: 20,
+        standbys: Vec::new(),
+        earlier: vec![node("a", 2)],
+        promoted: true,
+    };
+    assert_eq!(*row(&cluster), expected);
+    assert_eq!(
+        (cluster.map().unwrap().version, &cluster.rows()[1]),
+        (0, &None)
+    );
+    assert_eq!(cluster.members()[&expected.owner.id].registration.kept, []);
+    // An answer was lost, and a stop later it is void.
+    cluster.apply(21, back(2, 10));
+    assert_eq!(*row(&cluster), expected);
+    cluster.apply(22, back(3, 10));
+    assert_eq!(*row(&cluster), expected);
+}
+
+#[test]
+fn what_was_kept_is_void_when_another_has_owned_the_shard() {
+    let mut cluster = replicated();
+    let how = How::Promote { keep: None };
+    cluster.apply(12, assign(node("b", 3), 10, None, how));
+    let taken = row(&cluster).clone();
+    cluster.apply(20, back(2, 10));
+    assert_eq!(*row(&cluster), taken);
+    // Not even if it says the fence of the other, or has it again.
+    cluster.apply(21, back(3, 12));
+    assert_eq!(*row(&cluster), taken);
+    cluster.apply(22, assign(node("a", 21), 12, None, How::Afresh));
+    let again = row(&cluster).clone();
+    cluster.apply(23, back(4, 10));
+    assert_eq!(*row(&cluster), again);
 }
 
 fn gateway(id: &str, incarnation: u64) -> GatewayRef {

@@ -20,9 +20,31 @@ impl Shard {
         let mut channels: Vec<ChannelKey> = self.channels.keys().cloned().collect();
         // The last is sent first.
         channels.sort_unstable_by(|a, b| b.cmp(a));
+        let head = self.head(now);
         let Some(peer) = self.replication.recruit(node, channels) else {
             return;
         };
+        for record in head {
+            peer.push(record);
+        }
+        self.fill(now);
+    }
+
+    /// The whole state, as a standby is sent it.
+    pub fn checkpoint(&self, now: Timestamp) -> Vec<Record> {
+        let mut records = self.head(now);
+        let mut channels: Vec<(&ChannelKey, &Channel)> = self.channels.iter().collect();
+        channels.sort_unstable_by_key(|(key, _)| *key);
+        let pieces = channels
+            .into_iter()
+            .map(|(key, channel)| Record::Channel(Box::new(channel.piece(now, key.clone()))));
+        records.extend(pieces);
+        records.push(Record::Whole);
+        records
+    }
+
+    /// The state but for its channels.
+    fn head(&self, now: Timestamp) -> Vec<Record> {
         let mut tables: Vec<_> = self
             .gateways
             .values()
@@ -34,19 +56,19 @@ impl Shard {
             })
             .collect();
         tables.sort_unstable_by(|a, b| a.0.cmp(&b.0));
-        peer.push(Record::Begin(Begin {
+        let mut head = vec![Record::Begin(Begin {
             forgetful: self.tombstones.is_forgetful(),
             tables,
-        }));
+        })];
         let keys: Vec<_> = self.keys.pieces(now).collect();
-        for piece in keys.chunks(PIECES) {
-            peer.push(Record::Keys(piece.to_vec()));
-        }
+        head.extend(
+            keys.chunks(PIECES)
+                .map(|piece| Record::Keys(piece.to_vec())),
+        );
         let stones: Vec<_> = self.tombstones.pieces(now).collect();
-        for piece in stones.chunks(PIECES) {
-            peer.push(Record::Tombstones(piece.to_vec()));
-        }
-        self.fill(now);
+        let stones = stones.chunks(PIECES);
+        head.extend(stones.map(|piece| Record::Tombstones(piece.to_vec())));
+        head
     }
 
     /// Sends those who are being filled the next channels, as far as they have

@@ -150,6 +150,37 @@ fn published(shards: &mut Shards, shard: u16, fence: u64) -> (Epoch, u64) {
 }
 
 #[test]
+fn whoever_rests_serves_nothing_any_more_whatever_the_map_says() {
+    let (me, other) = (node("a", 1), node("b", 1));
+    let mut shards = shards(ALL);
+    told(
+        &mut shards,
+        agreed(&map(2, [(&me, 2), (&other, 2), (&me, 1), (&me, 2)])),
+    );
+    let mut effects = Vec::new();
+    let kept = shards.rest(Timestamp(0), &mut effects);
+    let of = |kept: &ShardCheckpoint| (kept.shard.0, kept.fence.0);
+    let all: Vec<(u16, u64)> = kept.iter().map(of).collect();
+    assert_eq!(all, [(0, 2), (2, 1), (3, 2)]);
+    assert_eq!(effects.len(), 3);
+    assert_eq!(
+        crate::core::checkpoint::claims(&kept),
+        [
+            (Fence(1), vec![ShardId(2)]),
+            (Fence(2), vec![ShardId(0), ShardId(3)])
+        ]
+    );
+    let effects = told(
+        &mut shards,
+        agreed(&map(3, [(&me, 2), (&me, 3), (&me, 3), (&me, 2)])),
+    );
+    assert_eq!(effects, []);
+    assert_eq!(ask(&mut shards, gateway(1), 0, join(0, 2, 1)), []);
+    assert_eq!(served(&shards), []);
+    assert_eq!(shards.rest(Timestamp(0), &mut Vec::new()), []);
+}
+
+#[test]
 fn shards_start_and_stop_with_the_map() {
     let (a, b) = (node("a", 1), node("b", 1));
     let mut shards = shards(ALL);

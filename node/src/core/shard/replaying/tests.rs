@@ -13,6 +13,7 @@ use proto::time::UnixTime;
 use super::super::{Effect, Input};
 use super::*;
 use crate::core::agreed::{Agreed, Replicas as AgreedReplicas};
+use crate::core::checkpoint::ShardCheckpoint;
 use crate::core::lease::{PAIR_LEASE_AT_STANDBY, may_serve_from};
 use crate::core::pairs::{self, Pairs};
 use crate::core::replicas::{self, Replicas};
@@ -236,6 +237,33 @@ impl Two {
         succession.shard.take().expect("it has everything")
     }
 
+    /// The owner stops by itself, and is started again: its state.
+    fn come_back(&self) -> Shard {
+        let kept = ShardCheckpoint {
+            shard: SHARD,
+            fence: Fence(1),
+            records: self.owner.checkpoint(self.now),
+        };
+        let owner = NodeRef {
+            incarnation: Incarnation(2),
+            ..node("a")
+        };
+        let mut agreed = agreed(&owner, 9);
+        agreed.shards[0].promoted = true;
+        agreed.shards[0].earlier = vec![node("a")];
+        let (agreed, ago) = (Arc::new(agreed), Duration::from_secs(1));
+        let namespaces = Arc::new(Namespaces::default());
+        let mut back = Replicas::new(owner, namespaces, Arc::clone(&agreed));
+        let now = self.now + ago;
+        back.restore(now, ago, vec![kept]);
+        let mut effects = Vec::new();
+        back.follow(now, agreed, &mut effects);
+        let [replicas::Effect::Begin(succession)] = &mut effects[..] else {
+            panic!("{effects:?}");
+        };
+        succession.shard.take().expect("it has everything")
+    }
+
     fn replies(&mut self) -> Vec<Reply> {
         let performed = std::mem::take(&mut self.performed);
         let reply = |effect| match effect {
@@ -445,6 +473,35 @@ fn moves() -> impl Strategy<Value = Vec<Move>> {
     prop::collection::vec(one, 0..60)
 }
 
+/// Whether another goes on where the owner stood.
+fn is_same(next: &Shard, owner: &Shard) -> Result<(), TestCaseError> {
+    prop_assert_eq!(next.channels(), owner.channels());
+    for channel in 0..8 {
+        let key = key(channel);
+        let position = |shard: &Shard| shard.channels.get(&key).map(Channel::position);
+        prop_assert_eq!(position(next), position(owner));
+        let past = |shard: &Shard| {
+            let since = shard.channels.get(&key)?.since(Since::Delivered(Position {
+                offset: Offset(shard.describe(&key)?.earliest.0 - 1),
+                ..position(owner)?
+            }));
+            match since.1 {
+                Missed::Publications(all) => Some(all),
+                Missed::Gap(_) => None,
+            }
+        };
+        prop_assert_eq!(past(next), past(owner));
+    }
+    let tables = |shard: &Shard| {
+        let gateway = shard.gateways.get(&gateway().id)?;
+        gateway.publishes.as_ref().map(PublishTable::piece)
+    };
+    prop_assert_eq!(tables(next).map(|t| t.0), tables(owner).map(|t| t.0));
+    let keys = |shard: &Shard| shard.keys.len();
+    prop_assert_eq!(keys(next), keys(owner));
+    Ok(())
+}
+
 proptest! {
     /// Whatever happens on the way, a standby that counts has what was told to
     /// anybody, in the same places.
@@ -493,32 +550,10 @@ proptest! {
         let in_sync = two.agreed.shards[0].row.in_sync.clone();
         prop_assert_eq!(in_sync, [node("b")]);
         prop_assert_eq!(two.owner.replication().held(), 0, "{:?}", two.owner.replication());
+        let back = two.come_back();
         let mut next = two.promote();
-        let owner = &mut two.owner;
-        prop_assert_eq!(next.channels(), owner.channels());
-        for channel in 0..8 {
-            let key = key(channel);
-            let position = |shard: &Shard| shard.channels.get(&key).map(Channel::position);
-            prop_assert_eq!(position(&next), position(owner));
-            let past = |shard: &Shard| {
-                let since = shard.channels.get(&key)?.since(Since::Delivered(Position {
-                    offset: Offset(shard.describe(&key)?.earliest.0 - 1),
-                    ..position(owner)?
-                }));
-                match since.1 {
-                    Missed::Publications(all) => Some(all),
-                    Missed::Gap(_) => None,
-                }
-            };
-            prop_assert_eq!(past(&next), past(owner));
-        }
-        let tables = |shard: &Shard| {
-            let gateway = shard.gateways.get(&gateway().id)?;
-            gateway.publishes.as_ref().map(PublishTable::piece)
-        };
-        prop_assert_eq!(tables(&next).map(|t| t.0), tables(owner).map(|t| t.0));
-        let keys = |shard: &Shard| shard.keys.len();
-        prop_assert_eq!(keys(&next), keys(owner));
+        is_same(&next, &two.owner)?;
+        is_same(&back, &two.owner)?;
         // What goes on here has other epochs only where nothing was before.
         let mut effects = Vec::new();
         next.handle(two.now, Input::Tick, &mut effects);
