@@ -211,6 +211,11 @@ fn a_standby_that_refuses_an_echo_too_late_is_found() {
 }
 
 #[test]
+fn a_checkpoint_that_is_used_whatever_has_been_since_is_found() {
+    breaks(Mistake::StaleCheckpoint, &["contiguous_offsets"]);
+}
+
+#[test]
 fn a_standby_that_lets_go_of_what_moves_is_found() {
     breaks(Mistake::ReplicaNotKept, &["acked_survives_one_crash"]);
 }

@@ -154,15 +154,14 @@ impl Shard {
         if begin.forgetful {
             self.tombstones.be_forgetful();
         }
-        for (from, next, results) in begin.tables {
-            // What makes no sense is left out: the gateway's low mark begins it.
-            let Ok(table) = PublishTable::of(next, results) else {
-                continue;
-            };
-            if self.meet(Timestamp(0), &from).is_ok() {
-                self.gateway(&from).publishes = Some(table);
-            }
-        }
+        // They count for who still lives the same life, and void no other: until
+        // this is served a gateway may have been restarted with its clock set back.
+        // What an older life said before does not get here: it is under a fence of
+        // then. What makes no sense is left out: the gateway's low mark begins it.
+        let tables = begin.tables.into_iter();
+        self.silent = tables
+            .filter_map(|(from, next, results)| Some((from, PublishTable::of(next, results).ok()?)))
+            .collect();
     }
 
     fn restore(&mut self, now: Timestamp, piece: ChannelPiece) {

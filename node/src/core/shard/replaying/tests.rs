@@ -426,6 +426,50 @@ fn the_standby_goes_on_where_the_owner_stood() {
     assert_eq!(effects, [(2, 9), (1, 9)]);
 }
 
+/// A gateway was restarted with its clock set back while the node was away: its
+/// life is a lower one, and the only one.
+#[test]
+fn what_a_gateway_did_in_an_earlier_life_voids_no_later_one_after_a_restart() {
+    let mut two = Two::new();
+    two.publish(1, None);
+    two.publish(1, None);
+    let mut back = two.come_back();
+    let mut answer = |from: GatewayRef, sequence| {
+        let request = Request::Publish(Publish {
+            place: two.place(9, sequence),
+            key: key(1),
+            event: "e".into(),
+            data: "d".into(),
+            exclude: None,
+            accepted_at: UnixTime(0),
+            idempotency: None,
+        });
+        let mut effects = Vec::new();
+        back.handle(two.now, Input::Request { from, request }, &mut effects);
+        let reply = effects.into_iter().find_map(|effect| match effect {
+            Effect::Reply { reply, .. } => Some(reply),
+            _ => None,
+        });
+        match reply {
+            Some(Reply::Published {
+                result: Ok(Published::Accepted { position, .. }),
+                ..
+            }) => position.offset.0,
+            other => panic!("{other:?}"),
+        }
+    };
+    let lower = GatewayRef {
+        incarnation: Incarnation(0),
+        ..gateway()
+    };
+    assert_eq!(answer(lower, 1), 3);
+    assert_eq!(
+        answer(gateway(), 2),
+        2,
+        "and what is known is not done again"
+    );
+}
+
 #[test]
 fn a_standby_that_was_made_the_owner_says_so_before_any_echo_and_waits() {
     let mut two = Two::new();
@@ -493,8 +537,11 @@ fn is_same(next: &Shard, owner: &Shard) -> Result<(), TestCaseError> {
         prop_assert_eq!(past(next), past(owner));
     }
     let tables = |shard: &Shard| {
-        let gateway = shard.gateways.get(&gateway().id)?;
-        gateway.publishes.as_ref().map(PublishTable::piece)
+        let known = shard.gateways.get(&gateway().id);
+        let known = known.and_then(|known| known.publishes.as_ref());
+        let mut silent = shard.silent.iter();
+        let silent = || silent.find_map(|(life, table)| (*life == gateway()).then_some(table));
+        known.or_else(silent).map(PublishTable::piece)
     };
     prop_assert_eq!(tables(next).map(|t| t.0), tables(owner).map(|t| t.0));
     let keys = |shard: &Shard| shard.keys.len();
