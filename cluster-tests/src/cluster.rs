@@ -363,10 +363,18 @@ impl Cluster {
             if said.values().all(are_settled) {
                 return;
             }
-            assert!(
-                Instant::now() < deadline,
-                "shards without a standby, shards that move, and the map's version: {said:?}"
-            );
+            if Instant::now() >= deadline {
+                let logs = self.nodes.iter().map(|(name, node)| {
+                    let log = node.log();
+                    let last: Vec<&str> = log.lines().rev().take(5).collect();
+                    format!("{name}: {}", last.join("\n"))
+                });
+                let logs: Vec<String> = logs.collect();
+                panic!(
+                    "shards without a standby, shards that move, and the map's version: {said:?}\n{}",
+                    logs.join("\n")
+                );
+            }
             sleep(Duration::from_millis(100)).await;
         }
     }

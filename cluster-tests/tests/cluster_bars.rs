@@ -35,6 +35,7 @@ async fn a_cold_cluster_is_ready_soon() -> Result<()> {
 #[tokio::test]
 async fn the_benchmark_measures_from_one_gateway_to_another() -> Result<()> {
     let cluster = Cluster::start().await?;
+    cluster.protected().await;
     let (from, to) = (cluster.gateway("g1").url(), cluster.gateway("g2").url());
     let mut pids = vec![cluster.gateway("g1").pid(), cluster.gateway("g2").pid()];
     pids.extend(cluster.nodes.values().map(|node| node.pid()));

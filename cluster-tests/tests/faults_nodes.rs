@@ -15,6 +15,7 @@ use std::time::Duration;
 use anyhow::{Context, Result};
 use cluster_tests::client::{EventStream, metric_at};
 use cluster_tests::cluster::Cluster;
+use cluster_tests::eventually;
 use cluster_tests::nats::NatsServer;
 use cluster_tests::proxy::Way;
 use cluster_tests::traffic::Publisher;
@@ -196,7 +197,16 @@ async fn owners_stand_still_and_go_on() -> Result<()> {
         async |cluster, node| cluster.node(node).signal(Signal::STOP),
         async |cluster, node| {
             tokio::time::sleep(Duration::from_secs(5)).await;
-            cluster.node(node).signal(Signal::CONT)
+            let node = cluster.node(node);
+            node.signal(Signal::CONT)?;
+            // It has found its lease over before it did anything.
+            eventually("it says that it has paused", async || {
+                let name = "dunlin_owner_paused_seconds_total";
+                let paused = metric_at(&node.admin, name, &["lease=\"node\""]).await;
+                paused.ok().filter(|seconds| *seconds > 0.0)
+            })
+            .await;
+            Ok(())
         },
     )
     .await

@@ -107,7 +107,12 @@ async fn serve(config: Node, tokens: Option<Arc<Tokens>>) -> Result<(), Failure>
                         inside
                             .drain(&me, config.drain_timeout(), &mut signals)
                             .await;
-                        inside.keep(workers.rest().await).await;
+                        tokio::select! {
+                            () = async { inside.keep(workers.rest().await).await } => {}
+                            () = signals.next() => tracing::error!(
+                                "told to end again: shards that nobody else has are not kept"
+                            ),
+                        }
                     }
                     lived
                 }

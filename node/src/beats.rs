@@ -47,17 +47,22 @@ pub(crate) struct Beats {
 }
 
 impl Beats {
-    /// Beats until shutdown, or until nobody could say so any more; then says
-    /// that the node ends, so that nobody waits to see whether it is silent.
+    /// Beats until shutdown, until the node leaves, or until nobody could say so
+    /// any more; then says that the node ends, so that nobody waits to see whether it is silent.
     ///
     /// # Errors
     /// The system has no thread to give.
-    pub(crate) fn spawn(self, shutdown: watch::Receiver<bool>) -> std::io::Result<JoinHandle<()>> {
+    pub(crate) fn spawn(
+        self,
+        shutdown: watch::Receiver<bool>,
+        leaves: watch::Receiver<bool>,
+    ) -> std::io::Result<JoinHandle<()>> {
         let runtime = Handle::current();
         let beats = std::thread::Builder::new().name("beats".into());
         beats.spawn(move || {
             let _context = runtime.enter();
-            let ends = || *shutdown.borrow() || shutdown.has_changed().is_err();
+            let is_told = |by: &watch::Receiver<bool>| *by.borrow() || by.has_changed().is_err();
+            let ends = || is_told(&shutdown) || is_told(&leaves);
             let mut next = Instant::now();
             while !ends() {
                 if Instant::now() >= next {

@@ -28,6 +28,8 @@ pub struct Checkpoint {
     pub(crate) shards: Vec<ShardCheckpoint>,
     /// How long ago that was, by the wall clock.
     pub(crate) ago: Duration,
+    /// Tells it from all others: by this it is known whether it has been used.
+    pub(crate) nonce: u64,
 }
 
 /// Whose they are.
@@ -42,6 +44,7 @@ enum Frame {
     Begin {
         by: Writer,
         at: UnixTime,
+        nonce: u64,
     },
     /// Several of one shard follow each other.
     Piece(ShardCheckpoint),
@@ -54,9 +57,14 @@ enum Frame {
 ///
 /// # Errors
 /// What the system said; then there is no file.
-pub(crate) fn write(data: &Path, by: Writer, shards: Vec<ShardCheckpoint>) -> Result<u64, String> {
+pub(crate) fn write(
+    data: &Path,
+    by: Writer,
+    nonce: u64,
+    shards: Vec<ShardCheckpoint>,
+) -> Result<u64, String> {
     let partial = data.join(format!("{FILE}.partial"));
-    let written = write_to(&partial, by, shards)
+    let written = write_to(&partial, by, nonce, shards)
         .and_then(|bytes| std::fs::rename(&partial, file(data)).map(|()| bytes))
         .and_then(|bytes| File::open(data)?.sync_all().map(|()| bytes));
     written.map_err(|error| {
@@ -66,7 +74,12 @@ pub(crate) fn write(data: &Path, by: Writer, shards: Vec<ShardCheckpoint>) -> Re
     })
 }
 
-fn write_to(path: &Path, by: Writer, shards: Vec<ShardCheckpoint>) -> std::io::Result<u64> {
+fn write_to(
+    path: &Path,
+    by: Writer,
+    nonce: u64,
+    shards: Vec<ShardCheckpoint>,
+) -> std::io::Result<u64> {
     let mut out = BufWriter::new(File::create(path)?);
     let mut bytes = 0;
     let mut frame = |frame: &Frame| {
@@ -79,6 +92,7 @@ fn write_to(path: &Path, by: Writer, shards: Vec<ShardCheckpoint>) -> std::io::R
     frame(&Frame::Begin {
         by,
         at: UnixTime::now(),
+        nonce,
     })?;
     let count = shards.len() as u64;
     for checkpoint in shards {
@@ -96,11 +110,13 @@ fn pieces(checkpoint: ShardCheckpoint) -> Vec<ShardCheckpoint> {
     let ShardCheckpoint {
         shard,
         fence,
+        waits,
         records,
     } = checkpoint;
     let piece = |records| ShardCheckpoint {
         shard,
         fence,
+        waits,
         records,
     };
     let (mut pieces, mut taken, mut bytes) = (Vec::new(), Vec::new(), 0);
@@ -161,7 +177,12 @@ struct Frames {
 
 impl Frames {
     fn checkpoint(&mut self, by: &Writer) -> Result<Checkpoint, String> {
-        let Frame::Begin { by: wrote, at } = self.next()? else {
+        let Frame::Begin {
+            by: wrote,
+            at,
+            nonce,
+        } = self.next()?
+        else {
             return Err("it does not begin as it should".into());
         };
         if wrote != *by {
@@ -186,6 +207,7 @@ impl Frames {
         Ok(Checkpoint {
             shards,
             ago: Duration::from_micros(ago),
+            nonce,
         })
     }
 

@@ -68,7 +68,7 @@ use crate::beats::{Beats, Turned};
 use crate::core::agreed::Agreed;
 use crate::core::checkpoint::ShardCheckpoint;
 use crate::core::shards::Part;
-use crate::replicator::{Duty, Replicator};
+use crate::replicator::{Duty, FromShard, Replicator};
 pub use agreement::Agreement;
 pub use checkpoint::Checkpoint;
 pub use inspect::Inspector;
@@ -143,19 +143,40 @@ pub struct Node {
 #[derive(Debug, Clone)]
 pub struct Workers {
     mailboxes: Vec<mpsc::Sender<worker::Mail>>,
+    to_standbys: Option<mpsc::Sender<Vec<FromShard>>>,
+    leaves: watch::Sender<bool>,
 }
 
 impl Workers {
-    /// Has them serve nothing any more. What they served until then, for
+    /// Says that the node leaves, so that it is given nothing more, and has them
+    /// serve nothing any more. What they served until then, or were about to, for
     /// [`Membership::keep`].
     pub async fn rest(&self) -> Vec<ShardCheckpoint> {
+        self.leaves.send_replace(true);
         let mut kept = Vec::new();
+        let mut lost = 0;
+        // First: what it has let begin gets to the workers before this does.
+        if let Some(to_standbys) = &self.to_standbys {
+            let (answer, answered) = oneshot::channel();
+            let asked = to_standbys.send(vec![FromShard::Rest(answer)]).await;
+            match (asked, answered.await) {
+                (Ok(()), Ok(coming)) => kept.extend(coming),
+                _ => lost += 1,
+            }
+        }
         for mailbox in &self.mailboxes {
             let (answer, answered) = oneshot::channel();
-            // Whoever has ended serves nothing.
-            if mailbox.send(worker::Mail::Rest(answer)).await.is_ok() {
-                kept.extend(answered.await.unwrap_or_default());
+            let asked = mailbox.send(worker::Mail::Rest(answer)).await;
+            match (asked, answered.await) {
+                (Ok(()), Ok(served)) => kept.extend(served),
+                _ => lost += 1,
             }
+        }
+        if lost > 0 {
+            tracing::error!(
+                tasks = lost,
+                "tasks had ended before: what they had is not kept"
+            );
         }
         kept
     }
@@ -189,6 +210,7 @@ pub async fn start(
     let of = config.workers.max(1);
     let (pairs, news): (Vec<_>, Vec<_>) = (0..of).map(|_| mpsc::unbounded_channel()).unzip();
     let turned: Vec<Turned> = (0..of).map(|_| Turned::default()).collect();
+    let (leaves, has_left) = watch::channel(false);
     let (to_standbys, duty) = if let Some(agreement) = &view.agreement {
         let (replicator, duty) = Replicator::new(
             config.node.clone(),
@@ -206,7 +228,7 @@ pub async fn start(
             workers: turned.clone(),
         };
         let beating = beats
-            .spawn(shutdown.clone())
+            .spawn(shutdown.clone(), has_left)
             .map_err(|error| Error::Thread {
                 node: config.node.id.clone(),
                 problem: error.to_string(),
@@ -247,7 +269,7 @@ pub async fn start(
         bus,
         egress::Ears {
             mailbox: effects,
-            to_standbys,
+            to_standbys: to_standbys.clone(),
         },
         Arc::clone(&metrics),
         shutdown.clone(),
@@ -256,6 +278,8 @@ pub async fn start(
     let node = config.node.id.clone();
     let workers = Workers {
         mailboxes: mailboxes.clone(),
+        to_standbys,
+        leaves,
     };
     let ingress = ingress::Ingress::new(config, namespaces, view, mailboxes, out, metrics);
     tasks.spawn(ingress.run(ears, shutdown));

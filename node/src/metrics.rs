@@ -4,14 +4,16 @@
 use std::time::Duration;
 
 use prometheus::{
-    HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry,
-    core::Collector,
+    Counter, CounterVec, Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec,
+    IntGauge, IntGaugeVec, Opts, Registry, core::Collector,
 };
 use proto::shard::ShardId;
 
 use crate::core::cluster::Row;
 use crate::core::placement::{self, Targets};
 
+/// How long confirmations take, for a histogram: a pair lease is 0.3.
+const LAG_SECONDS: [f64; 9] = [0.001, 0.002, 0.005, 0.01, 0.025, 0.05, 0.1, 0.3, 1.0];
 /// How long hand-offs take, for a histogram.
 const HANDOFF_SECONDS: [f64; 9] = [0.001, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0];
 
@@ -49,12 +51,26 @@ pub struct Metrics {
     /// Shards that were given to this node.
     pub moves: IntCounter,
     handoffs: HistogramVec,
+    /// From sending a standby something until it has confirmed it.
+    pub replication_lag: Histogram,
+    /// Seconds in which workers might not act as owners, by the lease that they
+    /// lacked.
+    pub paused: Paused,
     /// Publishes acknowledged, by in how many processes the publication is.
     pub acks: Acks,
     /// Beats of gateways of another cluster.
     pub stranger_gateways: IntCounter,
     /// Beats of nodes of another cluster.
     pub stranger_nodes: IntCounter,
+}
+
+/// How long owners have lacked a lease.
+#[derive(Debug)]
+pub struct Paused {
+    /// Of the leader.
+    pub node: Counter,
+    /// Of a standby.
+    pub pair: Counter,
 }
 
 /// Acknowledged publishes.
@@ -149,6 +165,11 @@ impl Metrics {
             "Publishes that this node has acknowledged, by in how many processes the publication was then: 1 means that it would have been lost with this node.",
             &["copies"],
         )?;
+        let paused = Opts::new(
+            "dunlin_owner_paused_seconds_total",
+            "Seconds in which a worker had shards and might not act as their owner, by the lease that it lacked: the node's, from the leader, or a pair lease, from a standby. Of all workers together.",
+        );
+        let paused = add(registry, CounterVec::new(paused, &["lease"])?)?;
         let gauge = |name: &str, help: &str| add(registry, IntGauge::new(name, help)?);
         Ok(Self {
             bus: BusMetrics {
@@ -240,6 +261,20 @@ impl Metrics {
                     &["reason"],
                 )?,
             )?,
+            replication_lag: add(
+                registry,
+                Histogram::with_opts(
+                    HistogramOpts::new(
+                        "dunlin_replication_lag_seconds",
+                        "From sending a standby changes until it has confirmed them.",
+                    )
+                    .buckets(LAG_SECONDS.into()),
+                )?,
+            )?,
+            paused: Paused {
+                node: paused.with_label_values(&["node"]),
+                pair: paused.with_label_values(&["pair"]),
+            },
             acks: Acks {
                 alone: acks.with_label_values(&["1"]),
                 replicated: acks.with_label_values(&["2"]),

@@ -15,7 +15,7 @@ use tokio::time::MissedTickBehavior;
 use crate::beats::Turned;
 use crate::core::checkpoint::ShardCheckpoint;
 use crate::core::shard::Effect;
-use crate::core::shards::{Input, Part, Shards};
+use crate::core::shards::{Input, Lease, Part, Shards};
 use crate::metrics::{Metrics, ShardMetrics};
 use crate::replicator::{Duty, FromShard};
 use crate::{Config, View};
@@ -31,6 +31,9 @@ const TURN: Duration = Duration::from_millis(20);
 const RECRUIT: Duration = Duration::from_millis(250);
 /// After how long it is said that a shard waits, and for what.
 const STANDS_STILL: Duration = Duration::from_secs(1);
+/// For how many ticks a shard may lack the standby that it should have before that
+/// is said.
+const LACKS_STANDBY: u32 = 10;
 /// Shards that it tells at a time: each new standby is sent the whole shard.
 const RECRUITS_MAX: usize = 64;
 
@@ -68,6 +71,10 @@ pub(crate) struct Worker {
     to_standbys: Vec<FromShard>,
     metrics: Arc<Metrics>,
     by_shard: BTreeMap<ShardId, ShardMetrics>,
+    /// When it looked at leases last.
+    looked_at: Timestamp,
+    /// For how many ticks shards have lacked a standby.
+    lacking: BTreeMap<ShardId, u32>,
 }
 
 impl Worker {
@@ -94,6 +101,8 @@ impl Worker {
             to_standbys: Vec::new(),
             metrics,
             by_shard: BTreeMap::new(),
+            looked_at: Timestamp::now(),
+            lacking: BTreeMap::new(),
         };
         worker.handle([Input::Agreed(agreed)]);
         worker
@@ -178,6 +187,14 @@ impl Worker {
 
     /// Time alone ends what is waited for, and shows who is silent.
     fn look_at_leases(&mut self) -> Vec<Effect> {
+        let now = Timestamp::now();
+        let since = now.since(self.looked_at).as_secs_f64();
+        self.looked_at = now;
+        match self.shards.lacks(now) {
+            Some(Lease::Node) => self.metrics.paused.node.inc_by(since),
+            Some(Lease::Pair) => self.metrics.paused.pair.inc_by(since),
+            None => {}
+        }
         self.handle([Input::Leases(Arc::clone(&self.known.leases))])
     }
 
@@ -196,6 +213,7 @@ impl Worker {
     fn tick(&mut self) -> Vec<Effect> {
         let effects = self.handle([Input::Tick]);
         self.complain();
+        self.look_for_standbys();
         for (id, shard) in self.shards.served() {
             if let Some(metrics) = self.by_shard.get(&id) {
                 metrics.channels.set(shard.channels() as i64);
@@ -206,6 +224,35 @@ impl Worker {
             }
         }
         effects
+    }
+
+    /// Says how it stands with shards that have lacked a standby for long, once.
+    fn look_for_standbys(&mut self) {
+        let targets = &self.known.targets;
+        let lacking = &mut self.lacking;
+        let mut said = None;
+        let (mut all, before) = (BTreeMap::new(), std::mem::take(lacking));
+        for (id, shard) in self.shards.served() {
+            let is_wanted = targets
+                .get(&id)
+                .is_some_and(|target| target.standby.is_some());
+            let mut standbys = shard.replication().standbys();
+            if is_wanted && !standbys.any(|(_, counts)| counts) {
+                let ticks = before.get(&id).copied().unwrap_or_default() + 1;
+                all.insert(id, ticks);
+                if ticks == LACKS_STANDBY {
+                    said.get_or_insert_with(|| (id, shard.replication().progress()));
+                }
+            }
+        }
+        *lacking = all;
+        if let Some((shard, standbys)) = said {
+            let shards = self.lacking.len();
+            tracing::warn!(
+                shards,
+                "shards have lacked a standby for {LACKS_STANDBY} s; of shard {shard} the standbys are: {standbys}"
+            );
+        }
     }
 
     /// Says why shards stand still, if any has for some time.

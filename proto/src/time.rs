@@ -14,11 +14,15 @@ use serde::{Deserialize, Serialize};
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Timestamp(pub u64);
 
+/// What the clock shows when the machine starts: a hundred years, so that what is
+/// older than the machine's start has its place, too.
+const AT_BOOT_MS: u64 = 100 * 365 * 24 * 3_600 * 1_000;
+
 impl Timestamp {
     /// Reads `CLOCK_BOOTTIME`. For shells.
     pub fn now() -> Self {
         let now = rustix::time::clock_gettime(rustix::time::ClockId::Boottime);
-        Self(now.tv_sec as u64 * 1_000 + now.tv_nsec as u64 / 1_000_000)
+        Self(AT_BOOT_MS + now.tv_sec as u64 * 1_000 + now.tv_nsec as u64 / 1_000_000)
     }
 
     /// How long ago `earlier` was; zero when it is not in the past.

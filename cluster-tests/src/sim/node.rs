@@ -224,10 +224,11 @@ impl Node {
 
     /// Serves nothing any more, and says what it served.
     pub fn rest(&mut self, now: Timestamp) -> Vec<ShardCheckpoint> {
-        let workers = self.workers.iter_mut();
-        workers
-            .flat_map(|worker| worker.shards.rest(now, &mut Vec::new()))
-            .collect()
+        let mut kept = self.replicas.rest(now);
+        // One that stands still answers nothing.
+        let workers = self.workers.iter_mut().filter(|worker| !worker.stands);
+        kept.extend(workers.flat_map(|worker| worker.shards.rest(now, &mut Vec::new())));
+        kept
     }
 
     /// Another map is agreed, or who leads has changed meanwhile.

@@ -103,7 +103,8 @@ pub(crate) fn run(options: &Options) -> Result<(), Failure> {
                     bus_creds: options.bus_creds.clone(),
                     bus_ca: options.bus_ca.clone(),
                 };
-                let name = format!("bench-{}", std::process::id());
+                // Process ids are alike in containers.
+                let name = format!("bench-{:x}", now_ns());
                 let connected = crate::gateway::connect(&bus, name.clone()).await?;
                 let measured = over_bus(options, &app, &name, &bus, connected).await;
                 measured.map_err(unavailable)

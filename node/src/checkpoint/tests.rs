@@ -60,6 +60,7 @@ fn shards() -> Vec<ShardCheckpoint> {
         ShardCheckpoint {
             shard: ShardId(number),
             fence: Fence(u64::from(number) + 10),
+            waits: number == 9,
             records: [begin]
                 .into_iter()
                 .chain(keys)
@@ -78,7 +79,7 @@ fn what_was_kept_is_read_once_it_is_there() {
         panic!("three")
     };
     assert_eq!(pieces(large.clone()).len(), 3);
-    let bytes = write(&folder.0, me(), shards()).unwrap();
+    let bytes = write(&folder.0, me(), 7, shards()).unwrap();
     let length = std::fs::metadata(file(&folder.0)).unwrap().len();
     assert!(
         (bytes..bytes + 1_000).contains(&length),
@@ -86,7 +87,7 @@ fn what_was_kept_is_read_once_it_is_there() {
     );
     assert_eq!(folder.read().unwrap().unwrap().shards, shards());
     // The next one replaces it.
-    write(&folder.0, me(), shards()[..1].to_vec()).unwrap();
+    write(&folder.0, me(), 7, shards()[..1].to_vec()).unwrap();
     assert_eq!(folder.read().unwrap().unwrap().shards, shards()[..1]);
     remove(&folder.0);
     assert!(folder.read().unwrap().is_none());
@@ -101,7 +102,7 @@ fn what_is_another_s_is_of_no_use() {
         node: "n2".parse().unwrap(),
         ..me()
     };
-    write(&folder.0, other, shards()).unwrap();
+    write(&folder.0, other, 7, shards()).unwrap();
     let why = folder.read().unwrap_err();
     assert!(why.contains("node n2 of cluster"), "{why}");
 }
@@ -109,7 +110,7 @@ fn what_is_another_s_is_of_no_use() {
 #[test]
 fn what_is_torn_or_damaged_is_of_no_use() {
     let folder = Folder::new("damaged");
-    write(&folder.0, me(), shards()[..1].to_vec()).unwrap();
+    write(&folder.0, me(), 7, shards()[..1].to_vec()).unwrap();
     let whole = std::fs::read(file(&folder.0)).unwrap();
     let put = |bytes: &[u8]| std::fs::write(file(&folder.0), bytes).unwrap();
     for length in 0..whole.len() {
@@ -129,9 +130,9 @@ fn what_is_torn_or_damaged_is_of_no_use() {
 #[test]
 fn a_directory_that_takes_nothing_is_told_of_and_left_as_it_was() {
     let folder = Folder::new("full");
-    write(&folder.0, me(), shards()[..1].to_vec()).unwrap();
+    write(&folder.0, me(), 7, shards()[..1].to_vec()).unwrap();
     std::fs::create_dir(folder.0.join(format!("{FILE}.partial"))).unwrap();
-    let why = write(&folder.0, me(), shards()).unwrap_err();
+    let why = write(&folder.0, me(), 7, shards()).unwrap_err();
     assert!(why.contains("could not write"), "{why}");
     assert_eq!(folder.read().unwrap().unwrap().shards, shards()[..1]);
 }

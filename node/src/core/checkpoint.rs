@@ -21,6 +21,8 @@ pub struct ShardCheckpoint {
     pub shard: ShardId,
     /// Under which this node had it.
     pub fence: Fence,
+    /// It was not served yet, for an earlier owner had a lease of this node.
+    pub waits: bool,
     /// From [`Record::Begin`] to [`Record::Whole`].
     pub records: Vec<Record>,
 }

@@ -67,6 +67,8 @@ pub struct Replicas {
     coming: BTreeMap<ShardId, Coming>,
     /// Shards that came to this node or have begun, under which fence.
     begun: BTreeMap<ShardId, Fence>,
+    /// Nothing begins any more.
+    rests: bool,
     owners: BTreeMap<NodeRef, Owner>,
 }
 
@@ -79,6 +81,8 @@ struct Replica {
     received: u64,
     /// The owner has stopped; who else has everything.
     released: Option<Vec<Held>>,
+    /// Before that it does not begin.
+    waits_until: Option<Timestamp>,
     shard: Shard,
 }
 
@@ -114,6 +118,7 @@ impl Replicas {
             replicas: BTreeMap::new(),
             coming: BTreeMap::new(),
             begun: BTreeMap::new(),
+            rests: false,
             owners: BTreeMap::new(),
         }
     }
@@ -126,6 +131,7 @@ impl Replicas {
             let ShardCheckpoint {
                 shard: id,
                 fence,
+                waits,
                 records,
             } = checkpoint;
             let tenure = Tenure {
@@ -138,14 +144,35 @@ impl Replicas {
             for record in records {
                 shard.replay(then, record);
             }
-            let replica = Replica::new(self.me.clone(), fence, 0, shard);
+            let mut replica = Replica::new(self.me.clone(), fence, 0, shard);
+            // Whatever an earlier life of this node has promised was before now.
+            replica.waits_until = waits.then(|| may_serve_from(now));
             self.replicas.insert(id, replica);
         }
+    }
+
+    /// Begins nothing any more, and returns what was still to begin.
+    pub fn rest(&mut self, now: Timestamp) -> Vec<ShardCheckpoint> {
+        self.rests = true;
+        let coming = std::mem::take(&mut self.coming).into_iter();
+        let kept = coming.filter_map(|(id, coming)| {
+            let replica = self.replicas.remove(&id)?;
+            Some(ShardCheckpoint {
+                shard: id,
+                fence: coming.fence,
+                waits: true,
+                records: replica.shard.checkpoint(now),
+            })
+        });
+        kept.collect()
     }
 
     /// Something else is agreed.
     pub fn follow(&mut self, now: Timestamp, agreed: Arc<Agreed>, effects: &mut Vec<Effect>) {
         self.agreed = agreed;
+        if self.rests {
+            return;
+        }
         let agreed = Arc::clone(&self.agreed);
         for (number, replicas) in agreed.shards.iter().enumerate() {
             let id = ShardId(number as u16);
@@ -167,9 +194,12 @@ impl Replicas {
                     let echoed = self.owners.get(owner)?.echoed?;
                     Some((owner.clone(), may_serve_from(echoed)))
                 };
+                let kept = self.replicas.get(&id);
+                let own = kept.and_then(|kept| Some((self.me.clone(), kept.waits_until?)));
+                let earlier = replicas.earlier.iter().filter_map(until);
                 let coming = Coming {
                     fence,
-                    earlier: replicas.earlier.iter().filter_map(until).collect(),
+                    earlier: earlier.chain(own).collect(),
                     in_sync: replicas.row.in_sync.clone(),
                     since: now,
                 };
@@ -376,6 +406,7 @@ impl Replica {
             fill,
             received: 0,
             released: None,
+            waits_until: None,
             shard,
         }
     }

@@ -479,6 +479,30 @@ impl Replication {
         }
     }
 
+    /// How far its standbys are, for people.
+    pub fn progress(&self) -> String {
+        let far = |peer: &Peer| {
+            let stage = match &peer.stage {
+                Stage::Filling { channels, whole } => {
+                    let end = whole.map_or_else(String::new, |whole| format!(", end at {whole}"));
+                    format!("being filled, {} channels left{end}", channels.len())
+                }
+                Stage::Counting => "has everything".into(),
+                Stage::Retiring { .. } => "retires".into(),
+                Stage::Leaving { .. } => "leaves".into(),
+            };
+            format!(
+                "{} (incarnation {}) {stage}: {} of {} records confirmed, {} to go out",
+                peer.node.id, peer.node.incarnation.0, peer.confirmed, peer.sent, peer.outgoing
+            )
+        };
+        let all: Vec<String> = self.peers.iter().map(far).collect();
+        if all.is_empty() {
+            return "none".into();
+        }
+        all.join("; ")
+    }
+
     /// For what the shard waits, for people. `None`: for nothing.
     pub fn waits_for(&self, now: Timestamp, leases: &Leases) -> Option<String> {
         let names = |nodes: Vec<&NodeRef>| {

@@ -76,6 +76,15 @@ pub enum Input {
     Tick,
 }
 
+/// What an owner needs to act.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Lease {
+    /// Of the cluster's leader.
+    Node,
+    /// Of a standby.
+    Pair,
+}
+
 /// Which shards are a worker's, if the node owns them: every `of`-th.
 #[derive(Debug, Clone, Copy)]
 pub struct Part {
@@ -179,6 +188,7 @@ impl Shards {
             ShardCheckpoint {
                 shard: id,
                 fence: shard.fence(),
+                waits: false,
                 records: shard.checkpoint(now),
             }
         });
@@ -218,6 +228,23 @@ impl Shards {
         let served = self.served.iter();
         let acting = served.filter(move |(_, shard)| acts(shard));
         acting.map(|(id, shard)| (*id, shard.fence()))
+    }
+
+    /// For want of which lease this node may not act as the owner of something
+    /// that it serves.
+    pub fn lacks(&self, now: Timestamp) -> Option<Lease> {
+        if self.served.is_empty() {
+            return None;
+        }
+        if now >= self.leases.node {
+            return Some(Lease::Node);
+        }
+        // Rarely is any of them to be looked for.
+        let mut pairs = self.leases.pairs.values();
+        let are_all_held = pairs.all(|pair| pair.holds(now));
+        let mut served = self.served.values();
+        let waits = |shard: &Shard| !shard.replication().acts(now, &self.leases);
+        (!are_all_held && served.any(waits)).then_some(Lease::Pair)
     }
 
     /// One channel, for those who look inside.

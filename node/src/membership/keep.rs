@@ -5,15 +5,28 @@ use std::sync::PoisonError;
 use tokio::task::spawn_blocking;
 
 use super::Membership;
-use super::host::Host;
+use super::host::{Host, random};
 use crate::checkpoint::{self, Checkpoint, Writer};
 use crate::core::checkpoint::ShardCheckpoint;
 
+/// The checkpoint that was used last.
+const USED: &str = "checkpoint-used";
+
 impl Membership {
-    /// What this node kept when it stopped by itself, to be used once.
+    /// What this node kept when it stopped by itself, to be used now, and by
+    /// nobody after. Until then a node that ends has it again.
     pub fn take_checkpoint(&self) -> Checkpoint {
         let checkpoint = self.checkpoint.lock();
-        std::mem::take(&mut *checkpoint.unwrap_or_else(PoisonError::into_inner))
+        let checkpoint = std::mem::take(&mut *checkpoint.unwrap_or_else(PoisonError::into_inner));
+        if checkpoint.shards.is_empty() {
+            return checkpoint;
+        }
+        if let Err(why) = self.host.store.put(USED, &checkpoint.nonce) {
+            tracing::error!(%why, "what it kept when it stopped cannot be marked as used, so it is not; channels begin anew, and their followers are told so");
+            return Checkpoint::default();
+        }
+        checkpoint::remove(&self.host.config.data);
+        checkpoint
     }
 
     /// Keeps shards in the data directory until the node starts again. They are
@@ -27,7 +40,7 @@ impl Membership {
         };
         let data = self.host.config.data.clone();
         let count = shards.len();
-        let writing = spawn_blocking(move || checkpoint::write(&data, by, shards));
+        let writing = spawn_blocking(move || checkpoint::write(&data, by, random(), shards));
         let written = writing.await.map_err(|error| error.to_string())?;
         let bytes = written?;
         tracing::info!(shards = count, bytes, "keeps its shards for the next start");
@@ -40,6 +53,11 @@ pub(super) fn open(host: &Host) -> Checkpoint {
     let by = writer(host);
     let read = by.map_or(Ok(None), |by| checkpoint::read(&host.config.data, &by));
     match read {
+        Ok(Some(checkpoint)) if is_used(host, checkpoint.nonce) => {
+            tracing::warn!("what it kept when it stopped has been used before; it is of no use");
+            checkpoint::remove(&host.config.data);
+            Checkpoint::default()
+        }
         Ok(Some(checkpoint)) => {
             let (shards, seconds) = (checkpoint.shards.len(), checkpoint.ago.as_secs());
             tracing::info!(shards, seconds, "has what it kept when it stopped");
@@ -51,6 +69,12 @@ pub(super) fn open(host: &Host) -> Checkpoint {
             Checkpoint::default()
         }
     }
+}
+
+/// Whether it was. What cannot be read counts as used.
+fn is_used(host: &Host, nonce: u64) -> bool {
+    let used = host.store.get::<u64>(USED);
+    used.map_or(true, |used| used == Some(nonce))
 }
 
 fn writer(host: &Host) -> Option<Writer> {

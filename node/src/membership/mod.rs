@@ -25,7 +25,7 @@ use tokio::sync::{mpsc, watch};
 
 use crate::View;
 use crate::agreement::{Agreement, Known};
-use crate::checkpoint::{self, Checkpoint};
+use crate::checkpoint::Checkpoint;
 use crate::core::agreed::Agreed;
 use crate::core::checkpoint::{Claims, claims};
 use crate::core::cluster::{Cluster, Command, Outcome, RaftId, Registration};
@@ -452,8 +452,6 @@ impl Driver {
             }
             tokio::time::sleep(TICK / 2).await;
         };
-        // It has been used, or never will be.
-        checkpoint::remove(&self.host.config.data);
         self.wait_for("it is registered, and has not all that was decided yet".into());
         let mut cluster = consensus.cluster();
         let here = |cluster: &Arc<Cluster>| {

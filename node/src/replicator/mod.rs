@@ -22,12 +22,13 @@ use proto::id::{NodeId, NodeRef};
 use proto::namespace::Namespaces;
 use proto::shard::ShardId;
 use proto::time::Timestamp;
-use tokio::sync::{mpsc, watch};
+use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::MissedTickBehavior;
 
 use crate::agreement::{Agreement, Known};
 use crate::checkpoint::Checkpoint;
 use crate::core::agreed::Agreed;
+use crate::core::checkpoint::ShardCheckpoint;
 use crate::core::cluster::{Replica, ReplicaSet, Standby};
 use crate::core::lease::{NodeLease, RENEW_PACE};
 use crate::core::pairs::{self, Pairs, Part};
@@ -63,6 +64,8 @@ pub(crate) enum FromShard {
     Replicate { to: NodeRef, part: Part },
     /// Have it agreed who stands by.
     Propose(Proposal),
+    /// Begin nothing any more, and say what was still to begin.
+    Rest(oneshot::Sender<Vec<ShardCheckpoint>>),
 }
 
 /// What a node has to do and may do. Replaced whole: no lease is seen before
@@ -328,6 +331,10 @@ impl Replicator {
             Event::Echo { to, number, echo } => {
                 let is_present = self.outgoing.get(&to).is_some_and(|w| w.number == number);
                 if is_present && echo.from == to {
+                    if !echo.confirmed.is_empty() {
+                        let lag = now.since(Timestamp(echo.sent_at));
+                        self.metrics.replication_lag.observe(lag.as_secs_f64());
+                    }
                     let mut effects = Vec::new();
                     self.pairs.echo(now, echo, &mut effects);
                     self.obey_pairs(effects);
@@ -377,6 +384,10 @@ impl Replicator {
             FromShard::Replicate { to, part } => self.pairs.push(now, to, part),
             FromShard::Propose(proposal) => {
                 self.proposals.insert(proposal.shard, proposal);
+            }
+            FromShard::Rest(answer) => {
+                // Whoever asked has ended, and the node with it.
+                let _ = answer.send(self.replicas.rest(now));
             }
         }
     }

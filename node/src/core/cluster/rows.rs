@@ -34,6 +34,10 @@ pub struct Row {
     /// [`InSync`](Replica::InSync) standby, or kept a checkpoint. If not,
     /// everything in it begins anew.
     pub promoted: bool,
+    /// The owner was given it back for what it kept under this fence, and no owner
+    /// has said anything since: who still has that, unused, has everything.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub claimed: Option<Fence>,
 }
 
 /// A [`Row`] as it may stand in a snapshot: older versions wrote only the first
@@ -50,6 +54,8 @@ struct Stored {
     earlier: Vec<NodeRef>,
     #[serde(default)]
     promoted: bool,
+    #[serde(default)]
+    claimed: Option<Fence>,
 }
 
 impl From<Stored> for Row {
@@ -61,6 +67,7 @@ impl From<Stored> for Row {
             standbys: stored.standbys,
             earlier: stored.earlier,
             promoted: stored.promoted,
+            claimed: stored.claimed,
         }
     }
 }
@@ -177,6 +184,7 @@ pub(super) fn assigned(
         standbys,
         earlier,
         promoted,
+        claimed: None,
     })
 }
 
@@ -189,7 +197,8 @@ pub(super) fn given_back(
     fence: Fence,
     index: u64,
 ) -> Option<Row> {
-    let is_valid = row.fence == fence && row.owner.id == owner.id && cluster.has_ended(&row.owner);
+    let is_it = row.fence == fence || row.claimed == Some(fence);
+    let is_valid = is_it && row.owner.id == owner.id && cluster.has_ended(&row.owner);
     (is_valid && cluster.may_hold(owner)).then(|| Row {
         owner: owner.clone(),
         fence: Fence(index),
@@ -197,6 +206,7 @@ pub(super) fn given_back(
         standbys: Vec::new(),
         earlier: earlier(cluster, row, owner),
         promoted: true,
+        claimed: Some(fence),
     })
 }
 
@@ -243,6 +253,7 @@ pub(super) fn replicated(cluster: &Cluster, row: &Row, set: ReplicaSet, index: u
         version: index,
         standbys,
         earlier: Vec::new(),
+        claimed: None,
         ..row.clone()
     })
 }

@@ -270,6 +270,7 @@ fn a_standby_in_sync_is_promoted_and_may_keep_another() {
         standbys: Vec::new(),
         earlier: vec![node("a", 2)],
         promoted: true,
+        claimed: None,
     };
     assert_eq!(row(&cluster), &after);
     assert_eq!((cluster.map_version, cluster.rows_version()), (12, 12));
@@ -375,6 +376,7 @@ fn a_node_that_is_back_has_again_what_it_kept() {
         standbys: Vec::new(),
         earlier: vec![node("a", 2)],
         promoted: true,
+        claimed: Some(Fence(10)),
     };
     assert_eq!(*row(&cluster), expected);
     assert_eq!(
@@ -382,11 +384,25 @@ fn a_node_that_is_back_has_again_what_it_kept() {
         (0, &None)
     );
     assert_eq!(cluster.members()[&expected.owner.id].registration.kept, []);
-    // An answer was lost, and a stop later it is void.
+    // An answer was lost.
     cluster.apply(21, back(2, 10));
     assert_eq!(*row(&cluster), expected);
+    // It ended before it had used it. It does not know the other fence then.
     cluster.apply(22, back(3, 10));
-    assert_eq!(*row(&cluster), expected);
+    assert_eq!(row(&cluster).owner, node("a", 22));
+    assert_eq!(row(&cluster).claimed, Some(Fence(10)));
+    // Once an owner has said something, there is more than was kept.
+    let set = ReplicaSet {
+        shard: ShardId(0),
+        owner: node("a", 22),
+        fence: Fence(22),
+        version: 22,
+        standbys: Vec::new(),
+    };
+    cluster.apply(23, Command::Replicas(vec![set]));
+    let said = row(&cluster).clone();
+    cluster.apply(24, back(4, 10));
+    assert_eq!(*row(&cluster), said);
 }
 
 #[test]

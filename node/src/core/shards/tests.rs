@@ -1,4 +1,5 @@
 use super::*;
+use crate::core::lease::PairLease;
 use proto::id::{ClusterUuid, Incarnation};
 use proto::message::{
     InterestDigest, Join, JoinResult, Publish, Published, Refusal, RestateEnd, Sequenced, Since,
@@ -147,6 +148,35 @@ fn published(shards: &mut Shards, shard: u16, fence: u64) -> (Epoch, u64) {
         }) => (position.epoch, position.offset.0),
         other => panic!("an acknowledgement expected, got {other:?}"),
     }
+}
+
+#[test]
+fn an_owner_lacks_the_lease_of_its_leader_when_that_is_over() {
+    let me = node("a", 1);
+    let mut shards = shards(ALL);
+    let until = |node| Leases {
+        node: Timestamp(node),
+        ..Leases::unlimited()
+    };
+    shards.handle(
+        Timestamp(0),
+        Input::Leases(Arc::new(until(100))),
+        &mut Vec::new(),
+    );
+    assert_eq!(shards.lacks(Timestamp(200)), None, "it serves nothing");
+    told(&mut shards, agreed(&map(2, [(&me, 2); 4])));
+    assert_eq!(shards.lacks(Timestamp(99)), None);
+    assert_eq!(shards.lacks(Timestamp(100)), Some(Lease::Node));
+    let mut leases = until(300);
+    leases
+        .pairs
+        .insert(node("b", 1), PairLease::new(Timestamp(0)));
+    shards.handle(
+        Timestamp(0),
+        Input::Leases(Arc::new(leases)),
+        &mut Vec::new(),
+    );
+    assert_eq!(shards.lacks(Timestamp(200)), None, "it counts for nothing");
 }
 
 #[test]

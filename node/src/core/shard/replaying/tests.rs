@@ -242,6 +242,7 @@ impl Two {
         let kept = ShardCheckpoint {
             shard: SHARD,
             fence: Fence(1),
+            waits: false,
             records: self.owner.checkpoint(self.now),
         };
         let owner = NodeRef {
@@ -424,6 +425,55 @@ fn the_standby_goes_on_where_the_owner_stood() {
         })
         .collect();
     assert_eq!(effects, [(2, 9), (1, 9)]);
+}
+
+#[test]
+fn what_was_still_to_begin_is_kept_and_waits_after_the_restart_too() {
+    let mut two = Two::new();
+    two.recruit();
+    two.publish(1, None);
+    two.settle();
+    let mut agreed_then = agreed(&node("b"), 9);
+    agreed_then.shards[0].promoted = true;
+    agreed_then.shards[0].earlier = vec![node("a")];
+    let mut effects = Vec::new();
+    let standby = &mut two.standby;
+    standby.follow(two.now, Arc::new(agreed_then), &mut effects);
+    let kept = standby.rest(two.now);
+    standby.begin(two.now + PAIR_LEASE_AT_STANDBY, &mut effects);
+    assert!(effects.is_empty(), "it begins nothing any more");
+    let [only] = &kept[..] else {
+        panic!("{kept:?}");
+    };
+    assert_eq!(
+        (only.shard, only.fence, only.waits),
+        (SHARD, Fence(9), true)
+    );
+
+    let back = NodeRef {
+        incarnation: Incarnation(2),
+        ..node("b")
+    };
+    let mut agreed_now = agreed(&back, 12);
+    agreed_now.shards[0].promoted = true;
+    agreed_now.shards[0].earlier = vec![node("b")];
+    let agreed_now = Arc::new(agreed_now);
+    let namespaces = Arc::new(Namespaces::default());
+    let mut replicas = Replicas::new(back, namespaces, Arc::clone(&agreed_now));
+    replicas.restore(two.now, Duration::ZERO, kept);
+    replicas.follow(two.now, agreed_now, &mut effects);
+    let from = may_serve_from(two.now);
+    replicas.begin(Timestamp(from.0 - 1), &mut effects);
+    assert!(
+        effects.is_empty(),
+        "what it promised in its earlier life holds"
+    );
+    replicas.begin(from, &mut effects);
+    let [replicas::Effect::Begin(succession)] = &mut effects[..] else {
+        panic!("{effects:?}");
+    };
+    let next = succession.shard.take().expect("it has everything");
+    assert_eq!(next.describe(&key(1)), two.owner.describe(&key(1)));
 }
 
 /// A gateway was restarted with its clock set back while the node was away: its
