@@ -7,7 +7,6 @@ use cluster_tests::cluster::Cluster;
 use cluster_tests::nats::NatsServer;
 use cluster_tests::traffic::Publisher;
 use cluster_tests::verify::{Load, Verify, is_soak};
-use rustix::process::Signal;
 use serde_json::{Value, json};
 
 /// A cluster of one node, with two gateways.
@@ -109,26 +108,6 @@ async fn all_nodes_are_stopped_one_after_another_and_the_last_has_kept_everythin
     followers.hear_next("before").await?;
     for name in ["n1", "n2", "n3"] {
         stop(&mut cluster, name).await?;
-    }
-    for name in ["n1", "n2", "n3"] {
-        cluster.add_node(name, &[]).await?;
-    }
-    cluster.ready().await;
-    followers.hear_next("after").await
-}
-
-#[tokio::test]
-async fn all_nodes_are_stopped_at_the_same_moment_and_have_kept_everything() -> Result<()> {
-    let mut cluster = Cluster::start().await?;
-    cluster.protected().await;
-    let mut followers = Followers::of(&cluster).await?;
-    followers.hear_next("before").await?;
-    for node in cluster.nodes.values() {
-        node.signal(Signal::TERM)?;
-    }
-    for (name, mut node) in std::mem::take(&mut cluster.nodes) {
-        let ended = node.ended().await.with_context(|| name)?;
-        anyhow::ensure!(ended.success(), "{}", node.log());
     }
     for name in ["n1", "n2", "n3"] {
         cluster.add_node(name, &[]).await?;
