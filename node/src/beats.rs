@@ -48,7 +48,8 @@ pub(crate) struct Beats {
 
 impl Beats {
     /// Beats until shutdown, until the node leaves, or until nobody could say so
-    /// any more; then says that the node ends, so that nobody waits to see whether it is silent.
+    /// any more; then says that the node ends, so that nobody waits to see whether
+    /// it is silent.
     ///
     /// # Errors
     /// The system has no thread to give.

@@ -159,7 +159,7 @@ pub(crate) fn remove(data: &Path) {
     let path = file(data);
     match std::fs::remove_file(&path) {
         Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
-            // Fences say that it has been used.
+            // It is marked as used.
             tracing::warn!(file = %path.display(), %error, "could not remove what has been used");
         }
         _ => {}

@@ -55,6 +55,7 @@ mod membership;
 mod worker;
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use proto::bus::BusHandle;
 use proto::id::{Incarnation, NodeId, NodeRef};
@@ -139,6 +140,10 @@ pub struct Node {
     tasks: JoinSet<Result<(), Error>>,
 }
 
+/// How long a task may take to say what it had: far longer than the largest takes
+/// to be copied.
+const REST: Duration = Duration::from_secs(10);
+
 /// How the tasks that own shards are told to stop.
 #[derive(Debug, Clone)]
 pub struct Workers {
@@ -157,29 +162,39 @@ impl Workers {
         let mut lost = 0;
         // First: what it has let begin gets to the workers before this does.
         if let Some(to_standbys) = &self.to_standbys {
-            let (answer, answered) = oneshot::channel();
-            let asked = to_standbys.send(vec![FromShard::Rest(answer)]).await;
-            match (asked, answered.await) {
-                (Ok(()), Ok(coming)) => kept.extend(coming),
-                _ => lost += 1,
+            let ask = |answer| vec![FromShard::Rest(answer)];
+            match rested(to_standbys, ask).await {
+                Some(coming) => kept.extend(coming),
+                None => lost += 1,
             }
         }
         for mailbox in &self.mailboxes {
-            let (answer, answered) = oneshot::channel();
-            let asked = mailbox.send(worker::Mail::Rest(answer)).await;
-            match (asked, answered.await) {
-                (Ok(()), Ok(served)) => kept.extend(served),
-                _ => lost += 1,
+            match rested(mailbox, worker::Mail::Rest).await {
+                Some(served) => kept.extend(served),
+                None => lost += 1,
             }
         }
         if lost > 0 {
             tracing::error!(
                 tasks = lost,
-                "tasks had ended before: what they had is not kept"
+                "tasks have ended before, or stand still: what they had is not kept"
             );
         }
         kept
     }
+}
+
+/// What a task had that is told to rest; `None`: it does not say.
+async fn rested<T>(
+    mailbox: &mpsc::Sender<T>,
+    ask: impl FnOnce(oneshot::Sender<Vec<ShardCheckpoint>>) -> T,
+) -> Option<Vec<ShardCheckpoint>> {
+    let (answer, answered) = oneshot::channel();
+    let asking = async {
+        mailbox.send(ask(answer)).await.ok()?;
+        answered.await.ok()
+    };
+    tokio::time::timeout(REST, asking).await.ok()?
 }
 
 /// Starts a node. It serves what the view says that it owns, until `shutdown`

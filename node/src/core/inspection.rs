@@ -43,8 +43,8 @@ pub fn nodes(members: &[NodeInfo]) -> Answer {
 /// Who stands by for the shards, as far as that fits into one message.
 pub fn standbys(cluster: &Cluster, targets: &Targets) -> Answer {
     let mut room = ANSWER_BYTES_MAX;
-    let rows = (0..).map(ShardId).zip(cluster.rows());
-    let infos = rows.filter_map(|(shard, row)| {
+    let rows = cluster.rows().iter().zip((0..).map(ShardId));
+    let infos = rows.filter_map(|(row, shard)| {
         let row = row.as_ref()?;
         let target = targets.get(&shard).and_then(|target| target.owner.as_ref());
         Some(StandbyInfo {
@@ -74,9 +74,13 @@ pub fn events(events: &VecDeque<EventInfo>) -> Answer {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::core::cluster::tests::{founding, node, registration};
+    use crate::core::cluster::{Assignment, Command, How, Replica, ReplicaSet, Standby};
     use proto::codec::{self, PAYLOAD_BYTES_MAX};
     use proto::id::{ID_BYTES_MAX, Incarnation, NodeRef};
-    use proto::message::{Message, Replies, Reply};
+    use proto::message::{EventKind, Message, Replies, Reply};
+    use proto::shard::Fence;
+    use proto::time::UnixTime;
 
     fn member(text: usize) -> NodeInfo {
         let text = "x".repeat(text);
@@ -93,6 +97,87 @@ mod tests {
         }
     }
 
+    fn bytes(answer: Answer) -> usize {
+        let id = u64::MAX;
+        let message = Message::Replies(Replies {
+            from: longest(),
+            to: Incarnation(u64::MAX),
+            map_version: u64::MAX,
+            replies: vec![Reply::Inspected { id, answer }],
+        });
+        codec::encode(&message).len()
+    }
+
+    fn longest() -> NodeRef {
+        NodeRef {
+            id: "n".repeat(ID_BYTES_MAX).parse().unwrap(),
+            incarnation: Incarnation(u64::MAX),
+        }
+    }
+
+    #[test]
+    fn an_answer_holds_as_many_events_as_fit_a_message() {
+        let event = EventInfo {
+            at: UnixTime(u64::MAX),
+            version: u64::MAX,
+            kind: EventKind::FailedOver,
+            from: Some(longest()),
+            to: Some(longest()),
+            shards: u32::MAX,
+        };
+        let many = VecDeque::from(vec![event; 100_000]);
+        let answer = events(&many);
+        let Answer::Events(told) = &answer else {
+            panic!("events")
+        };
+        assert!(
+            told.len() > 1_024,
+            "as many as are remembered: {}",
+            told.len()
+        );
+        assert!(bytes(answer) <= PAYLOAD_BYTES_MAX);
+    }
+
+    #[test]
+    fn an_answer_holds_as_many_shards_as_fit_a_message() {
+        let count = u16::MAX;
+        let mut cluster = Cluster::default();
+        cluster.apply(1, Command::Found(founding(count, 1)));
+        let owner = "o".repeat(ID_BYTES_MAX);
+        let others = ["p", "q"].map(|name| name.repeat(ID_BYTES_MAX));
+        for (index, name) in (2..).zip([&owner, &others[0], &others[1]]) {
+            cluster.apply(index, Command::Register(registration(name, 1)));
+        }
+        let shards = || (0..count).map(ShardId);
+        let assign = shards().map(|shard| Assignment {
+            shard,
+            owner: node(&owner, 2),
+            under: None,
+            version: None,
+            how: How::Afresh,
+        });
+        cluster.apply(5, Command::Assign(assign.collect()));
+        let standby = |(name, life): (&String, u64)| Standby {
+            node: node(name, life),
+            state: Replica::InSync,
+        };
+        let sets = shards().map(|shard| ReplicaSet {
+            shard,
+            owner: node(&owner, 2),
+            fence: Fence(5),
+            version: 5,
+            standbys: others.iter().zip(3..).map(standby).collect(),
+        });
+        cluster.apply(6, Command::Replicas(sets.collect()));
+        let answer = standbys(&cluster, &Targets::new());
+        let Answer::Standbys(told) = &answer else {
+            panic!("standbys")
+        };
+        assert!(told.len() > 1_024 && told.len() < usize::from(count));
+        assert_eq!(told[7].in_sync.len(), 2);
+        assert!(bytes(answer) <= PAYLOAD_BYTES_MAX);
+    }
+
     #[test]
     fn an_answer_holds_as_many_members_as_fit_a_message() {
         for (text, count) in [(0, 10_000), (300, 1_000), (70_000, 3)] {
@@ -102,19 +187,7 @@ mod tests {
                 panic!("members")
             };
             assert!(!told.is_empty() && told.len() < members.len());
-            let message = Message::Replies(Replies {
-                from: NodeRef {
-                    id: "n".repeat(ID_BYTES_MAX).parse().unwrap(),
-                    incarnation: Incarnation(u64::MAX),
-                },
-                to: Incarnation(u64::MAX),
-                map_version: u64::MAX,
-                replies: vec![Reply::Inspected {
-                    id: u64::MAX,
-                    answer,
-                }],
-            });
-            assert!(codec::encode(&message).len() <= PAYLOAD_BYTES_MAX);
+            assert!(bytes(answer) <= PAYLOAD_BYTES_MAX);
         }
         let few = vec![member(30); 50];
         assert_eq!(nodes(&few), Answer::Nodes(few));
