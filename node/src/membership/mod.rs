@@ -453,15 +453,14 @@ impl Driver {
             tokio::time::sleep(TICK / 2).await;
         };
         self.wait_for("it is registered, and has not all that was decided yet".into());
-        let mut cluster = consensus.cluster();
-        let here = |cluster: &Arc<Cluster>| {
-            cluster.founding().is_some()
-                && cluster
-                    .members()
-                    .get(&name)
-                    .is_some_and(|member| member.incarnation >= incarnation)
+        // Shown, not only decided: from here on others ask what is shown.
+        let mut known = self.shown.known.subscribe();
+        let here = |known: &Known| {
+            let member = known.cluster.members().get(&name);
+            known.cluster.founding().is_some()
+                && member.is_some_and(|member| member.incarnation >= incarnation)
         };
-        if cluster.wait_for(here).await.is_err() {
+        if known.wait_for(here).await.is_err() {
             return Err(MembershipError::Failed("agreement has ended".into()));
         }
         Ok(NodeRef {

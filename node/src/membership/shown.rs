@@ -55,7 +55,6 @@ impl Shown {
                 changed
             });
         }
-        self.tell_known(cluster, standing, rumours);
         let infos = infos(cluster, standing, rumours);
         self.members.send_if_modified(|shown| {
             let changed = **shown != infos;
@@ -64,6 +63,8 @@ impl Shown {
             }
             changed
         });
+        // Last: who waits for it finds the rest, too.
+        self.tell_known(cluster, standing, rumours);
     }
 
     fn tell_known(&self, cluster: &Arc<Cluster>, standing: &Standing, rumours: &Rumours) {
