@@ -27,6 +27,8 @@ use tokio::process::Command;
 const IO: i32 = 74;
 /// The configuration is wrong.
 const CONFIG: i32 = 78;
+/// What was asked for is not done.
+const UNAVAILABLE: i32 = 69;
 /// How long a node may take to end after SIGTERM.
 const END: Duration = Duration::from_secs(3);
 
@@ -290,6 +292,44 @@ async fn six_nodes_started_at_once_make_one_cluster() -> Result<()> {
         (members.len() == 6 && members.iter().filter(votes).count() == 5).then_some(())
     })
     .await;
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_node_is_removed_when_it_has_nothing_and_can_come_again() -> Result<()> {
+    let mut cluster = Cluster::start().await?;
+    cluster.protected().await;
+    let at = cluster.node("n1").admin.clone();
+    let remove = async |name: &str| run(["nodes", "remove", name, "--admin", &at]).await;
+    let refused = remove("n3").await?;
+    assert_refused(&refused, UNAVAILABLE, &["node n3 owns", "drain it first"]);
+    assert_refused(&remove("n4").await?, UNAVAILABLE, &["n4 is no member"]);
+
+    // One that will not come back: when others have taken over from it.
+    let mut killed = cluster.nodes.remove("n3").context("it runs")?;
+    killed.kill().await?;
+    eventually("it is removed", async || {
+        let removed = remove("n3").await.ok()?;
+        removed.status.success().then_some(())
+    })
+    .await;
+    assert_eq!(members(cluster.node("n2")).await.len(), 2);
+    cluster.protected().await;
+
+    cluster.add_node("n3", &[]).await?;
+    cluster.ready().await;
+    cluster.protected().await;
+    assert_eq!(members(cluster.node("n2")).await.len(), 3);
+
+    // One that runs, and was drained, ends.
+    let drained = run(["nodes", "drain", "n3", "--admin", &at]).await?;
+    assert!(drained.status.success(), "{drained:?}");
+    cluster.protected().await;
+    let removed = remove("n3").await?;
+    assert!(removed.status.success(), "{removed:?}");
+    let mut node = cluster.nodes.remove("n3").context("it runs")?;
+    assert_eq!(node.ended().await?.code(), Some(CONFIG));
+    assert!(node.log().contains("is no member of the cluster any more"));
     Ok(())
 }
 

@@ -8,7 +8,7 @@ use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
-use cluster_tests::client::{EventStream, Pusher, get};
+use cluster_tests::client::{EventStream, Pusher, get, metric_at, post_event_to};
 use cluster_tests::cluster::{Cluster, with_wrong_clock};
 use cluster_tests::traffic::Publisher;
 use cluster_tests::{SETTLES, eventually, eventually_within};
@@ -322,5 +322,52 @@ async fn a_node_without_a_majority_lives_and_says_why_it_is_not_ready() -> Resul
         }
         cluster.ready().await;
     }
+    Ok(())
+}
+
+#[tokio::test]
+async fn nothing_is_served_without_a_majority_and_all_goes_on_when_it_is_back() -> Result<()> {
+    let mut cluster = Cluster::start().await?;
+    cluster.protected().await;
+    let channel = cluster.channels_of("n1", 1).await?.remove(0);
+    let (g1, g2) = (
+        cluster.gateway("g1").clients.clone(),
+        cluster.gateway("g2").clients.clone(),
+    );
+    let mut stream = EventStream::open_at(&g2, &format!("channel={channel}"), "").await?;
+    assert!(stream.block().await?.starts_with("id: "), "attached");
+    let mut publisher = Publisher::connect(&g1).await?;
+    publisher.publish(&channel, "before").await?;
+    assert!(stream.block().await?.contains("data: before"));
+
+    for name in ["n2", "n3"] {
+        cluster.kill_node(name).await?;
+    }
+    let admin = cluster.node("n1").admin.clone();
+    eventually("its lease has run out", async || {
+        let name = "dunlin_owner_paused_seconds_total";
+        let paused = metric_at(&admin, name, &["lease=\"node\""]).await;
+        paused.ok().filter(|seconds| *seconds > 0.0)
+    })
+    .await;
+    let event = json!({ "name": "e", "channel": channel, "data": "meanwhile" });
+    let answer = post_event_to(&g1, &event).await?;
+    assert_eq!(answer.status, 503, "{answer:?}");
+
+    for name in ["n2", "n3"] {
+        cluster.add_node(name, &[]).await?;
+    }
+    cluster.ready().await;
+    eventually("publishing works", async || {
+        let mut publisher = Publisher::connect(&g1).await.ok()?;
+        publisher.publish(&channel, "after").await.ok()
+    })
+    .await;
+    // It goes on where it stood: perhaps with what nobody was told of in time.
+    let mut heard = stream.block().await?;
+    if heard.contains("data: meanwhile") {
+        heard = stream.block().await?;
+    }
+    assert!(heard.contains("data: after"), "{heard}");
     Ok(())
 }

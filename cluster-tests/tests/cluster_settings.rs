@@ -5,11 +5,12 @@ use std::net::SocketAddr;
 use std::path::Path;
 
 use anyhow::{Context, Result};
-use cluster_tests::client::metric_at;
+use cluster_tests::client::{metric_at, post_event};
 use cluster_tests::cluster::Cluster;
 use cluster_tests::eventually;
 use cluster_tests::nats::Folder;
 use cluster_tests::process::{command, run_command};
+use serde_json::json;
 
 const WARNING: &str = "DIFFERENT NAMESPACES";
 
@@ -59,6 +60,50 @@ async fn nodes_whose_namespaces_differ_warn_of_each_other() -> Result<()> {
     for name in ["n1", "n2"] {
         differing(&cluster, name, 0.0).await;
     }
+    Ok(())
+}
+
+/// The status of a publish, what it was refused for, and in how many processes it
+/// is.
+async fn published(cluster: &Cluster, channel: &str) -> Result<(u16, String, Option<String>)> {
+    let event = json!({ "name": "e", "channel": channel, "data": "x" });
+    let answer = post_event(cluster.gateway("g1"), &event).await?;
+    let copies = |line: &str| line.strip_prefix("dunlin-copies: ").map(str::to_owned);
+    let copies = answer.head.lines().find_map(copies);
+    Ok((answer.status, answer.code(), copies))
+}
+
+#[tokio::test]
+async fn a_namespace_that_requires_a_standby_refuses_without_one() -> Result<()> {
+    let folder = Folder::new()?;
+    let text = "[[namespaces]]\nmatch = \"pay-*\"\nstandby = \"require\"\n";
+    let file = folder.file("careful.toml", text)?;
+    let options = ["--config", Path::to_str(&file).context("a path")?];
+    let mut cluster = Cluster::empty(&["n1", "n2", "w"]).await?;
+    cluster.add_node("n1", &options).await?;
+    cluster.add_node("n2", &options).await?;
+    cluster
+        .add_node("w", &["--witness", options[0], options[1]])
+        .await?;
+    cluster.add_gateway("g1", &[]).await?;
+    cluster.ready().await;
+    cluster.protected().await;
+    let in_two = (200, String::new(), Some("2".to_owned()));
+    assert_eq!(published(&cluster, "pay-1").await?, in_two);
+    assert_eq!(published(&cluster, "chat-1").await?, in_two);
+
+    cluster.kill_node("n2").await?;
+    eventually("nobody stands by", async || {
+        let said = published(&cluster, "pay-1").await.ok()?;
+        (said == (503, "no_standby".into(), None)).then_some(())
+    })
+    .await;
+    let in_one = (200, String::new(), Some("1".to_owned()));
+    assert_eq!(published(&cluster, "chat-1").await?, in_one);
+
+    cluster.add_node("n2", &options).await?;
+    cluster.protected().await;
+    assert_eq!(published(&cluster, "pay-1").await?, in_two);
     Ok(())
 }
 

@@ -91,7 +91,7 @@ fn run(command: Command) -> Result<(), Failure> {
         Command::Verify(options) => verify::run(&options),
         Command::Bench(options) => bench::run(&options),
         Command::Inspect(options) => cli::inspect::run(&options),
-        Command::Nodes(options) => cli::inspect::run_nodes(&options),
+        Command::Nodes(options) => cli::nodes::run(&options),
         Command::Certs(options) => cli::certs::run(&options),
         Command::Token(options) => cli::token::run(&options),
         Command::Config(options) => cli::config::run(&options),

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use futures_util::future::BoxFuture;
 use node::core::checkpoint::ShardCheckpoint;
-use node::{Membership, MembershipConfig, MembershipError, NotDrained};
+use node::{Membership, MembershipConfig, MembershipError, NotDecided};
 use prometheus::Registry;
 use proto::bus::BusHandle;
 use proto::id::{NodeId, NodeRef};
@@ -208,8 +208,12 @@ impl Inside {
 }
 
 impl Nodes for Inside {
-    fn drain(&self, name: NodeId) -> BoxFuture<'_, Result<NodeRef, NotDrained>> {
+    fn drain(&self, name: NodeId) -> BoxFuture<'_, Result<NodeRef, NotDecided>> {
         Box::pin(async move { self.membership.drain_member(&name).await })
+    }
+
+    fn remove(&self, name: NodeId) -> BoxFuture<'_, Result<NodeRef, NotDecided>> {
+        Box::pin(async move { self.membership.remove_member(&name).await })
     }
 }
 

@@ -34,6 +34,9 @@ const DRAINED_MAX: u64 = 4 * 1_024 * 1_024;
 /// JSON may write one byte as six.
 const ESCAPED: usize = 6;
 
+/// In how many processes a publication is, in the answer.
+const COPIES: &str = "dunlin-copies";
+
 pub(crate) fn routes() -> Router<Context> {
     Router::new().route("/apps/{id}/events", any(events))
 }
@@ -60,7 +63,11 @@ async fn events(
         }
     };
     match publish_event(&context, app, &signed, key, body).await {
-        Ok(()) => Json(serde_json::json!({})).into_response(),
+        Ok(copies) => (
+            [(COPIES, HeaderValue::from(u16::from(copies)))],
+            Json(serde_json::json!({})),
+        )
+            .into_response(),
         Err(problem) => problem.into_response(),
     }
 }
@@ -118,7 +125,7 @@ async fn publish_event(
     signed: &auth::Signed,
     key: Option<idempotency::Key<'_>>,
     body: Body,
-) -> Result<(), Problem> {
+) -> Result<u8, Problem> {
     let body = read_body(body, app.payload_bytes_max * ESCAPED + BODY_OVERHEAD).await?;
     signed
         .check_body(&body)
@@ -179,7 +186,8 @@ fn too_large(bytes_max: usize) -> Problem {
     )
 }
 
-/// Publishes an event into each of its channels. They are not one transaction:
+/// Publishes an event into each of its channels; in how many processes it is in
+/// each of them at least. They are not one transaction:
 /// what was taken and what was not is told channel by channel. With a key and
 /// the digest of its request, each channel takes it once.
 pub(crate) async fn publish(
@@ -187,7 +195,7 @@ pub(crate) async fn publish(
     app: &App,
     event: Event,
     repeatable: Option<(idempotency::Key<'_>, Digest)>,
-) -> Result<(), Problem> {
+) -> Result<u8, Problem> {
     let accepted_at = UnixTime::now();
     let orders = event.channels.iter().map(|channel| {
         let key = ChannelKey {
@@ -207,19 +215,23 @@ pub(crate) async fn publish(
     outcome(&event.channels, &results, repeatable.is_some())
 }
 
-/// What a publisher is told. The failure that says least about what was
+/// What a publisher is told: in how many processes the event is, or what failed. The failure that says least about what was
 /// published stands for all: not even a retry helps against a mismatch, and
 /// where one outcome is unknown, "nothing was published" would be wrong.
 fn outcome(
     channels: &[ChannelName],
     results: &[Result<Accepted, ErrorCode>],
     has_key: bool,
-) -> Result<(), Problem> {
+) -> Result<u8, Problem> {
+    let mut copies = u8::MAX;
     let (mut accepted, mut failed) = (Vec::new(), Vec::new());
     let mut code: Option<ErrorCode> = None;
     for (channel, result) in channels.iter().zip(results) {
         match result {
-            Ok(_) => accepted.push(channel.as_str()),
+            Ok(taken) => {
+                accepted.push(channel.as_str());
+                copies = copies.min(taken.copies);
+            }
             Err(failure) => {
                 failed.push(channel.as_str());
                 // Of equals the first.
@@ -230,7 +242,7 @@ fn outcome(
         }
     }
     let Some(code) = code else {
-        return Ok(());
+        return Ok(copies);
     };
     let mut message = format!("not all channels took the event: {}", code.meaning().trim());
     if has_key && code.http_status() == 503 {
@@ -245,8 +257,9 @@ fn outcome(
 
 fn weight(code: ErrorCode) -> u8 {
     match code {
-        ErrorCode::IdempotencyMismatch => 2,
-        ErrorCode::UnknownOutcome => 1,
+        ErrorCode::IdempotencyMismatch => 3,
+        ErrorCode::UnknownOutcome => 2,
+        ErrorCode::Unprotected => 1,
         _ => 0,
     }
 }
@@ -257,7 +270,7 @@ mod tests {
     use proto::position::{Epoch, Offset, Position};
     use serde_json::json;
 
-    fn told(results: &[Result<(), ErrorCode>], has_key: bool) -> Result<(), Problem> {
+    fn told(results: &[Result<u8, ErrorCode>], has_key: bool) -> Result<u8, Problem> {
         let channels: Vec<ChannelName> = (0..results.len())
             .map(|number| format!("c{number}").parse().unwrap())
             .collect();
@@ -267,31 +280,34 @@ mod tests {
         };
         let results: Vec<_> = results
             .iter()
-            .map(|result| {
-                result.map(|()| Accepted {
-                    position,
-                    copies: 1,
-                })
-            })
+            .map(|result| result.map(|copies| Accepted { position, copies }))
             .collect();
         outcome(&channels, &results, has_key)
     }
 
     #[test]
     fn a_partial_failure_names_the_channels_and_what_is_least_certain() {
-        use ErrorCode::{IdempotencyMismatch, Overloaded, Unavailable, UnknownOutcome};
-        assert_eq!(told(&[Ok(()), Ok(())], true), Ok(()));
+        use ErrorCode::{
+            IdempotencyMismatch, Overloaded, Unavailable, UnknownOutcome, Unprotected,
+        };
+        assert_eq!(told(&[Ok(2), Ok(1), Ok(2)], true), Ok(1));
         for (results, expected, accepted, failed) in [
             (
-                vec![Ok(()), Err(Overloaded), Err(Unavailable)],
+                vec![Ok(2), Err(Overloaded), Err(Unavailable)],
                 Overloaded,
                 vec!["c0"],
                 vec!["c1", "c2"],
             ),
             (
-                vec![Err(Overloaded), Err(UnknownOutcome), Ok(())],
+                vec![Err(Overloaded), Err(UnknownOutcome), Ok(2)],
                 UnknownOutcome,
                 vec!["c2"],
+                vec!["c0", "c1"],
+            ),
+            (
+                vec![Err(Overloaded), Err(Unprotected)],
+                Unprotected,
+                vec![],
                 vec!["c0", "c1"],
             ),
             (

@@ -73,7 +73,9 @@ use crate::replicator::{Duty, FromShard, Replicator};
 pub use agreement::Agreement;
 pub use checkpoint::Checkpoint;
 pub use inspect::Inspector;
-pub use membership::{Membership, MembershipConfig, MembershipError, NotDrained};
+pub use membership::{
+    Membership, MembershipConfig, MembershipError, NotDecided, Recovery, RecoveryError,
+};
 pub use metrics::{ClusterMetrics, Metrics};
 pub use peers::tls::TlsError;
 pub use raft::store::StoreError;

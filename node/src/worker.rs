@@ -324,6 +324,7 @@ impl Worker {
                 true
             }
             Effect::Reply { .. }
+            | Effect::Acknowledge { .. }
             | Effect::Forget(_)
             | Effect::Repair { .. }
             | Effect::Replicate { .. }

@@ -74,6 +74,10 @@ error_codes! {
     Overloaded = "overloaded", 503, "Try again after the time in Retry-After.";
     /// The owner of the channel remembers as many idempotency keys as it may. Nothing was published.
     IdempotencyFull = "idempotency_full", 503, "Try again with the same key after the time in Retry-After, or without a key.";
+    /// Nobody stands by for the channel's owner, and its namespace requires somebody. Nothing was published.
+    NoStandby = "no_standby", 503, "Try again after the time in Retry-After. If it lasts: is there another node that can stand by?";
+    /// The standby of the channel's owner was lost while this was published, and the namespace requires one: the publication is in the channel, in one process only.
+    Unprotected = "unprotected", 503, "Try again with the same Idempotency-Key: it is acknowledged when it is in two processes. Without one a duplicate would be published.";
     /// The channel's owner cannot be reached. Nothing was published.
     Unavailable = "unavailable", 503, "Try again after the time in Retry-After.";
     /// The owner was asked and did not answer in time: the publication may or may not be in the channel.

@@ -360,6 +360,12 @@ pub enum Refusal {
     IdempotencyMismatch,
     /// The shard remembers as many idempotency keys as it may.
     IdempotencyFull,
+    /// Nobody stands by for the owner, and the channel's namespace requires
+    /// somebody. It is not in the channel.
+    NoStandby,
+    /// The same, but it was taken before that: it is in the channel, and in one
+    /// process only.
+    Unprotected,
 }
 
 /// A piece of a link: entries `first`, `first + 1`, … A batch without entries

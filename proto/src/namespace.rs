@@ -28,6 +28,24 @@ impl Default for HistoryLimits {
     }
 }
 
+/// What becomes of publications while nobody stands by for their owner.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Standby {
+    /// They are taken all the same, and the acknowledgement says that they are in
+    /// one process.
+    #[default]
+    Prefer,
+    /// They are refused.
+    Require,
+}
+
+impl Standby {
+    fn is_default(&self) -> bool {
+        *self == Self::default()
+    }
+}
+
 /// Settings for the channels whose name matches a pattern.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Namespace {
@@ -38,6 +56,9 @@ pub struct Namespace {
     pub app: Option<AppId>,
     /// What its channels keep.
     pub history: HistoryLimits,
+    /// Whether its channels may be in one process only.
+    #[serde(default, skip_serializing_if = "Standby::is_default")]
+    pub standby: Standby,
 }
 
 /// All namespaces, in order: the first match wins.
@@ -65,13 +86,22 @@ impl Namespaces {
 
     /// The history limits of a channel.
     pub fn history(&self, key: &ChannelKey) -> &HistoryLimits {
+        self.rule(key).map_or(&self.rest, |rule| &rule.history)
+    }
+
+    /// Whether a channel takes publications only if somebody stands by for its
+    /// owner.
+    pub fn requires_standby(&self, key: &ChannelKey) -> bool {
+        let require = |rule: &Namespace| rule.standby == Standby::Require;
+        // Rarely is there any.
+        self.rules.iter().any(require) && self.rule(key).is_some_and(require)
+    }
+
+    fn rule(&self, key: &ChannelKey) -> Option<&Namespace> {
         let base = key.channel.base();
-        self.rules
-            .iter()
-            .find(|rule| {
-                rule.app.as_ref().is_none_or(|app| *app == key.app) && matches(&rule.pattern, base)
-            })
-            .map_or(&self.rest, |rule| &rule.history)
+        self.rules.iter().find(|rule| {
+            rule.app.as_ref().is_none_or(|app| *app == key.app) && matches(&rule.pattern, base)
+        })
     }
 }
 
@@ -131,26 +161,31 @@ mod tests {
                 publications,
                 ..HistoryLimits::default()
             },
+            standby: if publications == 2 {
+                Standby::Require
+            } else {
+                Standby::Prefer
+            },
         };
         let namespaces = Namespaces::new(vec![
             rule("chat-*", Some("a"), 1),
             rule("chat-*", None, 2),
             rule("*", None, 3),
         ]);
-        let publications = |app: &str, channel: &str| {
+        let settings = |namespaces: &Namespaces, app: &str, channel: &str| {
             let key = ChannelKey {
                 app: app.parse().unwrap(),
                 channel: channel.parse().unwrap(),
             };
-            namespaces.history(&key).publications
+            (
+                namespaces.history(&key).publications,
+                namespaces.requires_standby(&key),
+            )
         };
-        assert_eq!(publications("a", "private-chat-1"), 1);
-        assert_eq!(publications("b", "chat-1"), 2);
-        assert_eq!(publications("b", "news"), 3);
-        let key = ChannelKey {
-            app: "a".parse().unwrap(),
-            channel: "x".parse().unwrap(),
-        };
-        assert_eq!(Namespaces::default().history(&key).publications, 256);
+        assert_eq!(settings(&namespaces, "a", "private-chat-1"), (1, false));
+        assert_eq!(settings(&namespaces, "b", "chat-1"), (2, true));
+        assert_eq!(settings(&namespaces, "b", "news"), (3, false));
+        let none = Namespaces::default();
+        assert_eq!(settings(&none, "a", "x"), (256, false));
     }
 }

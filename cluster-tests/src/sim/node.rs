@@ -644,6 +644,7 @@ impl Node {
                 true
             }
             Effect::Reply { .. }
+            | Effect::Acknowledge { .. }
             | Effect::Forget(_)
             | Effect::Repair { .. }
             | Effect::Release { .. } => true,

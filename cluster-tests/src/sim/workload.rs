@@ -8,7 +8,7 @@ use std::time::Duration;
 use gateway::core::uplink;
 use proto::channel::ChannelKey;
 use proto::message::{Digest, Idempotency};
-use proto::namespace::{HistoryLimits, Namespace, Namespaces};
+use proto::namespace::{HistoryLimits, Namespace, Namespaces, Standby};
 use proto::position::Position;
 use proto::publication::Publication;
 use proto::time::UnixTime;
@@ -79,6 +79,7 @@ pub fn namespaces() -> Namespaces {
         pattern: pattern.into(),
         app: None,
         history: kept(channel),
+        standby: Standby::Prefer,
     };
     Namespaces::new(vec![namespace("brief-*", BRIEF), namespace("bare-*", BARE)])
 }

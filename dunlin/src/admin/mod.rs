@@ -20,7 +20,7 @@ use hyper::body::Incoming;
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
-use node::NotDrained;
+use node::NotDecided;
 use proto::id::{NodeId, NodeRef};
 use proto::message::{Answer, Question};
 use serde_json::json;
@@ -58,7 +58,10 @@ pub(crate) trait Inspect: Send + Sync {
 /// Who can change what nodes do.
 pub(crate) trait Nodes: Send + Sync {
     /// Has a member give away all that it has; the life that is meant.
-    fn drain(&self, name: NodeId) -> BoxFuture<'_, Result<NodeRef, NotDrained>>;
+    fn drain(&self, name: NodeId) -> BoxFuture<'_, Result<NodeRef, NotDecided>>;
+
+    /// Has a member that has nothing be one no more; the life that is meant.
+    fn remove(&self, name: NodeId) -> BoxFuture<'_, Result<NodeRef, NotDecided>>;
 }
 
 impl Inspect for gateway::Inspector {
@@ -128,6 +131,7 @@ impl Admin {
             ));
         let changing = Router::new()
             .route("/admin/nodes/{name}/drain", post(drain))
+            .route("/admin/nodes/{name}/remove", post(remove))
             .layer(from_fn_with_state(
                 (self.clone(), Scope::ClusterAdmin),
                 guard,
@@ -183,22 +187,45 @@ async fn status(State(admin): State<Admin>) -> Response {
 }
 
 async fn drain(State(admin): State<Admin>, Path(name): Path<String>) -> Response {
+    match named(&admin, &name) {
+        Ok((nodes, name)) => decided(nodes.drain(name).await, StatusCode::ACCEPTED),
+        Err(problem) => *problem,
+    }
+}
+
+async fn remove(State(admin): State<Admin>, Path(name): Path<String>) -> Response {
+    match named(&admin, &name) {
+        Ok((nodes, name)) => decided(nodes.remove(name).await, StatusCode::OK),
+        Err(problem) => *problem,
+    }
+}
+
+/// Who can change nodes, and the one that is to be changed.
+fn named<'a>(admin: &'a Admin, name: &str) -> Result<(&'a dyn Nodes, NodeId), Box<Response>> {
+    let not_found = |error| Box::new(problem(StatusCode::NOT_FOUND, error));
     let Some(nodes) = &admin.nodes else {
         let error = "this is no node of a cluster: ask the admin address of one".to_owned();
-        return problem(StatusCode::NOT_FOUND, error);
+        return Err(not_found(error));
     };
-    let name = match name.parse::<NodeId>() {
-        Ok(name) => name,
-        Err(error) => return problem(StatusCode::NOT_FOUND, format!("name: {error}")),
-    };
-    match nodes.drain(name).await {
+    let name = name.parse::<NodeId>();
+    let name = name.map_err(|error| not_found(format!("name: {error}")))?;
+    Ok((&**nodes, name))
+}
+
+fn decided(decided: Result<NodeRef, NotDecided>, done: StatusCode) -> Response {
+    let error = match decided {
         Ok(NodeRef { id, incarnation }) => {
             let body = json!({ "node": id.as_str(), "incarnation": incarnation.0 });
-            (StatusCode::ACCEPTED, Json(body)).into_response()
+            return (done, Json(body)).into_response();
         }
-        Err(error @ NotDrained::NoMember(_)) => problem(StatusCode::NOT_FOUND, error.to_string()),
-        Err(error) => problem(StatusCode::SERVICE_UNAVAILABLE, error.to_string()),
-    }
+        Err(error) => error,
+    };
+    let status = match &error {
+        NotDecided::NoMember(_) => StatusCode::NOT_FOUND,
+        NotDecided::Refused(_) => StatusCode::CONFLICT,
+        NotDecided::Undecided(..) => StatusCode::SERVICE_UNAVAILABLE,
+    };
+    problem(status, error.to_string())
 }
 
 async fn guard(

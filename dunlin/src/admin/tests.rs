@@ -107,19 +107,32 @@ fn admin(ready: Result<(), String>) -> Admin {
 }
 
 impl Nodes for Cluster {
-    fn drain(&self, name: NodeId) -> BoxFuture<'_, Result<NodeRef, NotDrained>> {
+    fn drain(&self, name: NodeId) -> BoxFuture<'_, Result<NodeRef, NotDecided>> {
         Box::pin(async move {
             match name.as_str() {
                 "n" => Ok(node()),
-                "late" => Err(NotDrained::Undecided(name, "no leader".into())),
-                _ => Err(NotDrained::NoMember(name)),
+                "late" => Err(NotDecided::Undecided(name, "no leader".into())),
+                _ => Err(NotDecided::NoMember(name)),
+            }
+        })
+    }
+
+    fn remove(&self, name: NodeId) -> BoxFuture<'_, Result<NodeRef, NotDecided>> {
+        Box::pin(async move {
+            match name.as_str() {
+                "n" => Ok(node()),
+                _ => Err(NotDecided::Refused("it owns something".into())),
             }
         })
     }
 }
 
 async fn drain(admin: Admin, name: &str, origin: Option<&str>) -> (u16, String) {
-    let path = format!("/admin/nodes/{name}/drain");
+    change(admin, &format!("{name}/drain"), origin).await
+}
+
+async fn change(admin: Admin, what: &str, origin: Option<&str>) -> (u16, String) {
+    let path = format!("/admin/nodes/{what}");
     let mut request = Request::post(path).header(HOST, "127.0.0.1:9611");
     if let Some(origin) = origin {
         request = request.header(ORIGIN, origin);
@@ -151,6 +164,17 @@ async fn nodes_are_drained_by_name_and_not_by_a_page() {
     assert!(body.contains("no node of a cluster"), "{body}");
     let asked = get(admin(Ok(())), "/admin/nodes/n/drain").await;
     assert_eq!(asked.0, 405);
+}
+
+#[tokio::test]
+async fn nodes_that_have_nothing_are_removed() {
+    let removed = change(admin(Ok(())), "n/remove", None).await;
+    assert_eq!(removed, (200, r#"{"incarnation":4,"node":"n"}"#.into()));
+    let (status, body) = change(admin(Ok(())), "busy/remove", None).await;
+    assert_eq!(status, 409);
+    assert!(body.contains("it owns something"), "{body}");
+    let page = change(admin(Ok(())), "n/remove", Some("http://127.0.0.1:9611"));
+    assert_eq!(page.await.0, 401);
 }
 
 async fn get(admin: Admin, path: &str) -> (u16, String) {

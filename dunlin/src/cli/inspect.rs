@@ -5,13 +5,12 @@ use std::collections::BTreeMap;
 use std::fmt::Write as _;
 use std::io::{ErrorKind, Write};
 use std::str::FromStr;
-use std::time::Duration;
 
 use anyhow::{Context, anyhow};
 use clap::{Args, Subcommand};
 use hyper::StatusCode;
 use proto::channel::ChannelName;
-use proto::id::{AppId, NodeId};
+use proto::id::AppId;
 use serde::de::DeserializeOwned;
 
 use super::table::Table;
@@ -19,9 +18,6 @@ use crate::admin::inspect::{Channel, Events, Gateways, Nodes, Ref, Shard, Shards
 use crate::client::{Connection, Server, problem};
 use crate::config::environment;
 use crate::exit::{Exit, Failure};
-
-/// How often it is looked whether a node still owns shards.
-const DRAIN_LOOK: Duration = Duration::from_millis(250);
 
 #[derive(Debug, Args)]
 pub(crate) struct Options {
@@ -68,36 +64,9 @@ enum Question {
     },
 }
 
-#[derive(Debug, Args)]
-pub(crate) struct NodesOptions {
-    #[command(subcommand)]
-    command: NodesCommand,
-}
-
-#[derive(Debug, Subcommand)]
-enum NodesCommand {
-    /// Which nodes are members of the cluster; the same as `dunlin inspect nodes`.
-    List {
-        #[command(flatten)]
-        at: At,
-    },
-    /// Have a node give its shards to others, and stand by for none, until it is started again. A
-    /// node that is told to end does the same by itself. Wants a token with the scope
-    /// cluster:admin.
-    Drain {
-        /// The node.
-        name: NodeId,
-        /// How many seconds to wait until it owns nothing; 0: not at all.
-        #[arg(long, value_name = "SECONDS", default_value_t = 60)]
-        wait_s: u64,
-        #[command(flatten)]
-        at: At,
-    },
-}
-
 /// Whom to ask, and how to print the answer.
 #[derive(Debug, Args)]
-struct At {
+pub(super) struct At {
     /// The admin address of a gateway or node: IP:PORT or http://HOST:PORT. If it wants a token,
     /// put one with the scope cluster:read into DUNLIN_ADMIN_TOKEN.
     #[arg(
@@ -109,7 +78,7 @@ struct At {
     admin: AdminServer,
     /// Print the answer as JSON.
     #[arg(long)]
-    json: bool,
+    pub(super) json: bool,
 }
 
 /// An admin address: a URL, or what a server is given as `--admin`.
@@ -152,17 +121,8 @@ pub(crate) fn run(options: &Options) -> Result<(), Failure> {
     print(&text?)
 }
 
-pub(crate) fn run_nodes(options: &NodesOptions) -> Result<(), Failure> {
-    match &options.command {
-        NodesCommand::List { at } => print(&at.ask("nodes", |nodes| print_nodes(&nodes))?),
-        NodesCommand::Drain { name, wait_s, at } => {
-            print(&at.drain(name, Duration::from_secs(*wait_s))?)
-        }
-    }
-}
-
 /// Prints to somebody who may have seen enough, as `head` does.
-fn print(text: &str) -> Result<(), Failure> {
+pub(super) fn print(text: &str) -> Result<(), Failure> {
     match std::io::stdout().write_all(text.as_bytes()) {
         Err(error) if error.kind() != ErrorKind::BrokenPipe => {
             Err(Exit::Io.because(format!("could not write to stdout: {error}")))
@@ -173,7 +133,7 @@ fn print(text: &str) -> Result<(), Failure> {
 
 impl At {
     /// The answer to a question, as it is to be printed.
-    fn ask<T: DeserializeOwned>(
+    pub(super) fn ask<T: DeserializeOwned>(
         &self,
         question: &str,
         print: impl FnOnce(T) -> String,
@@ -185,7 +145,7 @@ impl At {
         Ok(print(self.understand(&text)?))
     }
 
-    fn fetch(&self, question: &str) -> Result<String, Failure> {
+    pub(super) fn fetch(&self, question: &str) -> Result<String, Failure> {
         let path = format!("/admin/inspect/{question}");
         let (status, text) = super::runtime()?
             .block_on(self.get(&path))
@@ -196,42 +156,7 @@ impl At {
         Ok(text)
     }
 
-    /// Has a node drained, and waits for it.
-    fn drain(&self, name: &NodeId, patience: Duration) -> Result<String, Failure> {
-        let path = format!("/admin/nodes/{name}/drain");
-        let runtime = super::runtime()?;
-        let (status, text) = runtime
-            .block_on(self.post(&path))
-            .map_err(|error| Exit::Unavailable.with(error))?;
-        if status != StatusCode::ACCEPTED {
-            return Err(Exit::Unavailable.because(self.refused(status, &text)));
-        }
-        let until = super::now() + patience;
-        loop {
-            let nodes: Nodes = self.understand(&self.fetch("nodes")?)?;
-            let left = nodes.nodes.iter().find(|node| node.name == name.as_str());
-            let left = left.map_or(0, |node| node.shards);
-            let has_time = super::now() < until;
-            if left > 0 && has_time {
-                runtime.block_on(super::wait(DRAIN_LOOK));
-                continue;
-            }
-            if self.json {
-                return Ok(format!("{}\n", text.trim_end()));
-            }
-            if left > 0 && !patience.is_zero() {
-                return Err(Exit::Unavailable.because(format!(
-                    "node {name} drains, and still owns {left} shards: is there another node that could? \
-                     `dunlin nodes list` shows how many are left"
-                )));
-            }
-            return Ok(format!(
-                "node {name} drains and owns {left} shards; start it again to have it take its share\n"
-            ));
-        }
-    }
-
-    fn understand<T: DeserializeOwned>(&self, text: &str) -> Result<T, Failure> {
+    pub(super) fn understand<T: DeserializeOwned>(&self, text: &str) -> Result<T, Failure> {
         let answer = serde_json::from_str(text).with_context(|| {
             format!(
                 "{} gave an answer that is not understood; is it of another version?",
@@ -247,7 +172,7 @@ impl At {
         connection.get_with_token(path, token.as_ref()).await
     }
 
-    async fn post(&self, path: &str) -> anyhow::Result<(StatusCode, String)> {
+    pub(super) async fn post(&self, path: &str) -> anyhow::Result<(StatusCode, String)> {
         let token = environment::admin_token();
         let mut connection = self.connect().await?;
         connection.post_with_token(path, token.as_ref()).await
@@ -261,7 +186,7 @@ impl At {
         })
     }
 
-    fn refused(&self, status: StatusCode, text: &str) -> String {
+    pub(super) fn refused(&self, status: StatusCode, text: &str) -> String {
         let server = &self.admin.0;
         let why = problem(status, text);
         match status {
@@ -275,6 +200,7 @@ impl At {
             StatusCode::NOT_FOUND if !text.starts_with('{') => format!(
                 "{server} knows nothing to inspect: is it the admin address of a Dunlin server of this version?"
             ),
+            StatusCode::CONFLICT => format!("{server} refuses: {why}"),
             _ => format!("{server} could not tell: {why}"),
         }
     }
@@ -377,7 +303,7 @@ fn print_events(answer: &Events) -> String {
     table.to_string()
 }
 
-fn print_nodes(answer: &Nodes) -> String {
+pub(super) fn print_nodes(answer: &Nodes) -> String {
     let mut table = Table::new(&[
         "node",
         "incarnation",

@@ -10,6 +10,7 @@ pub(crate) mod certs;
 pub(crate) mod completions;
 pub(crate) mod config;
 pub(crate) mod inspect;
+pub(crate) mod nodes;
 pub(crate) mod publish;
 pub(crate) mod reference;
 pub(crate) mod server;
@@ -55,7 +56,7 @@ pub(crate) enum Command {
     /// Look inside a running server, or inside its cluster through it.
     Inspect(inspect::Options),
     /// Administer the nodes of a cluster.
-    Nodes(inspect::NodesOptions),
+    Nodes(nodes::Options),
     /// Make the certificates by which nodes know each other.
     Certs(certs::Options),
     /// Make a token for the admin address.

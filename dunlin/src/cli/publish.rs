@@ -231,7 +231,8 @@ impl<'a> Publisher<'a> {
             _ if !status.is_server_error() => Next::GiveUp(why),
             _ => {
                 match code(body) {
-                    Some(ErrorCode::Overloaded | ErrorCode::Unavailable) => {}
+                    Some(ErrorCode::Overloaded | ErrorCode::Unavailable | ErrorCode::NoStandby) => {
+                    }
                     Some(ErrorCode::IdempotencyFull) => {
                         self.keyless_until = now() + KEYLESS_FOR;
                         if !line.unknown && line.key.take().is_some() {

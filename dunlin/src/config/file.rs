@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use gateway::app::{App, PAYLOAD_BYTES_DEFAULT, PAYLOAD_BYTES_LIMIT, Secret};
 use proto::id::{AppId, NodeId};
-use proto::namespace::{HistoryLimits, Namespace};
+use proto::namespace::{HistoryLimits, Namespace, Standby};
 use schemars::JsonSchema;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
@@ -125,6 +125,28 @@ pub(crate) struct NamespaceConfig {
     /// Bytes kept per channel.
     #[serde(default = "history_bytes")]
     pub(crate) history_bytes: u32,
+    /// While no other node stands by for the owner of a channel: `prefer` takes publications all the same, and
+    /// their acknowledgements say that they are in one process; `require` refuses them with `no_standby`.
+    #[serde(default)]
+    pub(crate) standby: StandbyConfig,
+}
+
+/// What becomes of publications while nobody stands by.
+#[derive(Debug, Clone, Copy, Default, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub(crate) enum StandbyConfig {
+    #[default]
+    Prefer,
+    Require,
+}
+
+impl From<StandbyConfig> for Standby {
+    fn from(config: StandbyConfig) -> Self {
+        match config {
+            StandbyConfig::Prefer => Self::Prefer,
+            StandbyConfig::Require => Self::Require,
+        }
+    }
 }
 
 fn read_secret<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Secret, D::Error> {
@@ -375,6 +397,7 @@ impl NamespaceConfig {
                 age: Duration::from_secs(self.history_age_s),
                 bytes: self.history_bytes,
             },
+            standby: self.standby.into(),
         }
     }
 }

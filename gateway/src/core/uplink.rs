@@ -233,6 +233,8 @@ impl Uplink {
             Err(Refusal::Overloaded) => Err(ErrorCode::Overloaded),
             Err(Refusal::IdempotencyMismatch) => Err(ErrorCode::IdempotencyMismatch),
             Err(Refusal::IdempotencyFull) => Err(ErrorCode::IdempotencyFull),
+            Err(Refusal::NoStandby) => Err(ErrorCode::NoStandby),
+            Err(Refusal::Unprotected) => Err(ErrorCode::Unprotected),
             Err(Refusal::NotOwner { .. } | Refusal::OutOfSequence { .. }) => return None,
         };
         let at = self

@@ -92,7 +92,7 @@ async fn try_publish(context: &Context, request: Request) -> Result<(), Problem>
         .publishes
         .with_label_values(&["playground", result])
         .inc();
-    published
+    published.map(drop)
 }
 
 /// Whether a request comes from the page itself.

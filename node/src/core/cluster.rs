@@ -44,6 +44,8 @@ pub enum Command {
     GatewayGone(GatewayRef),
     /// This life of a node is to give away all that it has.
     Drain(NodeRef),
+    /// This life of a node, which has nothing any more, is no member.
+    Remove(NodeRef),
 }
 
 /// What a cluster is born with.
@@ -147,6 +149,7 @@ impl Cluster {
             Command::Replicas(sets) => self.replicate(index, sets),
             Command::GatewayGone(gateway) => self.lose(index, gateway),
             Command::Drain(node) => self.drain(&node),
+            Command::Remove(node) => self.remove(&node),
         }
     }
 
@@ -355,6 +358,27 @@ impl Cluster {
             ));
         };
         member.drains = true;
+        Outcome::Done
+    }
+
+    fn remove(&mut self, node: &NodeRef) -> Outcome {
+        if !self.is_living(node) {
+            return Outcome::Refused(format!(
+                "node {} is no member, or has been restarted since",
+                node.id
+            ));
+        }
+        let rows = || self.rows.iter().flatten();
+        let owned = rows().filter(|row| row.owner == *node).count();
+        let held = rows().filter(|row| row.standbys.iter().any(|s| s.node == *node));
+        let held = held.count();
+        if owned > 0 || held > 0 {
+            return Outcome::Refused(format!(
+                "node {} owns {owned} shards and stands by for {held}: drain it first, or, if nobody else can have them, stop it; others take over from it soon",
+                node.id
+            ));
+        }
+        self.members.remove(&node.id);
         Outcome::Done
     }
 

@@ -181,11 +181,13 @@ impl Outbound {
                     }
                 }
             }
-            Effect::Reply { to, reply } => match self.peer(now, &to) {
-                Some(peer) => peer.replies.push(reply),
-                // Of a life that has ended; it is told so.
-                None => self.reply(&to.id, to.incarnation, vec![reply], parcels),
-            },
+            Effect::Reply { to, reply } | Effect::Acknowledge { to, reply } => {
+                match self.peer(now, &to) {
+                    Some(peer) => peer.replies.push(reply),
+                    // Of a life that has ended; it is told so.
+                    None => self.reply(&to.id, to.incarnation, vec![reply], parcels),
+                }
+            }
             Effect::Forget(gateway) => self.forget(now, &gateway, parcels),
             Effect::Repair { to, repair } => self.want(&to, &repair, parcels),
             Effect::Under(leased) => {

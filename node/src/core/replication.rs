@@ -30,7 +30,7 @@ use std::time::Duration;
 
 use proto::channel::ChannelKey;
 use proto::id::NodeRef;
-use proto::message::{Published, Reply};
+use proto::message::{Published, Refusal, Reply};
 use proto::shard::{Fence, ShardId};
 use proto::time::Timestamp;
 
@@ -204,6 +204,13 @@ impl Replication {
     /// Whether anybody is to be told of changes.
     pub fn is_replicated(&self) -> bool {
         !self.peers.is_empty()
+    }
+
+    /// Whether somebody has everything besides the owner, and has not been given
+    /// up.
+    pub fn is_protected(&self) -> bool {
+        let stays = |peer: &Peer| matches!(peer.stage, Stage::Counting | Stage::Retiring { .. });
+        self.peers.iter().any(stays)
     }
 
     /// Notes a change, for every standby.
@@ -578,12 +585,8 @@ impl Replication {
         let standbys = known.unwrap_or_else(|| self.counting().cloned().collect());
         self.under = Some(Arc::clone(&standbys));
         let copies = 1 + standbys.len() as u8;
-        let released = self.held.drain(..due).map(|(_, mut effect)| {
-            if let Effect::Reply { reply, .. } = &mut effect {
-                count_copies(reply, copies);
-            }
-            effect
-        });
+        let released = self.held.drain(..due);
+        let released = released.map(|(_, effect)| with_copies(effect, copies));
         effects.push(Effect::Under(Leased {
             shard,
             fence,
@@ -631,13 +634,21 @@ impl Replication {
     }
 }
 
-/// An acknowledgement says in how many processes the publication is.
-fn count_copies(reply: &mut Reply, count: u8) {
-    if let Reply::Published {
-        result: Ok(Published::Accepted { copies, .. }),
-        ..
-    } = reply
+/// An acknowledgement says in how many processes the publication is, and is none
+/// if that has to be more than one and is not.
+fn with_copies(effect: Effect, count: u8) -> Effect {
+    let (to, mut reply, may_be_alone) = match effect {
+        Effect::Reply { to, reply } => (to, reply, true),
+        Effect::Acknowledge { to, reply } => (to, reply, false),
+        other => return other,
+    };
+    if let Reply::Published { result, .. } = &mut reply
+        && let Ok(Published::Accepted { copies, .. }) = result
     {
         *copies = count;
+        if count < 2 && !may_be_alone {
+            *result = Err(Refusal::Unprotected);
+        }
     }
+    Effect::Reply { to, reply }
 }

@@ -112,6 +112,14 @@ pub enum Effect {
         /// The answer.
         reply: Reply,
     },
+    /// Answer a gateway that a publication was accepted, if it is in two processes
+    /// by then. Never comes out of [`Shard::gate`]: it is a reply then.
+    Acknowledge {
+        /// Which one.
+        to: GatewayRef,
+        /// The answer.
+        reply: Reply,
+    },
     /// Let go of the link to a gateway that counts as gone.
     Forget(GatewayRef),
     /// Send a gateway again what its link has lost.
@@ -360,9 +368,11 @@ impl Shard {
             });
             return;
         }
+        let mut requires_standby = false;
         let reply = match request {
             Request::Publish(publish) => {
                 let place = publish.place;
+                requires_standby = self.namespaces.requires_standby(&publish.key);
                 let result = self.sequenced(from, place, |shard, done| {
                     shard.publish_once(now, publish, done, effects)
                 });
@@ -395,9 +405,12 @@ impl Shard {
             // Answered before they come to a shard.
             Request::Map { .. } | Request::Inspect { .. } | Request::Repair(_) => return,
         };
-        effects.push(Effect::Reply {
-            to: from.clone(),
-            reply,
+        let to = from.clone();
+        let is_accepted = matches!(&reply, Reply::Published { result: Ok(_), .. });
+        effects.push(if requires_standby && is_accepted {
+            Effect::Acknowledge { to, reply }
+        } else {
+            Effect::Reply { to, reply }
         });
     }
 

@@ -1,4 +1,4 @@
-//! Giving away all that a node has.
+//! Members that are to go: giving away all that a node has, and removing it.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -22,14 +22,17 @@ const HAND_OVER: Duration = Duration::from_millis(500);
 /// How long a node that drains waits for a leader, without which nothing moves.
 const LEADERLESS: Duration = Duration::from_millis(1_500);
 
-/// Why a member does not drain.
+/// Why nothing was decided of a member.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-pub enum NotDrained {
+pub enum NotDecided {
     /// There is no such member.
     #[error("node {0} is no member of the cluster")]
     NoMember(NodeId),
+    /// It may not be.
+    #[error("{0}")]
+    Refused(String),
     /// It was not decided, or it is not known whether it was.
-    #[error("it is not decided that node {0} drains: {1}; try again")]
+    #[error("nothing is decided of node {0}: {1}; try again")]
     Undecided(NodeId, String),
 }
 
@@ -38,26 +41,43 @@ impl Membership {
     /// again: the life that is meant.
     ///
     /// # Errors
-    /// [`NotDrained`].
-    pub async fn drain_member(&self, name: &NodeId) -> Result<NodeRef, NotDrained> {
-        let undecided = |why: String| NotDrained::Undecided(name.clone(), why);
+    /// [`NotDecided`].
+    pub async fn drain_member(&self, name: &NodeId) -> Result<NodeRef, NotDecided> {
+        self.decide(name, Command::Drain).await
+    }
+
+    /// Has a node that has nothing be no member any more. If it runs it ends; if
+    /// it is started again it joins again.
+    ///
+    /// # Errors
+    /// [`NotDecided`].
+    pub async fn remove_member(&self, name: &NodeId) -> Result<NodeRef, NotDecided> {
+        self.decide(name, Command::Remove).await
+    }
+
+    async fn decide(
+        &self,
+        name: &NodeId,
+        command: impl FnOnce(NodeRef) -> Command,
+    ) -> Result<NodeRef, NotDecided> {
+        let undecided = |why: String| NotDecided::Undecided(name.clone(), why);
         let consensus = self.host.consensus();
         let consensus =
             consensus.ok_or_else(|| undecided("this node is in no cluster yet".into()))?;
         let cluster = Arc::clone(&consensus.cluster().borrow());
         let Some(member) = cluster.members().get(name) else {
-            return Err(NotDrained::NoMember(name.clone()));
+            return Err(NotDecided::NoMember(name.clone()));
         };
         let node = NodeRef {
             id: name.clone(),
             incarnation: member.incarnation,
         };
-        let command = Command::Drain(node.clone());
+        let command = command(node.clone());
         // A leader without a majority decides nothing, and does not say so.
         let proposing = timeout(DECIDE, self.host.propose(&consensus, command)).await;
         let proposed = proposing.unwrap_or_else(|_| Err("there may be no majority".into()));
         match proposed.map_err(undecided)? {
-            Outcome::Refused(why) => Err(undecided(why)),
+            Outcome::Refused(why) => Err(NotDecided::Refused(why)),
             _ => Ok(node),
         }
     }

@@ -415,6 +415,11 @@ pub(super) fn is_bound(store: &Store) -> Result<bool, StoreError> {
     Ok(member_of.is_some() || pledge.is_some())
 }
 
+/// Whether a data directory belongs to a cluster.
+pub(super) fn is_member(store: &Store) -> Result<bool, StoreError> {
+    Ok(store.get::<ClusterUuid>(MEMBER_OF)?.is_some())
+}
+
 /// What a founder asks of its members, by Raft id.
 pub(super) fn peers_of(members: &[Status]) -> BTreeMap<RaftId, Peer> {
     let peer = |member: &Status| {

@@ -8,7 +8,7 @@ use std::time::Duration;
 use proto::id::NodeRef;
 use proto::time::Timestamp;
 use tokio::sync::oneshot;
-use tokio::time::{MissedTickBehavior, timeout};
+use tokio::time::{Instant, MissedTickBehavior, timeout};
 
 use crate::core::cluster::Cluster;
 use crate::core::lease::{Grant, LeaseTable};
@@ -18,6 +18,9 @@ use crate::raft::Consensus;
 const TICK: Duration = Duration::from_millis(20);
 /// How long a quorum round may take.
 const ROUND: Duration = Duration::from_secs(1);
+/// After how long without a quorum round that was to be that is said, and how
+/// often.
+const COMPLAIN: Duration = Duration::from_secs(1);
 /// Nodes that wait for a round at most: far more than a cluster has.
 const WAITING_MAX: usize = 4_096;
 
@@ -75,6 +78,7 @@ impl Leases {
         let cluster = consensus.cluster();
         let mut tick = tokio::time::interval(TICK);
         tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let mut since: Option<Instant> = None;
         loop {
             tick.tick().await;
             let standing = consensus.standing();
@@ -89,6 +93,15 @@ impl Leases {
             let now_standing = consensus.standing();
             let is_same = now_standing.leads && now_standing.term == standing.term;
             let read_index = read_index.ok().flatten().filter(|_| is_same);
+            if read_index.is_some() || !now_standing.leads {
+                since = None;
+            } else if since.get_or_insert_with(Instant::now).elapsed() >= COMPLAIN {
+                since = None;
+                tracing::warn!(
+                    term = standing.term,
+                    "a majority of the voters has not confirmed for {COMPLAIN:?} that this node leads; nobody gets a lease from it"
+                );
+            }
             self.end_round(read_index, &agreed);
         }
     }

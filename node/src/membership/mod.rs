@@ -8,6 +8,7 @@ mod join;
 mod keep;
 mod lead;
 mod leases;
+mod recover;
 mod shown;
 
 use std::collections::BTreeSet;
@@ -36,8 +37,9 @@ use crate::peers::Peers;
 use crate::peers::tls::{Tls, TlsError};
 use crate::raft::store::{Store, StoreError};
 use crate::raft::{Consensus, Standing};
-pub use drain::NotDrained;
+pub use drain::NotDecided;
 pub(crate) use host::Host;
+pub use recover::{Recovery, RecoveryError};
 use shown::Shown;
 
 /// How often a node looks whether there is something to do, besides when it is

@@ -17,8 +17,8 @@ use futures_util::future::BoxFuture;
 use proto::id::NodeId;
 use quinn::{Connection, Endpoint, EndpointConfig, TokioRuntime, TransportConfig, VarInt};
 use rustls::pki_types::CertificateDer;
-use tokio::sync::{mpsc, watch};
-use tokio::time::timeout;
+use tokio::sync::{Notify, mpsc, watch};
+use tokio::time::{sleep, timeout};
 
 use crate::core::cluster::RaftId;
 use tls::Tls;
@@ -26,6 +26,12 @@ use wire::{BYTES_MAX, Call, Greeting, Hello, Refusal, Reply, decode, encode};
 
 /// How long a connection may take to be made.
 const CONNECT: Duration = Duration::from_secs(2);
+/// How long a node that is heard of by itself may leave an attempt to connect to
+/// it unanswered: after that the attempt went to where nobody was yet.
+const FRESH: Duration = Duration::from_millis(250);
+/// What a way and back is thought to take before it is known: a third of how soon
+/// the first datagram of a connection is sent again.
+const INITIAL_RTT: Duration = Duration::from_millis(50);
 /// How long a failed connection is not tried again.
 const COOL_DOWN: Duration = Duration::from_millis(200);
 /// Silence after which a connection is given up.
@@ -92,12 +98,19 @@ enum Way {
     Down(CallError),
 }
 
+/// The way to one address, and who makes it.
+struct Route {
+    way: watch::Receiver<Way>,
+    /// The node there has connected to this one.
+    heard: Arc<Notify>,
+}
+
 /// This node's end of all connections. Clones are the same.
 #[derive(Clone)]
 pub(crate) struct Peers {
     endpoint: Endpoint,
     node: Arc<dyn Serve>,
-    ways: Arc<Mutex<HashMap<String, watch::Receiver<Way>>>>,
+    ways: Arc<Mutex<HashMap<String, Route>>>,
     complaints: Arc<Mutex<Complaints>>,
 }
 
@@ -144,6 +157,7 @@ impl Peers {
         transport
             .max_idle_timeout(Some(IDLE.try_into().map_err(std::io::Error::other)?))
             .keep_alive_interval(Some(KEEP_ALIVE))
+            .initial_rtt(INITIAL_RTT)
             .max_concurrent_bidi_streams(VarInt::from_u32(STREAMS_MAX))
             .max_concurrent_uni_streams(VarInt::from_u32(0));
         let transport = Arc::new(transport);
@@ -253,37 +267,57 @@ impl Peers {
     /// The way to an address; one that broke is made anew.
     fn way(&self, address: &str) -> watch::Receiver<Way> {
         let mut ways = self.ways.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(way) = ways.get(address)
+        if let Some(Route { way, .. }) = ways.get(address)
             && is_usable(way)
         {
             return way.clone();
         }
         // Nodes move: what led to their earlier places is let go.
-        ways.retain(|_, way| is_usable(way));
+        ways.retain(|_, route| is_usable(&route.way));
         let (made, way) = watch::channel(Way::Connecting);
-        let peers = self.clone();
-        let to = address.to_owned();
-        tokio::spawn(async move {
-            let connected = match timeout(CONNECT, peers.connect(&to)).await {
-                Ok(connected) => connected,
-                Err(_) => Err(CallError::Unreachable {
-                    reason: format!("no answer within {CONNECT:?}"),
-                    address: to,
-                }),
-            };
-            match connected {
-                Ok(connection) => {
-                    made.send_replace(Way::Up(connection));
-                }
-                Err(error) => {
-                    tracing::debug!(%error, "no connection to a node");
-                    made.send_replace(Way::Down(error));
-                    tokio::time::sleep(COOL_DOWN).await;
+        let heard = Arc::new(Notify::new());
+        let route = Route {
+            way: way.clone(),
+            heard: Arc::clone(&heard),
+        };
+        ways.insert(address.to_owned(), route);
+        tokio::spawn(self.clone().make_way(address.to_owned(), made, heard));
+        way
+    }
+
+    async fn make_way(self, to: String, made: watch::Sender<Way>, heard: Arc<Notify>) {
+        let is_there = async {
+            sleep(FRESH).await;
+            heard.notified().await;
+        };
+        let connected = connected(|| self.connect(&to), is_there).await;
+        let connected = connected.unwrap_or_else(|| {
+            Err(CallError::Unreachable {
+                reason: format!("no answer within {CONNECT:?}"),
+                address: to.clone(),
+            })
+        });
+        match connected {
+            Ok(connection) => {
+                made.send_replace(Way::Up(connection));
+            }
+            Err(error) => {
+                tracing::debug!(%error, "no connection to a node");
+                made.send_replace(Way::Down(error));
+                tokio::select! {
+                    () = sleep(COOL_DOWN) => {}
+                    () = heard.notified() => {}
                 }
             }
-        });
-        ways.insert(address.to_owned(), way.clone());
-        way
+        }
+    }
+
+    /// A node has connected to this one: it can be reached.
+    fn hear_of(&self, address: &str) {
+        let ways = self.ways.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(route) = ways.get(address) {
+            route.heard.notify_waiters();
+        }
     }
 
     async fn connect(&self, address: &str) -> Result<Connection, CallError> {
@@ -416,11 +450,26 @@ impl Peers {
         };
         send.write_all(&encode(&greeting)).await?;
         send.finish()?;
-        if checked.is_err() {
+        match &checked {
+            Ok(other) => self.hear_of(&other.address),
             // Until it has been read; then the connection is dropped.
-            let _ = send.stopped().await;
+            Err(_) => drop(send.stopped().await),
         }
         checked.map_err(|refusal| Failed(refusal.reason))
+    }
+}
+
+/// Connects, and begins anew, once, when it turns out that the other end is there
+/// and leaves that unanswered: what was sent before it was there is sent again too
+/// late. `None`: it took too long.
+async fn connected<F: Future>(
+    connect: impl Fn() -> F,
+    is_there: impl Future<Output = ()>,
+) -> Option<F::Output> {
+    tokio::select! {
+        biased;
+        connected = timeout(CONNECT, connect()) => connected.ok(),
+        () = is_there => timeout(CONNECT, connect()).await.ok(),
     }
 }
 

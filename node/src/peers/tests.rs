@@ -109,6 +109,22 @@ async fn a_call_that_comes_twice_is_read_once() {
     }
 }
 
+#[tokio::test]
+async fn an_attempt_to_connect_begins_anew_when_the_other_is_heard_of() {
+    let attempts = std::cell::Cell::new(0);
+    let connect = async || {
+        attempts.set(attempts.get() + 1);
+        if attempts.get() == 1 {
+            // What was sent before anybody was there.
+            std::future::pending::<()>().await;
+        }
+        attempts.get()
+    };
+    assert_eq!(connected(connect, async {}).await, Some(2));
+    let answered = async || 1;
+    assert_eq!(connected(answered, async {}).await, Some(1), "for nothing");
+}
+
 #[test]
 fn whoever_tries_again_and_again_does_not_fill_the_log() {
     let mut complaints = Complaints::default();

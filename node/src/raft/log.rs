@@ -10,9 +10,9 @@ use super::store::{Store, StoreError};
 use super::{Entry, Types};
 use crate::core::cluster::RaftId;
 
-const VOTE: &str = "raft-vote";
+pub(super) const VOTE: &str = "raft-vote";
 const COMMITTED: &str = "raft-committed";
-const PURGED: &str = "raft-purged";
+pub(super) const PURGED: &str = "raft-purged";
 
 /// Clones are the same log.
 #[derive(Debug, Clone)]

@@ -3,6 +3,7 @@
 
 mod log;
 mod network;
+pub(crate) mod recover;
 mod state;
 pub(crate) mod store;
 

@@ -16,14 +16,14 @@ use super::store::{Store, StoreError};
 use super::{Entry, Peer, Types};
 use crate::core::cluster::{Cluster, Outcome, RaftId};
 
-const SNAPSHOT: &str = "raft-snapshot";
+pub(super) const SNAPSHOT: &str = "raft-snapshot";
 
 /// What has been applied.
 #[derive(Debug, Clone, Default, Serialize, Deserialize)]
-struct Applied {
-    last: Option<LogId<RaftId>>,
-    membership: StoredMembership<RaftId, Peer>,
-    cluster: Cluster,
+pub(super) struct Applied {
+    pub(super) last: Option<LogId<RaftId>>,
+    pub(super) membership: StoredMembership<RaftId, Peer>,
+    pub(super) cluster: Cluster,
 }
 
 #[derive(Debug, Clone)]

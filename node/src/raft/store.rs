@@ -78,6 +78,11 @@ impl std::fmt::Debug for Store {
 }
 
 impl Store {
+    /// Whether a directory is a node's data directory.
+    pub(crate) fn is_in(directory: &Path) -> bool {
+        directory.join(FILE).exists()
+    }
+
     /// Opens a data directory, making it if there is none.
     ///
     /// # Errors

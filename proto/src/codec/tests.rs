@@ -7,7 +7,7 @@ use super::*;
 use crate::channel::ChannelKey;
 use crate::id::{ClusterUuid, ConnectionId, GatewayRef, Incarnation, NodeRef};
 use crate::message::*;
-use crate::namespace::{HistoryLimits, Namespace, Namespaces};
+use crate::namespace::{HistoryLimits, Namespace, Namespaces, Standby};
 use crate::position::{Epoch, Gap, GapReason, Offset, Position};
 use crate::publication::Publication;
 use crate::shard::{Fence, MapUpdate, Row, ShardId, Sharding};
@@ -239,6 +239,18 @@ fn golden_published() {
             "0181a77265706c6965739492a66e6f64652d310307029181a97075626c697368656493090b81a3457272b06964656d706f74656e63795f66756c6c"
         ],
     );
+    check(
+        &published(Err(Refusal::NoStandby)),
+        expect![
+            "0181a77265706c6965739492a66e6f64652d310307029181a97075626c697368656493090b81a3457272aa6e6f5f7374616e646279"
+        ],
+    );
+    check(
+        &published(Err(Refusal::Unprotected)),
+        expect![
+            "0181a77265706c6965739492a66e6f64652d310307029181a97075626c697368656493090b81a3457272ab756e70726f746563746564"
+        ],
+    );
 }
 
 #[test]
@@ -313,6 +325,7 @@ fn golden_map() {
         pattern: "chat-*".into(),
         app: None,
         history: HistoryLimits::default(),
+        standby: Standby::Prefer,
     }]);
     check(
         &replies(Reply::Map {
@@ -321,6 +334,21 @@ fn golden_map() {
         }),
         expect![
             "0181a77265706c6965739492a66e6f64652d310307029181a36d61709296c4100123456789abcdef0123456789abcdef922a0200049192a66e6f64652d31039292009200049201920004929193a6636861742d2ac093cd010092cd012c00ce0004000093cd010092cd012c00ce00040000"
+        ],
+    );
+    let namespaces = Namespaces::new(vec![Namespace {
+        pattern: "pay-*".into(),
+        app: None,
+        history: HistoryLimits::default(),
+        standby: Standby::Require,
+    }]);
+    check(
+        &replies(Reply::Map {
+            update: map_update(),
+            namespaces,
+        }),
+        expect![
+            "0181a77265706c6965739492a66e6f64652d310307029181a36d61709296c4100123456789abcdef0123456789abcdef922a0200049192a66e6f64652d31039292009200049201920004929194a57061792d2ac093cd010092cd012c00ce00040000a77265717569726593cd010092cd012c00ce00040000"
         ],
     );
     check(

@@ -449,6 +449,54 @@ fn of_two_nodes_one_can_be_drained_and_nothing_moves_to_spread_the_load() {
 }
 
 #[test]
+fn a_node_is_removed_when_it_has_nothing_and_in_the_life_that_is_meant() {
+    let mut cluster = cluster(8, 2, &["a", "b"]);
+    cluster.apply(10, Command::Assign(to_do(&cluster)));
+    settle(&mut cluster, 9_000);
+    let refused = |outcome: Outcome, text: &str| match outcome {
+        Outcome::Refused(why) => assert!(why.contains(text), "{why}"),
+        other => panic!("not refused: {other:?}"),
+    };
+    let (a, b) = (node("a", 2), node("b", 3));
+    let both = "owns 4 shards and stands by for 4";
+    refused(cluster.apply(500, Command::Remove(a.clone())), both);
+    cluster.apply(501, Command::Drain(a.clone()));
+    settle(&mut cluster, 11_000);
+    refused(
+        cluster.apply(2_500, Command::Remove(b)),
+        "owns 8 shards and stands by for 0",
+    );
+    refused(
+        cluster.apply(2_501, Command::Remove(node("a", 1))),
+        "restarted since",
+    );
+    // Nobody else can stand by: until its owner goes on without it.
+    refused(
+        cluster.apply(2_502, Command::Remove(a.clone())),
+        "owns 0 shards and stands by for",
+    );
+    let rows = cluster.rows().iter().flatten().zip(0..);
+    let alone = rows.map(|(row, shard)| ReplicaSet {
+        shard: ShardId(shard),
+        owner: row.owner.clone(),
+        fence: row.fence,
+        version: row.version,
+        standbys: Vec::new(),
+    });
+    let alone = Command::Replicas(alone.collect());
+    cluster.apply(2_503, alone);
+    assert_eq!(
+        cluster.apply(2_504, Command::Remove(a.clone())),
+        Outcome::Done
+    );
+    assert_eq!(cluster.members().len(), 1);
+    refused(cluster.apply(2_505, Command::Remove(a)), "no member");
+    cluster.apply(2_506, Command::Register(registration("a", 2)));
+    assert_eq!(settle(&mut cluster, 13_000), 0);
+    assert!(is_protected(&cluster), "it is back and stands by");
+}
+
+#[test]
 fn nothing_moves_to_the_dead_and_only_once_they_have_all() {
     let mut cluster = replicated();
     cluster.apply(500, Command::Drain(node("a", 2)));

@@ -146,6 +146,9 @@ impl Shard {
     ) -> PublishResult {
         let Tenure { shard, fence, .. } = self.tenure;
         let key = publish.key.clone();
+        if self.namespaces.requires_standby(&key) && !self.replication.is_protected() {
+            return Err(Refusal::NoStandby);
+        }
         let idempotency = publish.idempotency;
         let is_replicated = self.replication.is_replicated();
         let (limits, channel) = self.channel(&key)?;

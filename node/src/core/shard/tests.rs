@@ -2,7 +2,7 @@ use super::*;
 use crate::core::idempotency;
 use proto::id::Incarnation;
 use proto::message::{Digest, Idempotency, Join, Joined, Leave, Publish, RestateEnd, Sequenced};
-use proto::namespace::{HistoryLimits, Namespace};
+use proto::namespace::{HistoryLimits, Namespace, Standby};
 use proto::position::{GapReason, Offset, Position};
 use proto::time::UnixTime;
 
@@ -23,6 +23,7 @@ fn shard_with(history: HistoryLimits) -> Shard {
         pattern: "*".into(),
         app: None,
         history,
+        standby: Standby::Prefer,
     };
     Shard::new(tenure, Arc::new(Namespaces::new(vec![rule])))
 }

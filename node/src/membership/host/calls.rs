@@ -220,7 +220,9 @@ impl Host {
                 return self.decide(&consensus, command).await;
             }
             // Of itself, or of another one that its operator has named.
-            Command::Drain(_) => return self.decide(&consensus, command).await,
+            Command::Drain(_) | Command::Remove(_) => {
+                return self.decide(&consensus, command).await;
+            }
             _ => return Reply::Refused("only the leader decides that".into()),
         };
         let agreed = Arc::clone(&consensus.cluster().borrow());

@@ -314,6 +314,7 @@ fn namespaces_are_kept_and_named_in_beats() {
         pattern: "chat-*".into(),
         app: None,
         history: Default::default(),
+        standby: Default::default(),
     }]);
     let digest = namespaces.digest();
     let beat = |bench: &mut Bench, at| {

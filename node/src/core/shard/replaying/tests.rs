@@ -4,8 +4,11 @@ use std::time::Duration;
 
 use proptest::prelude::*;
 use proto::id::{ClusterUuid, Incarnation, NodeRef};
-use proto::message::{Idempotency, Join, Missed, Publish, Reply, Request, Sequenced, Since};
-use proto::namespace::Namespaces;
+use proto::message::{
+    Digest, Idempotency, Join, Missed, Publish, PublishResult, Refusal, Reply, Request, Sequenced,
+    Since,
+};
+use proto::namespace::{HistoryLimits, Namespace, Namespaces, Standby};
 use proto::position::Offset;
 use proto::shard::{Fence, Row as MapRow, ShardId, ShardMap, Sharding};
 use proto::time::UnixTime;
@@ -57,6 +60,9 @@ struct Two {
     sequence: u64,
 }
 
+/// The channel that takes nothing without a standby.
+const CAREFUL: u8 = 200;
+
 impl Two {
     fn new() -> Self {
         let agreed = agreed(&node("a"), 1);
@@ -66,7 +72,12 @@ impl Two {
             owner: node("a"),
             cluster: ClusterUuid(1),
         };
-        let namespaces = Arc::new(Namespaces::default());
+        let namespaces = Arc::new(Namespaces::new(vec![Namespace {
+            pattern: format!("c{CAREFUL}"),
+            app: None,
+            history: HistoryLimits::default(),
+            standby: Standby::Require,
+        }]));
         let row = agreed.shards[0].row.clone();
         let mut two = Self {
             now: Timestamp(1_000),
@@ -373,12 +384,58 @@ fn an_owner_goes_on_without_a_standby_once_that_is_agreed() {
     assert_eq!(copies(&two.replies()), [2], "and takes it back");
 }
 
+fn refusals(replies: Vec<Reply>) -> Vec<Refusal> {
+    let refusal = |reply| match reply {
+        Reply::Published { result, .. } => PublishResult::err(result),
+        _ => None,
+    };
+    replies.into_iter().filter_map(refusal).collect()
+}
+
+#[test]
+fn what_requires_a_standby_is_refused_without_one_and_never_acknowledged_in_one_process() {
+    let mut two = Two::new();
+    two.publish(CAREFUL, None);
+    assert_eq!(refusals(two.replies()), [Refusal::NoStandby]);
+    two.recruit();
+    two.publish(CAREFUL, None);
+    assert_eq!(refusals(two.replies()), [Refusal::NoStandby], "not yet");
+    assert_eq!(two.owner.channels(), 0, "nothing is left of it");
+    two.settle();
+    two.publish(CAREFUL, None);
+    two.settle();
+    assert_eq!(copies(&two.replies()), [2]);
+
+    // It is lost between the publication and its acknowledgement.
+    let idempotency = Some(Idempotency {
+        key: Digest(1),
+        body: Digest(2),
+    });
+    two.close();
+    two.publish(CAREFUL, idempotency);
+    two.publish(1, None);
+    two.pass(450);
+    let delivered = |effect: &&Effect| matches!(effect, Effect::Deliver { .. });
+    assert_eq!(two.performed.iter().filter(delivered).count(), 2);
+    let replies = two.replies();
+    assert_eq!(copies(&replies), [1], "the other channel does not mind");
+    assert_eq!(refusals(replies), [Refusal::Unprotected]);
+    two.publish(CAREFUL, idempotency);
+    assert_eq!(refusals(two.replies()), [Refusal::Unprotected]);
+    two.recruit();
+    two.settle();
+    two.publish(CAREFUL, idempotency);
+    two.settle();
+    assert_eq!(copies(&two.replies()), [2], "now it is in two");
+    assert!(!two.performed.iter().any(|effect| delivered(&effect)));
+}
+
 #[test]
 fn the_standby_goes_on_where_the_owner_stood() {
     let mut two = Two::new();
     let idempotency = Idempotency {
-        key: proto::message::Digest(7),
-        body: proto::message::Digest(8),
+        key: Digest(7),
+        body: Digest(8),
     };
     two.publish(1, Some(idempotency));
     two.recruit();
@@ -611,8 +668,8 @@ proptest! {
             match next {
                 Move::Publish(channel) => two.publish(channel, None),
                 Move::Keyed(channel, number) => two.publish(channel, Some(Idempotency {
-                    key: proto::message::Digest(u128::from(number)),
-                    body: proto::message::Digest(u128::from(number)),
+                    key: Digest(u128::from(number)),
+                    body: Digest(u128::from(number)),
                 })),
                 Move::Join(channel) => two.ask(Request::Join(Join {
                     shard: SHARD,
