@@ -2,7 +2,7 @@
 //! loopback and free ports, with certificates that `dunlin certs` made.
 
 use std::collections::BTreeMap;
-use std::net::UdpSocket;
+use std::net::{SocketAddr, UdpSocket};
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -128,6 +128,14 @@ impl Cluster {
         self.detours
             .insert(node.to_owned(), proxy.address().to_owned());
         Ok(proxy)
+    }
+
+    /// From where a founder sends to the others.
+    ///
+    /// # Errors
+    /// When it is none.
+    pub fn sends_from(&self, node: &str) -> Result<SocketAddr> {
+        Ok(self.quic.get(node).context("a founder")?.parse()?)
     }
 
     /// Has a gateway listen at the same address each time it is started from now

@@ -242,11 +242,31 @@ struct Loss {
     delay: Duration,
 }
 
+/// What happens to datagrams.
+#[derive(Debug, Clone, Copy, Default)]
+struct Losses {
+    ways: Ways<Loss>,
+    /// Of this client only, if any.
+    only: Option<SocketAddr>,
+}
+
+impl Losses {
+    fn of(&self, client: SocketAddr, way: Way) -> Loss {
+        if self.only.is_some_and(|only| only != client) {
+            return Loss::default();
+        }
+        match way {
+            Way::ToClient => self.ways.to_client,
+            _ => self.ways.to_server,
+        }
+    }
+}
+
 /// A way to a UDP server that can be disturbed. Ends with this value.
 #[derive(Debug)]
 pub struct UdpProxy {
     address: String,
-    faults: watch::Sender<Ways<Loss>>,
+    faults: watch::Sender<Losses>,
     _task: Task,
 }
 
@@ -258,7 +278,7 @@ impl UdpProxy {
     pub async fn start(server: &str) -> Result<Self> {
         let socket = UdpSocket::bind("127.0.0.1:0").await?;
         let address = socket.local_addr()?.to_string();
-        let (faults, watching) = watch::channel(Ways::default());
+        let (faults, watching) = watch::channel(Losses::default());
         let server = server.to_owned();
         let task = tokio::spawn(async move {
             // A socket that fails has no more to carry; the test will see.
@@ -280,18 +300,25 @@ impl UdpProxy {
     /// 100, all.
     pub fn lose(&self, way: Way, percent: u8) {
         self.faults
-            .send_modify(|ways| ways.set(way, |loss| loss.percent = percent));
+            .send_modify(|losses| losses.ways.set(way, |loss| loss.percent = percent));
     }
 
     /// Every datagram that goes this way arrives so much later.
     pub fn delay(&self, way: Way, delay: Duration) {
         self.faults
-            .send_modify(|ways| ways.set(way, |loss| loss.delay = delay));
+            .send_modify(|losses| losses.ways.set(way, |loss| loss.delay = delay));
+    }
+
+    /// What happens, happens from now on to this client alone: the address from
+    /// which it sends.
+    pub fn only(&self, client: SocketAddr) {
+        self.faults.send_modify(|losses| losses.only = Some(client));
     }
 
     /// Everything arrives again.
     pub fn heal(&self) {
-        self.faults.send_modify(|ways| *ways = Ways::default());
+        self.faults
+            .send_modify(|losses| *losses = Losses::default());
     }
 }
 
@@ -355,7 +382,7 @@ impl Sender {
 async fn forward(
     socket: Arc<UdpSocket>,
     server: String,
-    faults: watch::Receiver<Ways<Loss>>,
+    faults: watch::Receiver<Losses>,
 ) -> Result<()> {
     let mut senders: HashMap<SocketAddr, Sender> = HashMap::new();
     let mut answering = JoinSet::new();
@@ -372,9 +399,9 @@ async fn forward(
             let own = Arc::new(own);
             senders.insert(from, Sender::new(Arc::clone(&own), None));
             let back = Sender::new(Arc::clone(&socket), Some(from));
-            answering.spawn(answer(own, back, faults.clone()));
+            answering.spawn(answer(own, from, back, faults.clone()));
         }
-        let loss = faults.borrow().to_server;
+        let loss = faults.borrow().of(from, Way::ToServer);
         if let Some(sender) = senders.get(&from)
             && !dice.lost(loss.percent)
         {
@@ -383,13 +410,18 @@ async fn forward(
     }
 }
 
-async fn answer(own: Arc<UdpSocket>, back: Sender, faults: watch::Receiver<Ways<Loss>>) {
+async fn answer(
+    own: Arc<UdpSocket>,
+    client: SocketAddr,
+    back: Sender,
+    faults: watch::Receiver<Losses>,
+) {
     let mut dice = Dice(2);
     let mut datagram = vec![0; DATAGRAM];
     loop {
         match own.recv(&mut datagram).await {
             Ok(length) => {
-                let loss = faults.borrow().to_client;
+                let loss = faults.borrow().of(client, Way::ToClient);
                 if !dice.lost(loss.percent) {
                     back.send(&datagram[..length], loss.delay).await;
                 }

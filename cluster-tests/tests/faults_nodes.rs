@@ -17,7 +17,7 @@ use cluster_tests::client::{EventStream, metric_at};
 use cluster_tests::cluster::Cluster;
 use cluster_tests::eventually;
 use cluster_tests::nats::NatsServer;
-use cluster_tests::proxy::Way;
+use cluster_tests::proxy::{UdpProxy, Way};
 use cluster_tests::traffic::Publisher;
 use cluster_tests::verify::{Load, Verify, is_soak};
 use rustix::process::Signal;
@@ -226,11 +226,8 @@ async fn owners_are_restarted_in_place() -> Result<()> {
     .await
 }
 
-/// What others say comes late to the leader, signs of life among it. So it takes
-/// nodes for dead that are not, and their standbys take over.
-#[tokio::test]
-async fn living_nodes_are_taken_for_dead() -> Result<()> {
-    let _alone = ALONE.lock().await;
+/// Three nodes, each behind a proxy of its own.
+async fn behind_proxies() -> Result<(Cluster, BTreeMap<&'static str, UdpProxy>)> {
     let mut cluster = Cluster::on(NatsServer::start().await?, &["n1", "n2", "n3"]).await?;
     let mut proxies = BTreeMap::new();
     for node in ["n1", "n2", "n3"] {
@@ -239,10 +236,21 @@ async fn living_nodes_are_taken_for_dead() -> Result<()> {
     cluster.add_all().await?;
     cluster.ready().await;
     cluster.protected().await;
+    Ok((cluster, proxies))
+}
+
+/// What one node says comes late to the leader, signs of life among it. So it is
+/// taken for dead, and is not, and its standbys take over.
+#[tokio::test]
+async fn living_nodes_are_taken_for_dead() -> Result<()> {
+    let _alone = ALONE.lock().await;
+    let (cluster, proxies) = behind_proxies().await?;
     let verify = Verify::start(&cluster, Load::of_this_run(), &[]).await?;
     for _ in 0..times(2, 20) {
         let leader = leader(&cluster).await?;
         let proxy = &proxies[leader.as_str()];
+        let other = proxies.keys().find(|node| **node != leader);
+        proxy.only(cluster.sends_from(other.context("another")?)?);
         for late in [700, 2_000, 1_200] {
             proxy.delay(Way::Both, Duration::from_millis(late));
             tokio::time::sleep(Duration::from_secs(1)).await;
@@ -254,7 +262,6 @@ async fn living_nodes_are_taken_for_dead() -> Result<()> {
     let mut taken_over = 0.0;
     for node in cluster.nodes.values() {
         taken_over += metric_at(&node.admin, "dunlin_failovers_total", &[]).await?;
-        taken_over += metric_at(&node.admin, "dunlin_shard_moves_total", &[]).await?;
     }
     let verdict = verify.judge().await?;
     println!(
@@ -265,4 +272,78 @@ async fn living_nodes_are_taken_for_dead() -> Result<()> {
     verdict.is_kept();
     verdict.has_no_gaps();
     Ok(())
+}
+
+/// Cuts ways between nodes again and again, each time for longer than connections
+/// outlive silence.
+async fn cut_again_and_again(
+    what: &str,
+    times: usize,
+    cut: impl AsyncFn(&Cluster, &BTreeMap<&'static str, UdpProxy>, usize) -> Result<()>,
+) -> Result<()> {
+    let _alone = ALONE.lock().await;
+    let (cluster, proxies) = behind_proxies().await?;
+    let verify = Verify::start(&cluster, Load::of_this_run(), &[]).await?;
+    for turn in 0..times {
+        cut(&cluster, &proxies, turn).await?;
+        tokio::time::sleep(Duration::from_secs(5)).await;
+        proxies.values().for_each(UdpProxy::heal);
+        cluster.ready().await;
+        cluster.protected().await;
+    }
+    let verdict = verify.judge().await?;
+    println!("{what}: {:#}", verdict.report);
+    verdict.is_kept();
+    verdict.has_no_gaps();
+    Ok(())
+}
+
+/// One direction, the other, and both.
+fn direction(turn: usize) -> Way {
+    [Way::ToServer, Way::ToClient, Way::Both][(turn + turn / 3) % 3]
+}
+
+/// What the others send to a node, or what it answers them, is lost, all of it: they
+/// hear its signs of life, which come on connections of its own, and can neither
+/// have it stand by nor tell it what is decided. The bus works.
+#[tokio::test]
+async fn nodes_cannot_be_reached_by_the_others() -> Result<()> {
+    cut_again_and_again(
+        "not reached by the others",
+        times(3, 18),
+        async |cluster, proxies, turn| {
+            let node = victim(cluster, turn).await?;
+            proxies[node.as_str()].lose(direction(turn), 100);
+            Ok(())
+        },
+    )
+    .await
+}
+
+/// Two nodes do not reach each other, or one of them not the other; both reach the
+/// third.
+#[tokio::test]
+async fn two_nodes_cannot_reach_each_other() -> Result<()> {
+    cut_again_and_again(
+        "two not reached by each other",
+        times(3, 18),
+        async |cluster, proxies, turn| {
+            let one = victim(cluster, turn).await?;
+            let other = proxies.keys().find(|node| **node != one);
+            let other = *other.context("another")?;
+            let way = direction(turn);
+            proxies[one.as_str()].only(cluster.sends_from(other)?);
+            proxies[one.as_str()].lose(way, 100);
+            // What goes the same way on the connections of the other one.
+            let back = match way {
+                Way::ToServer => Way::ToClient,
+                Way::ToClient => Way::ToServer,
+                Way::Both => Way::Both,
+            };
+            proxies[other].only(cluster.sends_from(&one)?);
+            proxies[other].lose(back, 100);
+            Ok(())
+        },
+    )
+    .await
 }

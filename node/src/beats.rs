@@ -16,6 +16,7 @@ use tokio::sync::watch;
 use crate::agreement::Agreement;
 use crate::core::detection::NODE_BEAT;
 use crate::peers::wire::Beat;
+use crate::replicator::Duty;
 
 /// How soon the thread notices that the node ends.
 const NOTICE: Duration = Duration::from_millis(10);
@@ -44,6 +45,7 @@ pub(crate) struct Beats {
     pub(crate) me: NodeRef,
     pub(crate) agreement: Agreement,
     pub(crate) workers: Vec<Turned>,
+    pub(crate) duty: watch::Receiver<Duty>,
 }
 
 impl Beats {
@@ -86,6 +88,7 @@ impl Beats {
         let beat = Beat {
             from: self.me.clone(),
             leaves,
+            has_lease: Timestamp::now() < self.duty.borrow().leases.node,
         };
         self.agreement.beat(&beat);
     }

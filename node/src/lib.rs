@@ -243,6 +243,7 @@ pub async fn start(
             me: config.node.clone(),
             agreement: agreement.clone(),
             workers: turned.clone(),
+            duty: duty.clone(),
         };
         let beating = beats
             .spawn(shutdown.clone(), has_left)

@@ -70,7 +70,7 @@ enum Event {
         bytes: Bytes,
     },
     Way(Passage),
-    Beat(usize, u32, NodeRef),
+    Beat(usize, u32, NodeRef, bool),
     Renewal(usize, u32, NodeRef, u64),
     Round(usize, u32, u64),
     Grant(Grant),
@@ -458,7 +458,7 @@ impl World {
                 }
             }
             Event::Way(passage) => self.passage(passage),
-            Event::Beat(to, life, from) => self.beat(to, life, &from),
+            Event::Beat(to, life, from, has_lease) => self.beat(to, life, &from, has_lease),
             Event::Renewal(to, life, from, number) => self.renewal(to, life, from, number),
             Event::Round(at, life, read_index) => self.round_ended(at, life, read_index),
             Event::Grant(grant) => self.grant(&grant),

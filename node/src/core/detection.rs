@@ -4,6 +4,13 @@
 //! begin to listen. [`Beats`] may be wrong: who counts as dead lives perhaps, and
 //! what makes that safe are the leases. [`judge::Judge`] must agree before a
 //! gateway counts as gone, for then its members leave.
+//!
+//! Two things can be broken that are not the node's that seems dead. A leader that
+//! does not hear a majority of the voters may be deaf: it takes nobody for dead,
+//! for that would be everybody, and lets others lead. And a node may be heard that
+//! cannot be told anything: it says itself that it has no lease, so it serves
+//! nothing, and after some time others take over what they have as well. It has the
+//! rest, and that is waited for.
 
 pub mod judge;
 
@@ -13,7 +20,7 @@ use std::time::Duration;
 use proto::id::NodeRef;
 use proto::time::Timestamp;
 
-use super::cluster::Cluster;
+use super::cluster::{Cluster, RaftId};
 
 /// How often a node beats to every voter.
 pub const NODE_BEAT: Duration = Duration::from_millis(100);
@@ -22,6 +29,13 @@ pub const NODE_SILENCE: Duration = Duration::from_millis(500);
 /// For how long after its start a voter does not take for dead of whom it has
 /// heard nothing yet: others have to notice first that it is there again.
 const FIRST_WORD: Duration = Duration::from_secs(3);
+/// Within which a leader has to have heard a majority of the voters to judge by the
+/// silence of others: three beats, so that it notices its own deafness before
+/// anybody has been silent for too long.
+const FRESH: Duration = Duration::from_millis(300);
+/// For how long a node may say that it has no lease before it counts as
+/// unreachable. A leader grants one within a fraction of that.
+const LEASELESS: Duration = Duration::from_secs(1);
 /// A voter that has not looked at its table for this long has slept, or nearly:
 /// then the silence may have been its own.
 const SLEPT: Duration = Duration::from_millis(250);
@@ -47,16 +61,50 @@ struct Heard {
     at: Timestamp,
     /// Whether it has ever beaten.
     once: bool,
+    /// Since when it says that it has no lease.
+    leaseless: Option<Timestamp>,
+}
+
+/// Who does not serve, as far as a leader has heard.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Out {
+    /// What these had is gone.
+    pub dead: BTreeSet<NodeRef>,
+    /// These live and can be told nothing.
+    pub unreachable: BTreeSet<NodeRef>,
+}
+
+impl Out {
+    /// Whether a node does not serve.
+    pub fn has(&self, node: &NodeRef) -> bool {
+        self.dead.contains(node) || self.unreachable.contains(node)
+    }
+}
+
+/// Who judges by what is heard.
+#[derive(Debug, Clone, Copy)]
+pub struct Leader<'a> {
+    /// This node.
+    pub me: RaftId,
+    /// Since when it leads.
+    pub since: Timestamp,
+    /// Who votes.
+    pub voters: &'a BTreeSet<RaftId>,
 }
 
 impl Beats {
-    /// A node has beaten.
-    pub fn beat(&mut self, now: Timestamp, from: &NodeRef) {
+    /// A node has beaten, and says whether it has a lease.
+    pub fn beat(&mut self, now: Timestamp, from: &NodeRef, has_lease: bool) {
         // Who is no member, or not yet known to be one, is not remembered: it
         // has all its time from when it is.
         if let Some(heard) = self.heard.get_mut(from) {
             heard.at = now.max(heard.at);
             heard.once = true;
+            heard.leaseless = if has_lease {
+                None
+            } else {
+                heard.leaseless.or(Some(now))
+            };
         }
     }
 
@@ -86,6 +134,7 @@ impl Beats {
                 let new = Heard {
                     at: now,
                     once: false,
+                    leaseless: None,
                 };
                 let heard = before.get(&node).copied().unwrap_or(new);
                 (node, heard)
@@ -97,9 +146,47 @@ impl Beats {
     /// Whether a life counts as dead: a later one has registered, it is no
     /// member, it has said that it ends, or it is silent.
     pub fn is_dead(&self, now: Timestamp, cluster: &Cluster, node: &NodeRef) -> bool {
-        if !cluster.is_living(node) || self.left.contains(node) {
-            return true;
-        }
+        self.is_over(cluster, node) || self.is_silent(now, node, NODE_SILENCE)
+    }
+
+    /// Whether the leader, this node, hears a majority of those who vote. If not,
+    /// nothing that it would decide could be agreed, or it is deaf.
+    pub fn hears_majority(
+        &self,
+        now: Timestamp,
+        cluster: &Cluster,
+        me: RaftId,
+        voters: &BTreeSet<RaftId>,
+    ) -> bool {
+        self.has_heard_majority(now, cluster, me, voters, NODE_SILENCE)
+    }
+
+    fn has_heard_majority(
+        &self,
+        now: Timestamp,
+        cluster: &Cluster,
+        me: RaftId,
+        voters: &BTreeSet<RaftId>,
+        within: Duration,
+    ) -> bool {
+        let members = cluster.members().iter();
+        let unheard = members.filter(|(name, member)| {
+            let node = NodeRef {
+                id: (*name).clone(),
+                incarnation: member.incarnation,
+            };
+            let raft_id = member.registration.raft_id;
+            let matters = raft_id != me && voters.contains(&raft_id);
+            matters && (self.left.contains(&node) || self.is_silent(now, &node, within))
+        });
+        2 * unheard.count() < voters.len()
+    }
+
+    fn is_over(&self, cluster: &Cluster, node: &NodeRef) -> bool {
+        !cluster.is_living(node) || self.left.contains(node)
+    }
+
+    fn is_silent(&self, now: Timestamp, node: &NodeRef, silence: Duration) -> bool {
         let (Some(heard), Some(since)) = (self.heard.get(node), self.since) else {
             return false;
         };
@@ -107,21 +194,33 @@ impl Beats {
         let awake = self.observed.is_some_and(|at| now.since(at) < SLEPT);
         let is_young = self.began.is_some_and(|at| now.since(at) < FIRST_WORD);
         let may_be_late = is_young && !heard.once;
-        awake && !may_be_late && now.since(since.max(heard.at)) >= NODE_SILENCE
+        awake && !may_be_late && now.since(since.max(heard.at)) >= silence
     }
 
-    /// All that count as dead and matter: members, owners and standbys.
-    pub fn dead(&self, now: Timestamp, cluster: &Cluster) -> BTreeSet<NodeRef> {
-        let silent = self.heard.keys().cloned();
+    fn is_leaseless(&self, now: Timestamp, since: Timestamp, node: &NodeRef) -> bool {
+        let leaseless = self.heard.get(node).and_then(|heard| heard.leaseless);
+        leaseless.is_some_and(|at| now.since(at.max(since)) >= LEASELESS)
+    }
+
+    /// All that are out and matter: members, owners and standbys.
+    pub fn out(&self, now: Timestamp, cluster: &Cluster, leader: Leader<'_>) -> Out {
+        let Leader { me, since, voters } = leader;
+        let hears = self.has_heard_majority(now, cluster, me, voters, FRESH);
         let rows = cluster.rows().iter().flatten();
         let named = rows.flat_map(|row| {
             let standbys = row.standbys.iter().map(|standby| &standby.node);
             standbys.chain([&row.owner])
         });
-        let named: BTreeSet<NodeRef> = named.cloned().collect();
-        let all = silent.chain(named);
-        all.filter(|node| self.is_dead(now, cluster, node))
-            .collect()
+        let all: BTreeSet<&NodeRef> = self.heard.keys().chain(named).collect();
+        let mut out = Out::default();
+        for node in all {
+            if self.is_over(cluster, node) || hears && self.is_silent(now, node, NODE_SILENCE) {
+                out.dead.insert(node.clone());
+            } else if hears && self.is_leaseless(now, since, node) {
+                out.unreachable.insert(node.clone());
+            }
+        }
+        out
     }
 }
 
@@ -147,8 +246,18 @@ mod tests {
     fn go_on(beats: &mut Beats, cluster: &Cluster, from: u64, to: u64, hear: &[&NodeRef]) {
         for now in (from..=to).step_by(100) {
             beats.observe(at(now), cluster);
-            hear.iter().for_each(|node| beats.beat(at(now), node));
+            hear.iter().for_each(|node| beats.beat(at(now), node, true));
         }
+    }
+
+    /// To a leader that is one of many, so that it is never deaf.
+    fn dead(beats: &Beats, now: u64, cluster: &Cluster) -> BTreeSet<NodeRef> {
+        let leader = Leader {
+            me: 0,
+            since: at(0),
+            voters: &(1_000..1_100).collect(),
+        };
+        beats.out(at(now), cluster, leader).dead
     }
 
     #[test]
@@ -156,11 +265,11 @@ mod tests {
         let (cluster, mut beats) = (cluster(&["a", "b"]), Beats::default());
         let (a, b) = (node("a", 2), node("b", 3));
         go_on(&mut beats, &cluster, 0, 2_900, &[]);
-        assert_eq!(beats.dead(at(2_999), &cluster), [].into());
+        assert_eq!(dead(&beats, 2_999, &cluster), [].into());
         let mut late = Beats::default();
         go_on(&mut late, &cluster, 0, 1_000, &[&a]);
         go_on(&mut late, &cluster, 1_100, 1_500, &[]);
-        assert_eq!(late.dead(at(1_500), &cluster), [a].into(), "heard once");
+        assert_eq!(dead(&late, 1_500, &cluster), [a].into(), "heard once");
         go_on(&mut late, &cluster, 1_600, 3_000, &[]);
         assert!(late.is_dead(at(3_000), &cluster, &b));
     }
@@ -172,9 +281,9 @@ mod tests {
         go_on(&mut beats, &cluster, 0, 1_000, &[&a, &b]);
         go_on(&mut beats, &cluster, 1_100, 1_400, &[&a]);
         assert!(!beats.is_dead(at(1_499), &cluster, &b));
-        assert_eq!(beats.dead(at(1_500), &cluster), [b.clone()].into());
-        beats.beat(at(1_500), &b);
-        assert_eq!(beats.dead(at(1_500), &cluster), [].into());
+        assert_eq!(dead(&beats, 1_500, &cluster), [b.clone()].into());
+        beats.beat(at(1_500), &b, true);
+        assert_eq!(dead(&beats, 1_500, &cluster), [].into());
     }
 
     #[test]
@@ -210,10 +319,10 @@ mod tests {
         go_on(&mut beats, &cluster, 0, 1_000, &[&a, &b]);
         beats.leave(&a);
         beats.leave(&node("x", 1));
-        assert_eq!(beats.dead(at(1_000), &cluster), [a.clone()].into());
+        assert_eq!(dead(&beats, 1_000, &cluster), [a.clone()].into());
         cluster.apply(9, Command::Register(registration("a", 2)));
         go_on(&mut beats, &cluster, 1_100, 1_200, &[&b]);
-        assert_eq!(beats.dead(at(1_200), &cluster), [].into());
+        assert_eq!(dead(&beats, 1_200, &cluster), [].into());
     }
 
     #[test]
@@ -224,5 +333,66 @@ mod tests {
         go_on(&mut beats, &known, 4_100, 4_500, &[]);
         assert!(!beats.is_dead(at(4_599), &known, &node("b", 9)));
         assert!(beats.is_dead(at(4_600), &known, &node("b", 9)));
+    }
+
+    #[test]
+    fn a_leader_that_hears_no_majority_takes_nobody_for_dead_that_is_only_silent() {
+        let (cluster, mut beats) = (cluster(&["a", "b", "c"]), Beats::default());
+        let (a, b, c) = (node("a", 2), node("b", 3), node("c", 4));
+        let id = |name: &str| registration(name, 1).raft_id;
+        let voters = [id("a"), id("b"), id("c")].into();
+        let leader = Leader {
+            me: id("a"),
+            since: at(0),
+            voters: &voters,
+        };
+        let deaf = |beats: &Beats, now| !beats.hears_majority(at(now), &cluster, id("a"), &voters);
+        go_on(&mut beats, &cluster, 0, 1_000, &[&a, &b, &c]);
+        go_on(&mut beats, &cluster, 1_100, 1_500, &[&a, &b]);
+        assert!(!deaf(&beats, 1_500));
+        let out = |beats: &Beats, now| beats.out(at(now), &cluster, leader).dead;
+        assert_eq!(out(&beats, 1_500), [c.clone()].into());
+        go_on(&mut beats, &cluster, 1_600, 2_000, &[&a]);
+        assert!(deaf(&beats, 2_000));
+        assert_eq!(out(&beats, 2_000), [].into());
+        // What was said is believed all the same.
+        beats.leave(&b);
+        assert_eq!(out(&beats, 2_000), [b].into());
+        beats.beat(at(2_000), &c, true);
+        assert!(!deaf(&beats, 2_000));
+        // Its own beats need not come to it, and who does not vote is not missed.
+        let alone = [id("a")].into();
+        go_on(&mut beats, &cluster, 2_100, 3_000, &[]);
+        assert!(beats.hears_majority(at(3_000), &cluster, id("a"), &alone));
+    }
+
+    #[test]
+    fn one_that_has_had_time_for_a_lease_and_has_none_is_unreachable() {
+        let (cluster, mut beats) = (cluster(&["a", "b"]), Beats::default());
+        let (a, b) = (node("a", 2), node("b", 3));
+        let voters = (1_000..1_100).collect();
+        let unreachable = |beats: &Beats, now, since| {
+            let leader = Leader {
+                me: 0,
+                since: at(since),
+                voters: &voters,
+            };
+            let out = beats.out(at(now), &cluster, leader);
+            assert_eq!(out.dead, [].into());
+            out.unreachable
+        };
+        for now in (0..=1_900).step_by(100) {
+            go_on(&mut beats, &cluster, now, now, &[&a]);
+            beats.beat(at(now), &b, now < 1_000);
+        }
+        assert_eq!(unreachable(&beats, 1_999, 0), [].into());
+        assert_eq!(unreachable(&beats, 2_000, 0), [b.clone()].into());
+        assert_eq!(
+            unreachable(&beats, 2_000, 1_001),
+            [].into(),
+            "a new leader waits"
+        );
+        beats.beat(at(2_000), &b, true);
+        assert_eq!(unreachable(&beats, 2_000, 0), [].into());
     }
 }

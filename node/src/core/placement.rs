@@ -2,10 +2,12 @@
 //! of what is agreed, and of what the leader sees.
 //!
 //! An owner is **out** when a later life of its node has registered, or when the
-//! leader counts it as dead. What happens to its shards:
+//! leader counts it as dead or unreachable. What happens to its shards:
 //!
 //! - If a living node stands by in sync, it is promoted. That waits for nothing:
 //!   the standby itself waits until no earlier owner can still serve.
+//! - Else, if the owner or a standby in sync is unreachable, that is waited for: it
+//!   lives, and has everything.
 //! - Else the shard begins anew, and nobody knows when its owners stopped but
 //!   they themselves. So it waits until no node lease can still last, neither
 //!   that of the owner nor those of all the owners that the row remembers. Two
@@ -39,12 +41,13 @@ pub use targets::{MOVES_MAX, SPREAD, Target, Targets, moves, remaining, targets,
 pub use voting::{Electorate, Unregistered, voters};
 
 use super::cluster::{Assignment, Cluster, How, Member, Row};
+use super::detection::Out;
 
 /// What the leader sees of the owners.
 pub struct Seen<'a> {
-    /// Lives that count as dead. Those that a later life has voided need not be
-    /// among them.
-    pub dead: BTreeSet<NodeRef>,
+    /// Who does not serve. Lives that a later one has voided need not be among
+    /// them.
+    pub out: Out,
     /// Whether no lease of this life can last any more, apart from those whose
     /// holder has applied everything up to this index.
     pub lapsed: &'a dyn Fn(&NodeRef, u64) -> bool,
@@ -55,7 +58,7 @@ impl Seen<'static> {
     /// is dead, and nobody serves by a lease.
     pub fn nothing() -> Self {
         Self {
-            dead: BTreeSet::new(),
+            out: Out::default(),
             lapsed: &|_, _| true,
         }
     }
@@ -64,7 +67,7 @@ impl Seen<'static> {
 impl fmt::Debug for Seen<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Seen")
-            .field("dead", &self.dead)
+            .field("out", &self.out)
             .finish_non_exhaustive()
     }
 }
@@ -148,6 +151,11 @@ fn replace(
         plan.promotions.push(assignment(standby.clone(), promote));
         return;
     }
+    // Who lives has it still.
+    let mut holders = row.in_sync().chain([&row.owner]);
+    if holders.any(|node| seen.out.unreachable.contains(node)) {
+        return;
+    }
     let is_over = |node, told| cluster.has_ended(node) || (seen.lapsed)(node, told);
     let mut earlier = row.earlier.iter();
     if !is_over(&row.owner, u64::MAX) || !earlier.all(|node| is_over(node, row.fence.0)) {
@@ -168,7 +176,7 @@ fn replace(
 fn is_out(cluster: &Cluster, seen: &Seen<'_>, owner: &NodeRef) -> bool {
     let now = cluster.members().get(&owner.id);
     let voided = now.is_some_and(|now| now.incarnation != owner.incarnation);
-    voided || seen.dead.contains(owner)
+    voided || seen.out.has(owner)
 }
 
 /// How many shards each node has that may own any: it lives, as far as is known.
@@ -177,7 +185,7 @@ struct Load(BTreeMap<NodeRef, usize>);
 impl Load {
     fn new(cluster: &Cluster, seen: &Seen<'_>) -> Self {
         let owners = cluster.members().values().filter_map(owner);
-        let living = owners.filter(|owner| !seen.dead.contains(owner));
+        let living = owners.filter(|owner| !seen.out.has(owner));
         let mut load = Self(living.map(|owner| (owner, 0)).collect());
         for row in cluster.rows().iter().flatten() {
             load.add(&row.owner);

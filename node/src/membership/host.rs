@@ -17,7 +17,7 @@ use super::leases::Leases;
 use super::{Identity, MembershipConfig};
 use crate::addresses::Addresses;
 use crate::core::cluster::{Cluster, Command, Outcome, RaftId, Registration};
-use crate::core::detection::Beats;
+use crate::core::detection::{Beats, Leader, Out};
 use crate::core::formation::{Pledge, Status, may_pledge, may_release};
 use crate::core::gossip::{News, Rumours};
 use crate::core::lease::{Grant, NODE_LEASE};
@@ -25,7 +25,7 @@ use crate::peers::Peers;
 use crate::peers::ways::Way;
 use crate::peers::wire::{BEAT, Beat, Call, Reply, encode};
 use crate::raft::store::{Store, StoreError};
-use crate::raft::{Consensus, Peer, ProposeError};
+use crate::raft::{Consensus, Peer, ProposeError, Standing};
 
 /// The cluster that the node is a member of.
 const MEMBER_OF: &str = "member-of";
@@ -352,17 +352,31 @@ impl Host {
         beats.observe(Timestamp::now(), cluster);
     }
 
-    /// Who counts as dead, as far as this node has heard.
-    pub(super) fn dead(&self, now: Timestamp, cluster: &Cluster) -> BTreeSet<NodeRef> {
+    /// Who does not serve, to this node, which leads in this term.
+    pub(super) fn out(&self, cluster: &Cluster, standing: &Standing) -> Out {
+        let now = Timestamp::now();
+        let since = self.leases.in_term(standing.term, |table| table.since());
+        let leader = Leader {
+            me: self.raft_id(),
+            since: since.unwrap_or(now),
+            voters: &standing.voters,
+        };
         let beats = self.beats.lock().unwrap_or_else(PoisonError::into_inner);
-        beats.dead(now, cluster)
+        beats.out(now, cluster, leader)
+    }
+
+    /// Whether this node leads and does not hear a majority of those who vote.
+    pub(super) fn is_deaf(&self, cluster: &Cluster, standing: &Standing) -> bool {
+        let beats = self.beats.lock().unwrap_or_else(PoisonError::into_inner);
+        let (now, me, voters) = (Timestamp::now(), self.raft_id(), &standing.voters);
+        standing.leads && !beats.hears_majority(now, cluster, me, voters)
     }
 
     /// A node lives.
     pub(super) fn hear_beat(&self, beat: Beat) {
         let now = Timestamp::now();
         let mut beats = self.beats.lock().unwrap_or_else(PoisonError::into_inner);
-        beats.beat(now, &beat.from);
+        beats.beat(now, &beat.from, beat.has_lease);
         if beat.leaves {
             beats.leave(&beat.from);
         }

@@ -77,8 +77,9 @@ impl Leader {
             tracing::info!(voters = voters.len(), "finishing a change of who votes");
             return consensus.set_voters(voters.clone()).await;
         }
-        self.give_out(consensus, cluster, standing.term).await?;
-        self.move_shards(consensus, cluster, targets).await?;
+        self.give_out(consensus, cluster, standing).await?;
+        self.move_shards(consensus, cluster, targets, standing)
+            .await?;
         let listening = standing.members.difference(&standing.voters);
         let listening = listening.copied().collect();
         if let Some(late) = self
@@ -111,17 +112,17 @@ impl Leader {
         &mut self,
         consensus: &Consensus,
         cluster: &Cluster,
-        term: u64,
+        standing: &Standing,
     ) -> Result<(), ProposeError> {
-        let now = Timestamp::now();
+        let (now, term) = (Timestamp::now(), standing.term);
         self.grant_again(consensus, term);
-        let dead = self.host.dead(now, cluster);
+        let out = self.host.out(cluster, standing);
         let plan = self.host.leases.in_term(term, |table| {
             let lapsed = |node: &NodeRef, told| table.lapsed_unless_told(now, node, told);
             let plan = placement::plan(
                 cluster,
                 &Seen {
-                    dead,
+                    out,
                     lapsed: &lapsed,
                 },
             );
@@ -149,9 +150,10 @@ impl Leader {
         consensus: &Consensus,
         cluster: &Cluster,
         targets: &Targets,
+        standing: &Standing,
     ) -> Result<(), ProposeError> {
-        let dead = self.host.dead(Timestamp::now(), cluster);
-        let moves = placement::moves(cluster, targets, &dead);
+        let out = self.host.out(cluster, standing);
+        let moves = placement::moves(cluster, targets, &out);
         if moves.is_empty() {
             return Ok(());
         }
@@ -174,7 +176,7 @@ impl Leader {
         if !promotions.is_empty() {
             tracing::info!(
                 shards = promotions.len(),
-                "standbys become owners of shards whose owner is dead"
+                "standbys become owners of shards whose owner is dead, or unreachable"
             );
             consensus.propose(Command::Assign(promotions)).await?;
         }

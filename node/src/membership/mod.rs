@@ -525,6 +525,9 @@ impl Driver {
             }
             let agreed = Arc::clone(&cluster.borrow_and_update());
             self.host.observe(&agreed);
+            // Here, where nothing is waited for: what a deaf leader has proposed may
+            // never be decided.
+            consensus.mute(self.host.is_deaf(&agreed, &standing));
             self.show(&agreed, &standing, &rumours.borrow_and_update().clone());
             if let Phase::Registered(node) = &*self.shown.phase.borrow()
                 && let Err(why) = agreed.check_life(self.host.raft_id(), node)
@@ -550,7 +553,7 @@ impl Driver {
         loop {
             let standing = consensus.standing();
             let agreed = Arc::clone(&cluster.borrow_and_update());
-            if standing.leads {
+            if standing.leads && !consensus.is_muted() {
                 let targets = Arc::clone(&self.shown.known.borrow().targets);
                 leader.lead(consensus, &agreed, &targets, &standing).await;
             }

@@ -26,6 +26,14 @@ pub(crate) struct Beat {
     pub(crate) from: NodeRef,
     /// It is the last one: the node ends.
     pub(crate) leaves: bool,
+    /// Whether the leader lets it serve. A version that does not say so is taken at
+    /// its best.
+    #[serde(default = "yes")]
+    pub(crate) has_lease: bool,
+}
+
+fn yes() -> bool {
+    true
 }
 
 /// Who opens a connection, or answers to it.

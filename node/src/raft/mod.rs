@@ -10,6 +10,7 @@ pub(crate) mod store;
 use std::collections::{BTreeMap, BTreeSet};
 use std::io::Cursor;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use bytes::Bytes;
 use openraft::error::{ClientWriteError, RaftError};
@@ -97,6 +98,7 @@ pub(crate) struct Consensus {
     raft: Raft<Types>,
     me: RaftId,
     cluster: watch::Receiver<Arc<Cluster>>,
+    muted: Arc<AtomicBool>,
 }
 
 impl Consensus {
@@ -145,6 +147,7 @@ impl Consensus {
             raft,
             me,
             cluster: watched,
+            muted: Arc::default(),
         })
     }
 
@@ -226,8 +229,32 @@ impl Consensus {
             .collect()
     }
 
+    /// Says nothing more as the leader, if this node is one, so that another is
+    /// elected; or speaks again.
+    pub(crate) fn mute(&self, muted: bool) {
+        if self.muted.swap(muted, Ordering::Relaxed) == muted {
+            return;
+        }
+        self.raft.runtime_config().heartbeat(!muted);
+        if muted {
+            tracing::warn!(
+                "this node leads and does not hear a majority of the voters; it lets another lead"
+            );
+        }
+    }
+
+    /// Whether it says nothing as the leader.
+    pub(crate) fn is_muted(&self) -> bool {
+        self.muted.load(Ordering::Relaxed)
+    }
+
     /// Decides a command, if this node leads. Returns when it is applied here.
     pub(crate) async fn propose(&self, command: Command) -> Result<Outcome, ProposeError> {
+        if self.is_muted() {
+            return Err(ProposeError::Failed(
+                "the leader does not hear a majority of the voters".into(),
+            ));
+        }
         match self.raft.client_write(command).await {
             Ok(written) => Ok(written.data),
             Err(error) => Err(propose_error(&error)),
@@ -238,6 +265,9 @@ impl Consensus {
     /// called, that this node leads. All up to it is applied here. `None`: it
     /// does not lead.
     pub(crate) async fn read_index(&self) -> Option<u64> {
+        if self.is_muted() {
+            return None;
+        }
         let read = self.raft.ensure_linearizable().await.ok()?;
         Some(read.map_or(0, |log| log.index))
     }

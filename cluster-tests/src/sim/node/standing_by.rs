@@ -70,6 +70,11 @@ impl Node {
         }
     }
 
+    /// Whether the leader lets this node serve.
+    pub fn has_lease(&self, now: Timestamp) -> bool {
+        now < self.leases().node
+    }
+
     /// To whom there should be a way.
     pub fn standbys(&self) -> Vec<NodeRef> {
         self.pairs.standbys().cloned().collect()

@@ -5,7 +5,8 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use node::core::checkpoint::{Claims, claims};
-use node::core::cluster::{Assignment, Cluster, Command, How, Outcome, Registration};
+use node::core::cluster::{Assignment, Cluster, Command, How, Outcome, RaftId, Registration};
+use node::core::detection::{Leader, Out};
 use node::core::formation::{Succession, succession};
 use node::core::gossip::{News, Rumour};
 use node::core::placement;
@@ -29,11 +30,43 @@ impl World {
         lives(at) && (0..self.nodes()).filter(heard).count() > self.nodes() / 2
     }
 
+    /// Whether a leader does not hear a majority of the others' beats: then it lets
+    /// another lead.
+    fn is_deaf(&self, at: usize) -> bool {
+        let slot = &self.slots[at];
+        let Program::Node(node) = &slot.program else {
+            return false;
+        };
+        let cluster = &self.agreement.state(slot.applied).cluster;
+        let (now, voters) = (self.timestamp(at), self.voters());
+        !node
+            .beats
+            .hears_majority(now, cluster, slot.raft_id, &voters)
+    }
+
+    /// All nodes vote.
+    fn voters(&self) -> BTreeSet<RaftId> {
+        let nodes = &self.slots[..self.nodes()];
+        nodes.iter().map(|slot| slot.raft_id).collect()
+    }
+
+    /// Who does not serve, to a node that leads, or believes to.
+    fn out(&self, at: usize, node: &Node, cluster: &Cluster) -> Out {
+        let now = self.timestamp(at);
+        let leader = Leader {
+            me: self.slots[at].raft_id,
+            since: node.table.since().unwrap_or(now),
+            voters: &self.voters(),
+        };
+        node.beats.out(now, cluster, leader)
+    }
+
     pub(super) fn elect(&mut self) {
         let at = self.soon(80_000, 250_000);
         self.schedule(at, Event::Election);
         if let Some(leader) = self.agreement.leader {
-            if self.has_majority(usize::from(leader)) && !self.agreement.suspended {
+            let at = usize::from(leader);
+            if self.has_majority(at) && !self.agreement.suspended && !self.is_deaf(at) {
                 return;
             }
             self.agreement.leader = None;
@@ -118,7 +151,7 @@ impl World {
         let lapsed =
             |owner: &NodeRef, told| in_haste || node.table.lapsed_unless_told(now, owner, told);
         let seen = placement::Seen {
-            dead: node.beats.dead(now, cluster),
+            out: self.out(at, node, cluster),
             lapsed: &lapsed,
         };
         placement::plan(cluster, &seen)
@@ -126,12 +159,11 @@ impl World {
 
     /// Shards that have got where they should be.
     fn moves(&self, at: usize, cluster: &Cluster) -> Option<Vec<Assignment>> {
-        let now = self.timestamp(at);
         let Program::Node(node) = &self.slots[at].program else {
             return None;
         };
         let targets = placement::targets(cluster, &BTreeSet::new());
-        let moves = placement::moves(cluster, &targets, &node.beats.dead(now, cluster));
+        let moves = placement::moves(cluster, &targets, &self.out(at, node, cluster));
         (!moves.is_empty()).then_some(moves)
     }
 

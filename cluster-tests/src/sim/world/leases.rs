@@ -33,6 +33,7 @@ impl World {
             return;
         };
         let me = node.me.clone();
+        let has_lease = node.has_lease(now);
         let renewal = node.tick_membership(now, &cluster);
         let begins = self.agreement.believes[at] && node.table.begin_round(now);
         for to in 0..self.nodes() {
@@ -43,7 +44,7 @@ impl World {
             };
             if let Some(arrival) = arrival {
                 let life = self.slots[to].life;
-                self.schedule(arrival, Event::Beat(to, life, me.clone()));
+                self.schedule(arrival, Event::Beat(to, life, me.clone(), has_lease));
             }
         }
         if let Some(number) = renewal {
@@ -96,14 +97,14 @@ impl World {
         self.schedule(soon, Event::Renewal(to, life, me, number));
     }
 
-    pub(super) fn beat(&mut self, to: usize, life: u32, from: &NodeRef) {
+    pub(super) fn beat(&mut self, to: usize, life: u32, from: &NodeRef, has_lease: bool) {
         let now = self.timestamp(to);
         let slot = &mut self.slots[to];
         if slot.life != life || slot.pause.is_some() {
             return;
         }
         if let Program::Node(node) = &mut slot.program {
-            node.beats.beat(now, from);
+            node.beats.beat(now, from, has_lease);
         }
     }
 

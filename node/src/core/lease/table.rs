@@ -66,6 +66,11 @@ impl LeaseTable {
         };
     }
 
+    /// Since when this node leads, if it does.
+    pub fn since(&self) -> Option<Timestamp> {
+        self.elected
+    }
+
     /// This node leads no more.
     pub fn deposed(&mut self) {
         *self = Self::default();

@@ -26,6 +26,7 @@ use proto::shard::ShardId;
 
 use super::{owner, shards};
 use crate::core::cluster::{Assignment, Cluster, How, RaftId, Row};
+use crate::core::detection::Out;
 
 /// Over how many nodes the standbys of one node's shards are spread at least,
 /// if its zone leaves so many and it has so many shards.
@@ -110,13 +111,13 @@ pub fn targets(cluster: &Cluster, given_up: &BTreeSet<RaftId>) -> Targets {
 }
 
 /// Which shards can be given to the owners to which they move: they and those
-/// who stay have everything, and nobody who has to do with it counts as dead.
-pub fn moves(cluster: &Cluster, targets: &Targets, dead: &BTreeSet<NodeRef>) -> Vec<Assignment> {
+/// who stay have everything, and nobody who has to do with it is out.
+pub fn moves(cluster: &Cluster, targets: &Targets, out: &Out) -> Vec<Assignment> {
     let ready = |(shard, target): (&ShardId, &Target)| {
         let row = cluster.rows().get(usize::from(shard.0))?.as_ref()?;
         let owner = target.owner.clone()?;
-        let has_all = |node: &NodeRef| row.is_in_sync(node) && !dead.contains(node);
-        let is_ready = target.standbys().all(has_all) && !dead.contains(&row.owner);
+        let has_all = |node: &NodeRef| row.is_in_sync(node) && !out.has(node);
+        let is_ready = target.standbys().all(has_all) && !out.has(&row.owner);
         is_ready.then(|| Assignment {
             shard: *shard,
             owner,

@@ -86,8 +86,15 @@ fn what_belonged_to_a_forgotten_name_waits_for_it() {
 
 /// A leader that sees these dead, and whether leases are over.
 fn plan_with(cluster: &Cluster, dead: &[NodeRef], lapsed: &dyn Fn(&NodeRef, u64) -> bool) -> Plan {
-    let dead = dead.iter().cloned().collect();
-    plan(cluster, &Seen { dead, lapsed })
+    let out = dead_ones(dead);
+    plan(cluster, &Seen { out, lapsed })
+}
+
+fn dead_ones(dead: &[NodeRef]) -> Out {
+    Out {
+        dead: dead.iter().cloned().collect(),
+        ..Out::default()
+    }
 }
 
 /// Three nodes, `a` (2), `b` (3), `c` (4), with four shards each, and everybody's
@@ -372,7 +379,7 @@ fn settle(cluster: &mut Cluster, from: u64) -> usize {
         let targets = targets(cluster, &BTreeSet::new());
         let moving = targets.values().filter(|target| target.owner.is_some());
         assert!(moving.count() <= MOVES_MAX);
-        let moves = moves(cluster, &targets, &BTreeSet::new());
+        let moves = moves(cluster, &targets, &Out::default());
         if !is_busy && moves.is_empty() {
             return moved;
         }
@@ -449,6 +456,43 @@ fn of_two_nodes_one_can_be_drained_and_nothing_moves_to_spread_the_load() {
 }
 
 #[test]
+fn what_an_unreachable_node_has_is_taken_over_by_others_who_have_it_or_waited_for() {
+    let mut cluster = replicated();
+    let (a, b, c) = (node("a", 2), node("b", 3), node("c", 4));
+    let plan_with = |cluster: &Cluster, dead: &[&NodeRef], unreachable: &NodeRef| {
+        let out = Out {
+            dead: dead.iter().copied().cloned().collect(),
+            unreachable: [unreachable.clone()].into(),
+        };
+        let lapsed = &|_: &NodeRef, _| true;
+        plan(cluster, &Seen { out, lapsed })
+    };
+    // All leases are over, and all the same nothing begins anew.
+    let of_a = plan_with(&cluster, &[], &a);
+    assert_eq!((of_a.promotions.len(), of_a.afresh.len()), (4, 0));
+    cluster.apply(500, Command::Assign(of_a.promotions));
+    // Two of the four that it has had are at each of the others now, and nobody
+    // else has them.
+    let of_b = plan_with(&cluster, &[&c], &b);
+    let lost = |row: &&Row| row.owner == c && !row.is_in_sync(&a) && !row.is_in_sync(&b);
+    let lost = cluster.rows().iter().flatten().filter(lost).count();
+    assert_eq!(of_b.afresh.len(), lost, "of the dead one");
+    assert!(of_b.promotions.iter().all(|to| to.owner == a));
+    let waits = |row: &&Row| row.owner == b && !row.is_in_sync(&a);
+    let waits = cluster.rows().iter().flatten().filter(waits).count();
+    assert!(waits > 0 && lost > 0);
+    // A standby that cannot be reached has everything, too.
+    let of_both = plan_with(&replicated(), &[&a, &c], &b);
+    let rows = replicated();
+    let only_b = |row: &&Row| row.owner != b && row.is_in_sync(&b);
+    assert!(rows.rows().iter().flatten().any(|row| only_b(&row)));
+    for anew in &of_both.afresh {
+        let row = rows.rows()[usize::from(anew.shard.0)].as_ref().unwrap();
+        assert!(row.owner != b && !row.is_in_sync(&b));
+    }
+}
+
+#[test]
 fn a_node_is_removed_when_it_has_nothing_and_in_the_life_that_is_meant() {
     let mut cluster = cluster(8, 2, &["a", "b"]);
     cluster.apply(10, Command::Assign(to_do(&cluster)));
@@ -501,8 +545,8 @@ fn nothing_moves_to_the_dead_and_only_once_they_have_all() {
     let mut cluster = replicated();
     cluster.apply(500, Command::Drain(node("a", 2)));
     let ready = |cluster: &Cluster, dead: &[NodeRef]| {
-        let dead = dead.iter().cloned().collect();
-        moves(cluster, &targets(cluster, &BTreeSet::new()), &dead).len()
+        let out = dead_ones(dead);
+        moves(cluster, &targets(cluster, &BTreeSet::new()), &out).len()
     };
     assert_eq!(ready(&cluster, &[]), 0, "nobody else stands by yet");
     obey(&mut cluster, 501);
