@@ -219,3 +219,13 @@ fn a_checkpoint_that_is_used_whatever_has_been_since_is_found() {
 fn a_standby_that_lets_go_of_what_moves_is_found() {
     breaks(Mistake::ReplicaNotKept, &["acked_survives_one_crash"]);
 }
+
+#[test]
+fn a_leader_that_judges_by_silence_though_it_hears_nobody_is_found() {
+    breaks(Mistake::DeafLeaderJudges, &["acked_survives_one_crash"]);
+}
+
+#[test]
+fn a_leader_that_gives_up_what_an_unreachable_node_has_is_found() {
+    breaks(Mistake::UnreachableForsaken, &["acked_survives_one_crash"]);
+}

@@ -5,11 +5,13 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use proto::id::{NodeId, NodeRef};
+use proto::shard::ShardId;
 use tokio::sync::{mpsc, watch};
 use tokio::time::timeout;
 
 use crate::core::agreed::Agreed;
 use crate::core::cluster::{Cluster, Command, RaftId, ReplicaSet};
+use crate::core::detection::Cause;
 use crate::core::lease::{Grant, NODE_LEASE};
 use crate::core::placement::Targets;
 use crate::membership::Host;
@@ -72,6 +74,14 @@ impl Agreement {
     /// Ways that owners make to this node, from now on.
     pub(crate) fn welcome(&self, ways: mpsc::Sender<(NodeId, Way)>) {
         self.host.welcome_with(ways);
+    }
+
+    /// Why the owner before the present one of a shard does not have it any more.
+    pub(crate) fn cause(&self, shard: ShardId) -> Cause {
+        let cluster = Arc::clone(&self.known.borrow().cluster);
+        let row = cluster.rows().get(usize::from(shard.0));
+        let earlier = row.and_then(|row| row.as_ref()?.earlier.last());
+        earlier.map_or(Cause::Silence, |node| self.host.cause(&cluster, node))
     }
 
     /// Sends a sign of life to all who vote. Called on a runtime.

@@ -10,6 +10,7 @@ use prometheus::{
 use proto::shard::ShardId;
 
 use crate::core::cluster::Row;
+use crate::core::detection::Cause;
 use crate::core::placement::{self, Targets};
 
 /// How long confirmations take, for a histogram: a pair lease is 0.3.
@@ -47,7 +48,7 @@ pub struct Metrics {
     /// Idempotency keys that could not be remembered.
     pub idempotency_full: IntCounter,
     /// Shards that this node took over as a standby.
-    pub failovers: IntCounter,
+    pub failovers: Failovers,
     /// Shards that were given to this node.
     pub moves: IntCounter,
     handoffs: HistogramVec,
@@ -80,6 +81,32 @@ pub struct Acks {
     pub alone: IntCounter,
     /// In a standby, too.
     pub replicated: IntCounter,
+}
+
+/// Shards taken over, by why.
+#[derive(Debug)]
+pub struct Failovers {
+    restart: IntCounter,
+    farewell: IntCounter,
+    silence: IntCounter,
+}
+
+impl Failovers {
+    fn of(by_cause: &IntCounterVec) -> Self {
+        Self {
+            restart: by_cause.with_label_values(&["restart"]),
+            farewell: by_cause.with_label_values(&["farewell"]),
+            silence: by_cause.with_label_values(&["silence"]),
+        }
+    }
+
+    fn by(&self, cause: Cause) -> &IntCounter {
+        match cause {
+            Cause::Restart => &self.restart,
+            Cause::Farewell => &self.farewell,
+            Cause::Silence => &self.silence,
+        }
+    }
 }
 
 /// Messages of this node on the bus, by kind.
@@ -236,13 +263,16 @@ impl Metrics {
             )?,
             idempotency_mismatch: keys_refused.with_label_values(&["mismatch"]),
             idempotency_full: keys_refused.with_label_values(&["full"]),
-            failovers: add(
+            failovers: Failovers::of(&add(
                 registry,
-                IntCounter::new(
-                    "dunlin_failovers_total",
-                    "Shards that this node has taken over from a dead owner, with all that was acknowledged.",
+                IntCounterVec::new(
+                    Opts::new(
+                        "dunlin_failovers_total",
+                        "Shards that this node has taken over, with all that was acknowledged, by why: their owner was started again (`restart`), said that it ends (`farewell`), or was silent or could not be reached (`silence`).",
+                    ),
+                    &["cause"],
                 )?,
-            )?,
+            )?),
             moves: add(
                 registry,
                 IntCounter::new(
@@ -284,12 +314,12 @@ impl Metrics {
         })
     }
 
-    /// This node begins with a shard for which it stood by.
-    pub fn begun(&self, is_released: bool, after: Duration) {
-        let (counter, reason) = if is_released {
-            (&self.moves, "move")
-        } else {
-            (&self.failovers, "failover")
+    /// This node begins with a shard for which it stood by; `None`: its owner has
+    /// released it.
+    pub fn begun(&self, after: Duration, failover: Option<Cause>) {
+        let (counter, reason) = match failover {
+            None => (&self.moves, "move"),
+            Some(cause) => (self.failovers.by(cause), "failover"),
         };
         counter.inc();
         let took = self.handoffs.with_label_values(&[reason]);

@@ -69,6 +69,9 @@ pub enum Fault {
     /// A node applies nothing of what is agreed, and its datagrams are lost; what
     /// it says to its standbys is not.
     Muffled(u8),
+    /// A node hears no datagrams of others, nor that they want leases; what is
+    /// agreed it hears.
+    Deaf(u8),
     /// Nobody leads.
     NoLeader,
     /// A node believes that it leads, whoever else does.
@@ -124,6 +127,7 @@ impl fmt::Display for Fault {
             }
             Self::Stall(node, task) => write!(f, "task {task} of n{node} stands still"),
             Self::Lag(node) => write!(f, "n{node} applies nothing"),
+            Self::Deaf(node) => write!(f, "n{node} does not hear the others"),
             Self::Muffled(node) => write!(f, "n{node} is heard by its standbys alone"),
             Self::NoLeader => f.write_str("nobody leads"),
             Self::SecondLeader(node) => write!(f, "n{node} believes that it leads"),
@@ -408,9 +412,10 @@ impl Drawing<'_> {
             return;
         }
         let node = self.node();
-        match self.random.below(3) {
+        match self.random.below(4) {
             0 => self.window(200, 8_000, Fault::Lag(node)),
             1 => self.window(200, 5_000, Fault::NoLeader),
+            2 => self.window(700, 8_000, Fault::Deaf(node)),
             _ => self.window(500, 10_000, Fault::SecondLeader(node)),
         }
     }

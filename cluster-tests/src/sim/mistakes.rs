@@ -77,11 +77,15 @@ pub enum Mistake {
     /// A node that is back goes on with what it kept once, whatever has been
     /// since.
     StaleCheckpoint,
+    /// A leader judges by the silence of others whatever it hears.
+    DeafLeaderJudges,
+    /// What a node has that lives and can be told nothing is given up.
+    UnreachableForsaken,
 }
 
 impl Mistake {
     /// All of them.
-    pub const ALL: [Self; 24] = [
+    pub const ALL: [Self; 26] = [
         Self::NoTailBeat,
         Self::UnversionedInterest,
         Self::NoDigests,
@@ -106,6 +110,8 @@ impl Mistake {
         Self::RefusedLate,
         Self::ReplicaNotKept,
         Self::StaleCheckpoint,
+        Self::DeafLeaderJudges,
+        Self::UnreachableForsaken,
     ];
 }
 

@@ -81,6 +81,8 @@ pub struct Network {
     pub peer_loss: u32,
     /// By node: its datagrams go nowhere.
     pub muffled: Vec<bool>,
+    /// By node: it hears no datagrams, nor that others want leases.
+    pub deaf: Vec<bool>,
     /// No straggler comes later than this.
     stragglers_until: Moment,
 }
@@ -112,6 +114,7 @@ impl Network {
             cuts: vec![false; nodes * nodes],
             peer_loss: 0,
             muffled: vec![false; nodes],
+            deaf: vec![false; nodes],
             stragglers_until,
         }
     }
@@ -189,6 +192,7 @@ impl Network {
     pub fn datagram(&mut self, now: Moment, from: u8, to: u8) -> Option<Moment> {
         if self.cuts[usize::from(from) * self.nodes + usize::from(to)]
             || self.muffled[usize::from(from)]
+            || self.deaf[usize::from(to)]
             || self.random.chance(self.peer_loss)
         {
             return None;

@@ -81,6 +81,17 @@ impl Out {
     }
 }
 
+/// Why the shards of a node had to be taken over.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Cause {
+    /// It has been started again.
+    Restart,
+    /// It has said that it ends.
+    Farewell,
+    /// It was silent, or could not be reached.
+    Silence,
+}
+
 /// Who judges by what is heard.
 #[derive(Debug, Clone, Copy)]
 pub struct Leader<'a> {
@@ -149,6 +160,17 @@ impl Beats {
         self.is_over(cluster, node) || self.is_silent(now, node, NODE_SILENCE)
     }
 
+    /// Why the shards of a node had to be taken over, as far as this one has heard.
+    pub fn cause(&self, cluster: &Cluster, node: &NodeRef) -> Cause {
+        if cluster.has_ended(node) {
+            Cause::Restart
+        } else if self.left.contains(node) {
+            Cause::Farewell
+        } else {
+            Cause::Silence
+        }
+    }
+
     /// Whether the leader, this node, hears a majority of those who vote. If not,
     /// nothing that it would decide could be agreed, or it is deaf.
     pub fn hears_majority(
@@ -169,17 +191,21 @@ impl Beats {
         voters: &BTreeSet<RaftId>,
         within: Duration,
     ) -> bool {
+        // While founders register nobody has anything, and nobody is missed.
+        if cluster.rows().iter().all(Option::is_none) {
+            return true;
+        }
         let members = cluster.members().iter();
-        let unheard = members.filter(|(name, member)| {
+        let heard = members.filter(|(name, member)| {
             let node = NodeRef {
                 id: (*name).clone(),
                 incarnation: member.incarnation,
             };
             let raft_id = member.registration.raft_id;
-            let matters = raft_id != me && voters.contains(&raft_id);
-            matters && (self.left.contains(&node) || self.is_silent(now, &node, within))
+            let is_heard = !self.left.contains(&node) && !self.is_silent(now, &node, within);
+            voters.contains(&raft_id) && (raft_id == me || is_heard)
         });
-        2 * unheard.count() < voters.len()
+        2 * heard.count() > voters.len()
     }
 
     fn is_over(&self, cluster: &Cluster, node: &NodeRef) -> bool {
@@ -227,8 +253,9 @@ impl Beats {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::core::cluster::Command;
-    use crate::core::cluster::tests::{node, registration};
+    use crate::core::cluster::tests::{founding, node, registration};
+    use crate::core::cluster::{Assignment, Command, How};
+    use proto::shard::ShardId;
 
     fn at(millis: u64) -> Timestamp {
         Timestamp(millis)
@@ -250,12 +277,12 @@ mod tests {
         }
     }
 
-    /// To a leader that is one of many, so that it is never deaf.
+    /// To a leader that is never deaf, for nobody has anything yet.
     fn dead(beats: &Beats, now: u64, cluster: &Cluster) -> BTreeSet<NodeRef> {
         let leader = Leader {
             me: 0,
             since: at(0),
-            voters: &(1_000..1_100).collect(),
+            voters: &BTreeSet::new(),
         };
         beats.out(at(now), cluster, leader).dead
     }
@@ -317,10 +344,13 @@ mod tests {
         let (mut cluster, mut beats) = (cluster(&["a", "b"]), Beats::default());
         let (a, b) = (node("a", 2), node("b", 3));
         go_on(&mut beats, &cluster, 0, 1_000, &[&a, &b]);
+        assert_eq!(beats.cause(&cluster, &a), Cause::Silence);
         beats.leave(&a);
         beats.leave(&node("x", 1));
+        assert_eq!(beats.cause(&cluster, &a), Cause::Farewell);
         assert_eq!(dead(&beats, 1_000, &cluster), [a.clone()].into());
         cluster.apply(9, Command::Register(registration("a", 2)));
+        assert_eq!(beats.cause(&cluster, &a), Cause::Restart);
         go_on(&mut beats, &cluster, 1_100, 1_200, &[&b]);
         assert_eq!(dead(&beats, 1_200, &cluster), [].into());
     }
@@ -337,9 +367,23 @@ mod tests {
 
     #[test]
     fn a_leader_that_hears_no_majority_takes_nobody_for_dead_that_is_only_silent() {
-        let (cluster, mut beats) = (cluster(&["a", "b", "c"]), Beats::default());
+        let (mut cluster, mut beats) = (cluster(&["a", "b", "c"]), Beats::default());
         let (a, b, c) = (node("a", 2), node("b", 3), node("c", 4));
         let id = |name: &str| registration(name, 1).raft_id;
+        // While founders register nobody is missed.
+        let (known, stranger) = ([id("a")].into(), [id("a"), 7, 8].into());
+        assert!(beats.hears_majority(at(0), &cluster, id("a"), &stranger));
+        cluster.apply(5, Command::Found(founding(1, 3)));
+        let first = Assignment {
+            shard: ShardId(0),
+            owner: a.clone(),
+            under: None,
+            version: None,
+            how: How::Afresh,
+        };
+        cluster.apply(6, Command::Assign(vec![first]));
+        assert!(beats.hears_majority(at(0), &cluster, id("a"), &known));
+        assert!(!beats.hears_majority(at(0), &cluster, id("a"), &stranger));
         let voters = [id("a"), id("b"), id("c")].into();
         let leader = Leader {
             me: id("a"),
@@ -370,7 +414,7 @@ mod tests {
     fn one_that_has_had_time_for_a_lease_and_has_none_is_unreachable() {
         let (cluster, mut beats) = (cluster(&["a", "b"]), Beats::default());
         let (a, b) = (node("a", 2), node("b", 3));
-        let voters = (1_000..1_100).collect();
+        let voters = BTreeSet::new();
         let unreachable = |beats: &Beats, now, since| {
             let leader = Leader {
                 me: 0,

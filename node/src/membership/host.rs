@@ -17,7 +17,7 @@ use super::leases::Leases;
 use super::{Identity, MembershipConfig};
 use crate::addresses::Addresses;
 use crate::core::cluster::{Cluster, Command, Outcome, RaftId, Registration};
-use crate::core::detection::{Beats, Leader, Out};
+use crate::core::detection::{Beats, Cause, Leader, Out};
 use crate::core::formation::{Pledge, Status, may_pledge, may_release};
 use crate::core::gossip::{News, Rumours};
 use crate::core::lease::{Grant, NODE_LEASE};
@@ -363,6 +363,12 @@ impl Host {
         };
         let beats = self.beats.lock().unwrap_or_else(PoisonError::into_inner);
         beats.out(now, cluster, leader)
+    }
+
+    /// Why the shards of a node had to be taken over, as far as this one has heard.
+    pub(crate) fn cause(&self, cluster: &Cluster, node: &NodeRef) -> Cause {
+        let beats = self.beats.lock().unwrap_or_else(PoisonError::into_inner);
+        beats.cause(cluster, node)
     }
 
     /// Whether this node leads and does not hear a majority of those who vote.

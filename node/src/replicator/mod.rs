@@ -440,7 +440,9 @@ impl Replicator {
                         &mut taken_over
                     };
                     *counted += 1;
-                    self.metrics.begun(succession.is_released, succession.after);
+                    let is_failover = !succession.is_released;
+                    let cause = is_failover.then(|| self.agreement.cause(tenure.shard));
+                    self.metrics.begun(succession.after, cause);
                     self.tell_worker(tenure.shard, Input::Begin(succession));
                 }
             }

@@ -38,14 +38,18 @@ impl World {
             return false;
         };
         let cluster = &self.agreement.state(slot.applied).cluster;
-        let (now, voters) = (self.timestamp(at), self.voters());
+        let (now, voters) = (self.timestamp(at), self.voters(at));
         !node
             .beats
             .hears_majority(now, cluster, slot.raft_id, &voters)
     }
 
     /// All nodes vote.
-    fn voters(&self) -> BTreeSet<RaftId> {
+    fn voters(&self, at: usize) -> BTreeSet<RaftId> {
+        if self.options.mistake == Some(Mistake::DeafLeaderJudges) {
+            // A leader that takes itself for all of them.
+            return [self.slots[at].raft_id].into();
+        }
         let nodes = &self.slots[..self.nodes()];
         nodes.iter().map(|slot| slot.raft_id).collect()
     }
@@ -56,9 +60,13 @@ impl World {
         let leader = Leader {
             me: self.slots[at].raft_id,
             since: node.table.since().unwrap_or(now),
-            voters: &self.voters(),
+            voters: &self.voters(at),
         };
-        node.beats.out(now, cluster, leader)
+        let mut out = node.beats.out(now, cluster, leader);
+        if self.options.mistake == Some(Mistake::UnreachableForsaken) {
+            out.dead.append(&mut out.unreachable);
+        }
+        out
     }
 
     pub(super) fn elect(&mut self) {
@@ -167,6 +175,14 @@ impl World {
         (!moves.is_empty()).then_some(moves)
     }
 
+    /// Whether a life of a node is there, and beats.
+    fn is_awake(&self, node: &NodeRef) -> bool {
+        self.place_of(node).is_some_and(|at| {
+            let slot = &self.slots[at];
+            slot.pause.is_none() && !self.network.muffled[at]
+        })
+    }
+
     /// Writes down whom a plan forsakes.
     fn judge_plan(&mut self, at: usize, cluster: &Cluster, plan: &placement::Plan) {
         let now = self.timestamp(at);
@@ -178,8 +194,13 @@ impl World {
             let Some(Some(row)) = row else {
                 continue;
             };
-            let is_seen = |standby: &&NodeRef| !node.beats.is_dead(now, cluster, standby);
-            let passed_over = row.in_sync().find(is_seen);
+            // Who is there, and is only not heard because the leader hears nobody, is
+            // no less there.
+            let is_seen = |holder: &&NodeRef| {
+                let is_deaf = self.network.deaf[at] && self.is_awake(holder);
+                is_deaf || !node.beats.is_dead(now, cluster, holder)
+            };
+            let passed_over = row.in_sync().chain([&row.owner]).find(is_seen);
             if let Some(standby) = passed_over.and_then(|standby| self.place_of(standby)) {
                 self.trace.add(Fact::Forsaken {
                     shard: assignment.shard.0,

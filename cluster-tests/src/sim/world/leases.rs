@@ -87,7 +87,8 @@ impl World {
             return;
         }
         let to = *self.random.pick(&believers);
-        if to != at && !self.network.connected(at as u8, to as u8) {
+        let arrives = self.network.connected(at as u8, to as u8) && !self.network.deaf[to];
+        if to != at && !arrives {
             return;
         }
         // Retransmitted, perhaps.

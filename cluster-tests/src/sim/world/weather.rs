@@ -111,6 +111,7 @@ impl World {
         self.network.lines.fill_with(Default::default);
         self.network.peer_loss = 0;
         self.network.muffled.fill(false);
+        self.network.deaf.fill(false);
         self.subscription_bound = SUBSCRIPTION;
         for from in 0..nodes {
             for to in 0..nodes {
@@ -160,6 +161,7 @@ impl World {
                     lags[usize::from(node)] = true;
                     self.network.muffled[usize::from(node)] = true;
                 }
+                Fault::Deaf(node) => self.network.deaf[usize::from(node)] = true,
                 Fault::NoLeader => suspended = true,
                 Fault::SecondLeader(node) => stubborn[usize::from(node)] = true,
                 Fault::PeerCut(..)
