@@ -287,6 +287,43 @@ async fn a_way_to_the_bus_is_broken_in_one_direction() -> Result<()> {
     Ok(())
 }
 
+/// The other nodes reach it, and no gateway does: it hands over what it has, as
+/// planned, and takes its share again when the bus is back.
+#[tokio::test]
+async fn a_node_that_loses_the_bus_gives_away_what_it_has() -> Result<()> {
+    let _alone = ALONE.lock().await;
+    let mut cluster = Cluster::on(NatsServer::start().await?, &["n1", "n2", "n3"]).await?;
+    let proxy = TcpProxy::start(&cluster.nats.address()).await?;
+    cluster.reach_bus_by("n2", proxy.address());
+    cluster.add_all().await?;
+    cluster.ready().await;
+    let verify = Verify::start(&cluster, Load::of_this_run(), &[]).await?;
+    let owned = async || {
+        let owned = metric_at(&cluster.node("n2").admin, "dunlin_shards_owned", &[]);
+        owned.await.ok()
+    };
+    for _ in 0..times(1) {
+        proxy.stall(Way::Both);
+        let stalled = Instant::now();
+        eventually("it has given away everything", async || {
+            (owned().await? == 0.0).then_some(())
+        })
+        .await;
+        println!("given away after {:?}", stalled.elapsed());
+        works(&cluster).await?;
+        proxy.heal();
+        eventually("it takes its share again", async || {
+            (owned().await? >= 300.0).then_some(())
+        })
+        .await;
+    }
+    let verdict = verify.judge().await?;
+    told("one node without the bus", &verdict);
+    verdict.is_kept();
+    verdict.has_no_gaps();
+    Ok(())
+}
+
 /// A bus that is far away, for one gateway: everything is late, nothing else.
 #[tokio::test]
 async fn a_way_to_the_bus_is_long() -> Result<()> {

@@ -229,3 +229,18 @@ fn a_leader_that_judges_by_silence_though_it_hears_nobody_is_found() {
 fn a_leader_that_gives_up_what_an_unreachable_node_has_is_found() {
     breaks(Mistake::UnreachableForsaken, &["acked_survives_one_crash"]);
 }
+
+#[test]
+fn whoever_does_not_hear_itself_judges_nobody() {
+    breaks(Mistake::DeafJudges, &["no_needless_death"]);
+}
+
+#[test]
+fn silence_while_the_bus_is_away_does_not_count() {
+    breaks(Mistake::OutageIsSilence, &["no_needless_death"]);
+}
+
+#[test]
+fn nothing_is_sent_again_in_another_life() {
+    breaks(Mistake::ResentInNextLife, &["exactly_once"]);
+}

@@ -339,6 +339,11 @@ impl Mesh {
                     }
                 }
                 Effect::Malformed => self.output.metrics.bus_malformed.inc(),
+                Effect::Reborn { incarnation } => {
+                    requests.clear();
+                    self.output.metrics.lives_begun.inc();
+                    tracing::warn!(gateway = %self.config.gateway.id, incarnation = incarnation.0, "the nodes had not heard of this gateway for so long that they declared it gone; it goes on under a new incarnation, and joins its channels anew. Publishes that were on their way are answered unknown_outcome");
+                }
                 Effect::Superseded { newer } => {
                     let id = self.config.gateway.id.clone();
                     return Err(Error::Superseded { id, newer });
@@ -418,7 +423,7 @@ impl Mesh {
         let map_version = self.edge.map_version();
         for batch in batches(requests) {
             self.output
-                .request(&self.config.gateway, map_version, node, batch);
+                .request(self.edge.me(), map_version, node, batch);
         }
     }
 

@@ -84,6 +84,7 @@ pub struct Metrics {
     pub(crate) bus_gateway_beats: IntCounter,
     pub(crate) stranger_nodes: IntCounter,
     pub(crate) interest_restated: IntCounter,
+    pub(crate) lives_begun: IntCounter,
     pub(crate) bus_malformed: IntCounter,
     pub(crate) bus_refused: IntCounter,
     clients: IntGaugeVec,
@@ -226,6 +227,10 @@ impl Metrics {
             interest_restated: r.counter(
                 "dunlin_interest_restated_total",
                 "Times that all channels of a shard were joined anew because its owner had asked.",
+            )?,
+            lives_begun: r.counter(
+                "dunlin_declared_gone_total",
+                "Times that this gateway found itself declared gone, because the nodes had not heard of it for 2 s, and went on under another incarnation.",
             )?,
             bus_malformed: errors.with_label_values(&[bus, "malformed"]),
             bus_refused: errors.with_label_values(&[bus, "refused"]),

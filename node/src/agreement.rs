@@ -12,6 +12,7 @@ use tokio::time::timeout;
 use crate::core::agreed::Agreed;
 use crate::core::cluster::{Cluster, Command, RaftId, ReplicaSet};
 use crate::core::detection::Cause;
+use crate::core::gateways::Silence;
 use crate::core::lease::{Grant, NODE_LEASE};
 use crate::core::placement::Targets;
 use crate::membership::Host;
@@ -60,6 +61,14 @@ impl Agreement {
         // The owner proposes again what it does not see agreed.
         if let Ok(Err(error)) = timeout(PROPOSE, proposing).await {
             tracing::debug!(%error, "it was not decided who stands by");
+        }
+    }
+
+    /// Tells the leader which gateways this node does not hear. What is lost on the
+    /// way is said again, as long as it holds.
+    pub(crate) async fn report(&self, me: NodeRef, silence: Silence) {
+        if self.host.report(me, silence).await.is_none() {
+            tracing::debug!("the leader was not told who is silent");
         }
     }
 

@@ -61,6 +61,7 @@ pub(crate) async fn run(
             () = View::changed(&mut duty) => {
                 let Duty { agreed, leases, .. } = duty.borrow_and_update().clone();
                 outbound.lease(leases);
+                outbound.lose(Arc::clone(&agreed.gone));
                 let map = Arc::clone(&agreed.map);
                 metrics.map_version.set(map.version as i64);
                 parcels.extend(outbound.follow(map, *leads.borrow()));

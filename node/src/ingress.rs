@@ -15,7 +15,8 @@ use proto::time::Timestamp;
 use tokio::sync::{mpsc, watch};
 use tokio::time::MissedTickBehavior;
 
-use crate::core::gateways::{self, Gateways};
+use crate::agreement::Known;
+use crate::core::gateways::{self, Gateways, Silence};
 use crate::core::neighbours::{self, Neighbours};
 use crate::core::routing::{Route, route};
 use crate::core::shard::Effect;
@@ -26,6 +27,8 @@ use crate::{Config, Error, View, inspect, worker};
 
 /// How often what depends on time is looked at.
 const TICK: Duration = Duration::from_millis(500);
+/// How often the leader is told who is silent.
+const REPORT: Duration = Duration::from_millis(250);
 
 /// All that a node hears by.
 pub(crate) struct Ears {
@@ -44,15 +47,27 @@ pub(crate) struct Ingress {
     neighbours: Neighbours,
     workers: Vec<mpsc::Sender<worker::Mail>>,
     out: mpsc::Sender<Vec<Effect>>,
+    /// `None`: the node is alone, and nobody judges.
+    reports: Option<watch::Sender<Option<Silence>>>,
     metrics: Arc<Metrics>,
 }
 
 /// What comes next.
 enum Next {
     Tick,
+    Report,
+    Agreed,
     /// `None`: the bus is closed.
     Payload(Option<Bytes>),
     Question(inspect::Mail),
+}
+
+/// Waits for news of what is agreed; for ever, where nothing is.
+async fn agreed(known: &mut Option<watch::Receiver<Known>>) {
+    match known {
+        Some(known) => View::changed(known).await,
+        None => std::future::pending().await,
+    }
 }
 
 /// Why it ends.
@@ -69,6 +84,7 @@ impl Ingress {
         view: View,
         workers: Vec<mpsc::Sender<worker::Mail>>,
         out: mpsc::Sender<Vec<Effect>>,
+        reports: Option<watch::Sender<Option<Silence>>>,
         metrics: Arc<Metrics>,
     ) -> Self {
         Self {
@@ -79,6 +95,7 @@ impl Ingress {
             view,
             workers,
             out,
+            reports,
             metrics,
         }
     }
@@ -92,10 +109,16 @@ impl Ingress {
     ) -> Result<(), Error> {
         let mut tick = tokio::time::interval(TICK);
         tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let mut report = tokio::time::interval(REPORT);
+        report.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let agreement = self.view.agreement.as_ref();
+        let mut known = agreement.map(|agreement| agreement.known.clone());
         loop {
             let next = tokio::select! {
                 _ = shutdown.wait_for(|stop| *stop) => return Ok(()),
                 _ = tick.tick() => Next::Tick,
+                _ = report.tick() => Next::Report,
+                () = agreed(&mut known) => Next::Agreed,
                 payload = ears.requests.next() => Next::Payload(payload),
                 payload = ears.gateway_beats.next() => Next::Payload(payload),
                 payload = ears.node_beats.next() => Next::Payload(payload),
@@ -103,6 +126,14 @@ impl Ingress {
             };
             let heard = match next {
                 Next::Tick => self.tick().await,
+                Next::Report => {
+                    self.report();
+                    Ok(())
+                }
+                Next::Agreed => {
+                    self.follow();
+                    Ok(())
+                }
                 Next::Payload(payload) => self.hear(payload).await,
                 Next::Question(mail) => self.question(mail).await,
             };
@@ -216,7 +247,33 @@ impl Ingress {
                 self.send(vec![Effect::Reply { to, reply }]).await?;
                 Ok(false)
             }
+            gateways::Heard::DeclaredGone { through } => {
+                let reply = Reply::DeclaredGone { through };
+                let to = from.clone();
+                self.send(vec![Effect::Reply { to, reply }]).await?;
+                Ok(false)
+            }
             gateways::Heard::Stranger { .. } => Ok(false),
+        }
+    }
+
+    /// Says who is silent.
+    fn report(&mut self) {
+        let silence = self.gateways.report(Timestamp::now());
+        if let Some(reports) = self.reports.as_ref().filter(|_| silence.is_some()) {
+            reports.send_replace(silence);
+        }
+    }
+
+    /// Goes by what is agreed of who is gone. The workers do so themselves.
+    fn follow(&mut self) {
+        let Some(agreement) = &self.view.agreement else {
+            return;
+        };
+        let gone = Arc::clone(agreement.known.borrow().cluster.gone());
+        for gateway in self.gateways.lose(&gone) {
+            self.metrics.gateways_gone.inc();
+            tracing::info!(gateway = %gateway.id, incarnation = gateway.incarnation.0, "this gateway is gone, as is agreed; forgetting what it wanted");
         }
     }
 

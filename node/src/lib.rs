@@ -68,6 +68,7 @@ use tokio::task::JoinSet;
 use crate::beats::{Beats, Turned};
 use crate::core::agreed::Agreed;
 use crate::core::checkpoint::ShardCheckpoint;
+use crate::core::gateways::Silence;
 use crate::core::shards::Part;
 use crate::replicator::{Duty, FromShard, Replicator};
 pub use agreement::Agreement;
@@ -228,6 +229,8 @@ pub async fn start(
     let (pairs, news): (Vec<_>, Vec<_>) = (0..of).map(|_| mpsc::unbounded_channel()).unzip();
     let turned: Vec<Turned> = (0..of).map(|_| Turned::default()).collect();
     let (leaves, has_left) = watch::channel(false);
+    let (reports, silences) = watch::channel(None);
+    let reports = view.agreement.is_some().then_some(reports);
     let (to_standbys, duty) = if let Some(agreement) = &view.agreement {
         let (replicator, duty) = Replicator::new(
             config.node.clone(),
@@ -251,6 +254,13 @@ pub async fn start(
                 node: config.node.id.clone(),
                 problem: error.to_string(),
             })?;
+        let (me, agreement) = (config.node.clone(), agreement.clone());
+        tasks.spawn(without_failure(report(
+            me,
+            agreement,
+            silences,
+            shutdown.clone(),
+        )));
         // The node has not ended before it has said so.
         tasks.spawn_blocking(move || {
             // It panics only by a bug, and then the others see that it is silent.
@@ -299,7 +309,7 @@ pub async fn start(
         to_standbys,
         leaves,
     };
-    let ingress = ingress::Ingress::new(config, namespaces, view, mailboxes, out, metrics);
+    let ingress = ingress::Ingress::new(config, namespaces, view, mailboxes, out, reports, metrics);
     tasks.spawn(ingress.run(ears, shutdown));
     tracing::info!(%node, "node serves what the map gives it");
     let inspector = Inspector::new(asks);
@@ -323,6 +333,25 @@ async fn follow_map(
                 let map = Arc::clone(&map.borrow_and_update());
                 duty.send_replace(Duty::alone(Agreed::alone(map)));
             }
+        }
+    }
+}
+
+/// Tells the leader which gateways this node does not hear.
+async fn report(
+    me: NodeRef,
+    agreement: Agreement,
+    mut silences: watch::Receiver<Option<Silence>>,
+    mut shutdown: watch::Receiver<bool>,
+) {
+    loop {
+        tokio::select! {
+            _ = shutdown.wait_for(|stop| *stop) => return,
+            () = View::changed(&mut silences) => {}
+        }
+        let silence = silences.borrow_and_update().clone();
+        if let Some(silence) = silence {
+            agreement.report(me.clone(), silence).await;
         }
     }
 }

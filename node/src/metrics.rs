@@ -37,6 +37,8 @@ pub struct Metrics {
     pub map_version: IntGauge,
     /// Gateways heard of within 2 s.
     pub gateways: IntGauge,
+    /// Lives of gateways that were declared gone.
+    pub gateways_gone: IntCounter,
     /// Nodes with other namespaces than this one, now.
     pub namespaces_differ: IntGauge,
     /// Differences about interest that a restatement has ended.
@@ -243,6 +245,13 @@ impl Metrics {
                 "Version of the shard map that this node goes by; 0 without one.",
             )?,
             gateways: gauge("dunlin_gateways", "Gateways heard of within 2 s.")?,
+            gateways_gone: add(
+                registry,
+                IntCounter::new(
+                    "dunlin_gateways_gone_total",
+                    "Gateways that the cluster has declared gone since this node began, because most nodes had not heard of them for 2 s. Every node counts all of them.",
+                )?,
+            )?,
             namespaces_differ: gauge(
                 "dunlin_namespaces_differ",
                 "Nodes whose namespaces differ from this node's, now. Anything but 0 is a mistake in the configuration.",

@@ -282,6 +282,13 @@ pub enum Reply {
         /// The higher one.
         newer: Incarnation,
     },
+    /// To anything of an incarnation that the cluster has declared gone: nothing
+    /// of what it has asked is done any more, and all that it wanted is forgotten.
+    /// The gateway takes a higher one.
+    DeclaredGone {
+        /// This one is gone, and all below it.
+        through: Incarnation,
+    },
     /// To a [`Request::Repair`] that asks for more of the link than is held.
     Unrepairable {
         /// The lowest number that is held. If there is no link, this is above
@@ -521,8 +528,8 @@ pub struct NodeInfo {
     pub zone: String,
     /// Votes, owns nothing.
     pub witness: bool,
-    /// `leader`, `voter` or `learner`; with `, drains` if it gives away all that
-    /// it has.
+    /// `leader`, `voter` or `learner`; with `, drains` or `, off the bus` if it gives
+    /// away all that it has.
     pub role: String,
     /// `alive`, `suspect` or `down`, as gossip sees it: advice.
     pub gossip: String,
@@ -570,6 +577,10 @@ pub enum EventKind {
     Started,
     /// A node is to give away all that it has.
     Drains,
+    /// A node does not hear itself on the bus, and gives away all that it has.
+    OffBus,
+    /// It hears itself again.
+    OnBus,
     /// A node is no member any more.
     Struck,
     /// Shards have got their first owner.
@@ -590,6 +601,8 @@ impl EventKind {
         match self {
             Self::Started => "started",
             Self::Drains => "drains",
+            Self::OffBus => "off_bus",
+            Self::OnBus => "on_bus",
             Self::Struck => "struck",
             Self::Assigned => "assigned",
             Self::Moved => "moved",

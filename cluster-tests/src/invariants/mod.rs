@@ -14,6 +14,7 @@ pub mod interest_heals;
 pub mod liveness;
 pub mod no_duplicate_delivery;
 pub mod no_ghost_interest;
+pub mod no_needless_death;
 pub mod no_silent_gap;
 pub mod one_owner;
 pub mod same_order_everywhere;
@@ -36,7 +37,7 @@ pub type Verdict = Result<(), Violation>;
 pub type Check = fn(&Trace) -> Verdict;
 
 /// Every promise, by name.
-pub const ALL: [(&str, Check); 12] = [
+pub const ALL: [(&str, Check); 13] = [
     ("one_owner", one_owner::check),
     ("acked_survives_one_crash", acked_survives_one_crash::check),
     ("contiguous_offsets", contiguous_offsets::check),
@@ -47,6 +48,7 @@ pub const ALL: [(&str, Check); 12] = [
     ("acked_is_recoverable", acked_is_recoverable::check),
     ("interest_heals", interest_heals::check),
     ("no_ghost_interest", no_ghost_interest::check),
+    ("no_needless_death", no_needless_death::check),
     ("bounded_queues", bounded_queues::check),
     ("liveness", liveness::check),
 ];

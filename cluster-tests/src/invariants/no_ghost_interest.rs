@@ -1,5 +1,5 @@
-//! An owner that knows of a later life of a gateway keeps nothing of what an
-//! earlier one wanted. (A gateway that is gone for good is another matter.)
+//! An owner that knows of a later life of a gateway, or that it was declared gone,
+//! keeps nothing of what it wanted.
 
 use super::{Verdict, broken};
 use crate::sim::trace::{Fact, Trace};

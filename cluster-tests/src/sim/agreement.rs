@@ -86,6 +86,7 @@ impl Agreement {
             map
         };
         let agreed = if cluster.rows_version() == before.cluster.rows_version()
+            && Arc::ptr_eq(cluster.gone(), before.cluster.gone())
             && Arc::ptr_eq(&map, &before.map)
         {
             Arc::clone(&before.agreed)

@@ -22,7 +22,7 @@ use proto::position::Position;
 use proto::subject::Address;
 use proto::time::Timestamp;
 
-use super::mistakes::{self, Mistake, Windows};
+use super::mistakes::{self, Mistake, Unanswered, Windows};
 use super::network::Subject;
 use super::trace::{Answer, Connection, Fact, Order, Trace};
 use super::worker::{Mail, Told, Worker};
@@ -66,6 +66,8 @@ struct Serving {
     links: BTreeMap<NodeId, Receiver>,
     /// For [`Mistake::WindowUnattached`].
     windows: Windows,
+    /// For [`Mistake::ResentInNextLife`].
+    unanswered: Unanswered,
 }
 
 /// What a gateway wants sent, and what else has come of an input.
@@ -79,6 +81,8 @@ pub struct Outgoing {
     pub found: bool,
     /// Workers that have something to do.
     pub woken: Workers,
+    /// It was declared gone, and lives on under another incarnation.
+    pub reborn: bool,
     /// A later life of it was heard of: it ends.
     pub superseded: bool,
 }
@@ -358,6 +362,7 @@ impl Gateway {
             orders: HashMap::new(),
             links: BTreeMap::new(),
             windows: Windows::default(),
+            unanswered: Unanswered::default(),
         };
         let before = mem::replace(&mut self.stage, Stage::Serving(Box::new(serving)));
         out.found = true;
@@ -373,6 +378,11 @@ impl Gateway {
             return;
         };
         let mut effects = mem::take(&mut self.buffer);
+        if let Input::Message(Message::Replies(replies)) = &input
+            && replies.to == serving.me.incarnation
+        {
+            serving.unanswered.answered(&replies.replies);
+        }
         match &input {
             Input::Message(Message::Batch(batch) | Message::Repair(batch))
                 if self.mistake == Some(Mistake::LinkOrder) =>
@@ -420,6 +430,9 @@ impl Gateway {
                     mistakes::asked(self.mistake, &mut request);
                     let lost = self.leaves_lost && matches!(request, Request::Leave(_));
                     if !lost && mistakes::asks(self.mistake, &request) {
+                        if self.mistake == Some(Mistake::ResentInNextLife) {
+                            serving.unanswered.asked(&node, &request);
+                        }
                         requests.entry(node).or_default().push(request);
                     }
                 }
@@ -448,6 +461,14 @@ impl Gateway {
                 // One cluster alone uses this bus, and all speak one language.
                 Effect::Stranger { .. } | Effect::Malformed => {
                     panic!("g{} was sent what makes no sense", self.number)
+                }
+                Effect::Reborn { incarnation } => {
+                    serving.me.incarnation = incarnation;
+                    out.reborn = true;
+                    requests.clear();
+                    for (node, request) in serving.unanswered.begin_life() {
+                        requests.entry(node).or_default().push(request);
+                    }
                 }
                 Effect::Superseded { .. } => {
                     out.superseded = true;

@@ -13,7 +13,7 @@ use node::core::pairs::{Batch, Echo};
 use node::core::record::Record;
 use node::core::shard::Effect;
 use proto::channel::ChannelKey;
-use proto::id::{GatewayRef, Incarnation, NodeRef};
+use proto::id::{GatewayRef, Incarnation, NodeId, NodeRef};
 use proto::message::{GatewayBeat, Reply, Request, Since};
 use proto::position::{Epoch, Position};
 use proto::publication::Publication;
@@ -81,11 +81,17 @@ pub enum Mistake {
     DeafLeaderJudges,
     /// What a node has that lives and can be told nothing is given up.
     UnreachableForsaken,
+    /// A node says of gateways that they are silent while it does not hear itself.
+    DeafJudges,
+    /// A node takes it that gateways were silent while the bus was away.
+    OutageIsSilence,
+    /// A gateway that begins a new life sends again in it what was on its way.
+    ResentInNextLife,
 }
 
 impl Mistake {
     /// All of them.
-    pub const ALL: [Self; 26] = [
+    pub const ALL: [Self; 29] = [
         Self::NoTailBeat,
         Self::UnversionedInterest,
         Self::NoDigests,
@@ -112,6 +118,9 @@ impl Mistake {
         Self::StaleCheckpoint,
         Self::DeafLeaderJudges,
         Self::UnreachableForsaken,
+        Self::DeafJudges,
+        Self::OutageIsSilence,
+        Self::ResentInNextLife,
     ];
 }
 
@@ -128,6 +137,8 @@ pub struct AtNode {
     /// What channels have been seen, and by how much their offsets are shown
     /// too low.
     seen: BTreeMap<ChannelKey, Seen>,
+    /// When its own beat came back last.
+    echoed_at: Option<Timestamp>,
     /// What owners should have been told.
     refused: BTreeMap<NodeRef, VecDeque<Vec<(ShardId, Fence)>>>,
 }
@@ -269,6 +280,14 @@ impl AtNode {
         }
     }
 
+    /// The node's own beat has come back. When it takes it that it did, too.
+    pub fn echoes(&mut self, now: Timestamp) -> Vec<Timestamp> {
+        let before = self.echoed_at.replace(now);
+        let missing = before.filter(|_| self.is(Mistake::OutageIsSilence));
+        let missing = missing.map_or(now.0..now.0, |before| before.0..now.0);
+        missing.step_by(500).map(Timestamp).collect()
+    }
+
     /// Whether it is this one.
     pub fn is(&self, mistake: Mistake) -> bool {
         self.mistake == Some(mistake)
@@ -360,6 +379,37 @@ pub fn asked(mistake: Option<Mistake>, request: &mut Request) {
         && let Since::Cursor(_) = join.since
     {
         join.since = Since::Now;
+    }
+}
+
+/// Publishes of a gateway that are not answered, for [`Mistake::ResentInNextLife`].
+#[derive(Debug, Default)]
+pub struct Unanswered(BTreeMap<(ShardId, u64), (NodeId, Request)>);
+
+impl Unanswered {
+    /// A node is asked something.
+    pub fn asked(&mut self, node: &NodeId, request: &Request) {
+        if let Request::Publish(publish) = request {
+            let place = (publish.place.shard, publish.place.sequence);
+            self.0.insert(place, (node.clone(), request.clone()));
+        }
+    }
+
+    /// Nodes have answered.
+    pub fn answered(&mut self, replies: &[Reply]) {
+        for reply in replies {
+            if let Reply::Published {
+                shard, sequence, ..
+            } = reply
+            {
+                self.0.remove(&(*shard, *sequence));
+            }
+        }
+    }
+
+    /// What the gateway sends again in its next life.
+    pub fn begin_life(&mut self) -> Vec<(NodeId, Request)> {
+        std::mem::take(&mut self.0).into_values().collect()
     }
 }
 

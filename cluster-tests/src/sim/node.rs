@@ -1,6 +1,7 @@
 //! A node: its cores, driven as `node/src/{ingress,worker,egress,gossip}.rs`
 //! drive them, task by task. A task that stands still lets its mail pile up.
 
+mod ingress;
 mod standing_by;
 
 use std::collections::{BTreeMap, VecDeque};
@@ -12,23 +13,22 @@ use node::core::agreed::Agreed;
 use node::core::checkpoint::ShardCheckpoint;
 use node::core::cluster::Cluster;
 use node::core::detection::Beats;
-use node::core::gateways::{self, Gateways};
+use node::core::detection::bus::Buses;
+use node::core::detection::judge::Judge;
+use node::core::gateways::Gateways;
 use node::core::gossip::{self, Gossip, News, Rumours};
 use node::core::lease::{LeaseTable, NodeLease};
-use node::core::neighbours::{self, Neighbours};
-use node::core::outbound::{self, Outbound, Parcel};
+use node::core::neighbours::Neighbours;
+use node::core::outbound::{Outbound, Parcel};
 use node::core::pairs::Pairs;
 use node::core::replicas::Replicas;
 use node::core::replication::Leases;
-use node::core::routing::{Route, route};
 use node::core::shard::{Effect, Proposal};
 use node::core::shards::{Input, Part, Shards};
 use proto::channel::ChannelKey;
 use proto::codec;
 use proto::id::{GatewayRef, NodeRef};
-use proto::message::{
-    Answer, ChannelState, GatewayBeat, Message, NodeBeat, Reply, Request, Requests,
-};
+use proto::message::{Answer, ChannelState, Message, Reply};
 use proto::namespace::Namespaces;
 use proto::position::Position;
 use proto::shard::{ShardId, ShardMap};
@@ -70,6 +70,10 @@ pub struct Node {
     replicas: Replicas,
     /// When other nodes were last heard of, for when this one leads.
     pub beats: Beats,
+    /// What nodes have said of gateways, for the same.
+    pub judge: Judge,
+    /// What they have said of themselves.
+    pub buses: Buses,
     lease: NodeLease,
     renewed_at: Option<Timestamp>,
     /// Whose leases may last, while this one leads.
@@ -189,6 +193,8 @@ impl Node {
             outbound: Outbound::new(me.clone(), namespaces.digest(), Arc::clone(&map)),
             pairs: Pairs::new(me.clone()),
             beats: Beats::default(),
+            judge: Judge::default(),
+            buses: Buses::default(),
             lease: NodeLease::default(),
             renewed_at: None,
             table: LeaseTable::default(),
@@ -212,6 +218,7 @@ impl Node {
             node.work(Timestamp(0), worker, trace, &mut Outgoing::default());
         }
         node.effects.clear();
+        node.gateways.lose(&node.agreed.gone);
         if let Some((at, kept)) = checkpoint {
             node.replicas.restore(now, now.since(at), kept);
         }
@@ -260,6 +267,7 @@ impl Node {
             return;
         }
         self.agreed = Arc::clone(agreed);
+        self.gateways.lose(&agreed.gone);
         if !Arc::ptr_eq(map, &self.map) {
             self.map = Arc::clone(map);
             self.news_of_map = Some(leads);
@@ -293,13 +301,6 @@ impl Node {
         }
         self.run(now, trace, out);
         Ok(())
-    }
-
-    /// Half a second has passed for the ingress.
-    pub fn tick_ingress(&mut self, now: Timestamp, trace: &mut Trace, out: &mut Outgoing) {
-        self.neighbours.differing(now);
-        self.forget(now);
-        self.run(now, trace, out);
     }
 
     /// A second has passed for the shard workers.
@@ -371,6 +372,7 @@ impl Node {
             return;
         }
         self.outbound.lease(Arc::clone(&self.leases));
+        self.outbound.lose(Arc::clone(&self.agreed.gone));
         if let Some(leads) = self.news_of_map.take() {
             let map = Arc::clone(&self.map);
             out.parcels.extend(self.outbound.follow(map, leads));
@@ -410,6 +412,11 @@ impl Node {
             incarnation: known.incarnation,
         };
         known.map(life).collect()
+    }
+
+    /// Whether it is agreed, as far as the node has heard, that a gateway is gone.
+    pub fn is_gone(&self, gateway: &GatewayRef) -> bool {
+        self.agreed.gone.contains(gateway)
     }
 
     /// How much waits, for each queue.
@@ -452,118 +459,6 @@ impl Node {
 
     fn check(&self, out: &mut Outgoing) {
         out.parcels.retain(|parcel| self.mistake.sends(parcel));
-    }
-
-    fn requests(&mut self, now: Timestamp, requests: Requests) {
-        let Requests {
-            from,
-            map_version,
-            requests,
-        } = requests;
-        let heard = self.gateways.asked(now, &from, map_version);
-        if !self.met(now, &from, heard) {
-            return;
-        }
-        let mut mail: [Vec<Input>; WORKERS] = Default::default();
-        let mut answers = Vec::new();
-        for mut request in requests {
-            match route(&self.map.sharding, &request) {
-                Route::Shard(shard) => {
-                    let mut from = from.clone();
-                    self.mistake.request(&mut from, &mut request);
-                    mail[usize::from(shard.0) % WORKERS].push(Input::Request {
-                        from,
-                        shard,
-                        request,
-                    });
-                }
-                Route::Node => answers.extend(self.answer(&from, request)),
-            }
-        }
-        self.tell(mail);
-        self.effects.push_back(answers);
-    }
-
-    fn answer(&self, from: &GatewayRef, request: Request) -> Option<Effect> {
-        let to = from.clone();
-        match request {
-            Request::Map { since } => {
-                let update = outbound::update(&self.map, since)?;
-                let namespaces = (*self.namespaces).clone();
-                let reply = Reply::Map { update, namespaces };
-                Some(Effect::Reply { to, reply })
-            }
-            Request::Repair(repair) => Some(Effect::Repair { to, repair }),
-            _ => None,
-        }
-    }
-
-    fn gateway_beat(&mut self, now: Timestamp, beat: GatewayBeat) {
-        if self.map.rows.is_empty() {
-            return;
-        }
-        let heard = self.gateways.beat(now, self.map.cluster, &beat);
-        if !self.met(now, &beat.from, heard) {
-            return;
-        }
-        let mut mail: [Vec<Input>; WORKERS] = Default::default();
-        for interest in beat.interest {
-            let from = beat.from.clone();
-            mail[usize::from(interest.shard.0) % WORKERS].push(Input::Beat { from, interest });
-        }
-        self.tell(mail);
-    }
-
-    fn node_beat(&mut self, now: Timestamp, beat: &NodeBeat) -> Result<(), Superseded> {
-        if self.map.rows.is_empty() {
-            return Ok(());
-        }
-        match self.neighbours.beat(now, self.map.cluster, beat) {
-            neighbours::Heard::Echo => self.gateways.echo(now),
-            neighbours::Heard::Superseded { .. } => return Err(Superseded),
-            neighbours::Heard::Fine
-            | neighbours::Heard::NamespacesDiffer
-            | neighbours::Heard::Stranger { .. } => {}
-        }
-        Ok(())
-    }
-
-    fn met(&mut self, now: Timestamp, from: &GatewayRef, heard: gateways::Heard) -> bool {
-        match heard {
-            gateways::Heard::Known => true,
-            gateways::Heard::New => {
-                self.tell_all(|| Input::Met(from.clone()));
-                self.forget(now);
-                true
-            }
-            gateways::Heard::Gone { newer } => {
-                let reply = Reply::Gone { newer };
-                let to = from.clone();
-                self.effects.push_back(vec![Effect::Reply { to, reply }]);
-                false
-            }
-            gateways::Heard::Stranger { .. } => false,
-        }
-    }
-
-    fn forget(&mut self, now: Timestamp) {
-        while let Some(gateway) = self.gateways.forget(now) {
-            self.tell_all(|| Input::Forget(gateway.clone()));
-        }
-    }
-
-    fn tell(&mut self, mail: [Vec<Input>; WORKERS]) {
-        for (worker, inputs) in self.workers.iter_mut().zip(mail) {
-            if !inputs.is_empty() {
-                worker.mail.push_back(inputs);
-            }
-        }
-    }
-
-    fn tell_all(&mut self, input: impl Fn() -> Input) {
-        for worker in &mut self.workers {
-            worker.mail.push_back(vec![input()]);
-        }
     }
 
     /// A shard worker does what it has to do: the map first.

@@ -68,6 +68,23 @@ pub enum Fact {
         /// Whether it begins.
         begins: bool,
     },
+    /// A gateway that was declared gone goes on in another life.
+    Reborn {
+        /// Which one.
+        gateway: u8,
+        /// Its incarnation.
+        incarnation: u64,
+    },
+    /// It is agreed that a life of a gateway is over.
+    Gone {
+        /// Which one.
+        gateway: u8,
+        /// Which life of it.
+        incarnation: u64,
+        /// Whether it had been there all the time, and nothing but the bus had been
+        /// away.
+        needlessly: bool,
+    },
     /// An owner has put a publication into a channel.
     Published {
         /// Which node.
@@ -403,6 +420,21 @@ impl fmt::Display for Fact {
                     "serves no longer"
                 };
                 write!(f, "n{node} {what} shard {shard}")
+            }
+            Self::Reborn {
+                gateway,
+                incarnation,
+            } => write!(f, "g{gateway} goes on as incarnation {incarnation}"),
+            Self::Gone {
+                gateway,
+                incarnation,
+                needlessly,
+            } => {
+                let why = if *needlessly { " for nothing" } else { "" };
+                write!(
+                    f,
+                    "g{gateway}, incarnation {incarnation}, is declared gone{why}"
+                )
             }
             Self::Published {
                 node,

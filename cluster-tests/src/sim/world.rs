@@ -4,6 +4,7 @@
 
 mod agreeing;
 mod clients;
+mod judging;
 mod leases;
 mod messages;
 mod processes;
@@ -19,6 +20,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use node::core::checkpoint::ShardCheckpoint;
 use node::core::cluster::{Command, Founding};
+use node::core::gateways::Silence;
 use node::core::lease::Grant;
 use proto::channel::ChannelKey;
 use proto::id::{ClusterUuid, NodeRef};
@@ -71,6 +73,8 @@ enum Event {
     },
     Way(Passage),
     Beat(usize, u32, NodeRef, bool),
+    /// What a node hears of gateways comes to one who believes to lead.
+    Report(usize, u32, NodeRef, Silence),
     Renewal(usize, u32, NodeRef, u64),
     Round(usize, u32, u64),
     Grant(Grant),
@@ -107,6 +111,8 @@ enum Ticker {
     Links,
     NodeBeat,
     Ingress,
+    /// A node says who is silent.
+    Report,
     Workers,
     Gossip,
     Tell,
@@ -116,7 +122,8 @@ enum Ticker {
 }
 
 /// Once a node is registered.
-const NODE_TICKERS: [Ticker; 7] = [
+const NODE_TICKERS: [Ticker; 8] = [
+    Ticker::Report,
     Ticker::Pairs,
     Ticker::Links,
     Ticker::NodeBeat,
@@ -130,6 +137,7 @@ impl Ticker {
     fn period(self) -> Duration {
         Duration::from_millis(match self {
             Self::Links => 25,
+            Self::Report => 250,
             Self::NodeBeat | Self::Ingress => 500,
             Self::Workers | Self::Tell => 1_000,
             Self::Pairs => 50,
@@ -263,6 +271,8 @@ pub struct World {
     /// Every so many shards one has no standby.
     bare_every: Option<u16>,
     subscription_bound: usize,
+    /// By gateway: since when it lives its present life.
+    lives_since: Vec<Moment>,
     healing: Option<Moment>,
     is_whole: bool,
     is_over: bool,
@@ -341,6 +351,7 @@ impl World {
             },
             bare_every: random.chance(400).then_some(2),
             subscription_bound: SUBSCRIPTION,
+            lives_since: vec![Moment(0); usize::from(options.gateways)],
             healing: None,
             is_whole: false,
             is_over: false,
@@ -459,6 +470,7 @@ impl World {
             }
             Event::Way(passage) => self.passage(passage),
             Event::Beat(to, life, from, has_lease) => self.beat(to, life, &from, has_lease),
+            Event::Report(to, life, from, silence) => self.reported(to, life, from, silence),
             Event::Renewal(to, life, from, number) => self.renewal(to, life, from, number),
             Event::Round(at, life, read_index) => self.round_ended(at, life, read_index),
             Event::Grant(grant) => self.grant(&grant),

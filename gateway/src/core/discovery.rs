@@ -192,7 +192,12 @@ impl Discovery {
     fn reply(&mut self, now: Timestamp, from: &NodeId, reply: Reply, effects: &mut Vec<Effect>) {
         match reply {
             Reply::Map { update, namespaces } => self.map(from, update, namespaces, effects),
-            Reply::Gone { newer } => self.raise(now, from, newer, effects),
+            Reply::Gone { newer } if newer > self.me.incarnation => {
+                self.raise(now, from, newer, effects);
+            }
+            Reply::DeclaredGone { through } if through >= self.me.incarnation => {
+                self.raise(now, from, through, effects);
+            }
             // Answers to what an earlier life had asked.
             _ => {}
         }
@@ -235,7 +240,7 @@ impl Discovery {
             effects.push(Effect::Malformed);
             return;
         };
-        if self.found || newer <= self.me.incarnation {
+        if self.found {
             return;
         }
         self.me.incarnation = Incarnation(above);
@@ -457,6 +462,19 @@ mod tests {
             namespaces: Namespaces::default(),
         };
         assert_eq!(bench.reply(30, "a", to.0, whole), [found(to.0)]);
+    }
+
+    #[test]
+    fn a_life_that_was_declared_gone_is_not_begun_again() {
+        let mut bench = Bench::new();
+        bench.beat(0, "a", 1);
+        let gone = |through| Reply::DeclaredGone {
+            through: Incarnation(through),
+        };
+        assert_eq!(bench.reply(10, "a", 5, gone(4)), []);
+        let to = Incarnation(5 + 1 + 5);
+        let raised = Effect::Raised { to };
+        assert_eq!(bench.reply(10, "a", 5, gone(5)), [raised, ask("a", to.0)]);
     }
 
     /// The clock was set back twice, and the node that is asked the second time

@@ -22,6 +22,7 @@ mod asking;
 mod beats;
 mod following;
 mod links;
+mod living;
 mod nodes;
 mod owners;
 mod publishing;
@@ -175,6 +176,12 @@ pub enum Effect {
     },
     /// Count and log: bytes that made no sense.
     Malformed,
+    /// Log and count: this gateway was declared gone, and lives on under another
+    /// incarnation. What it has asked for before, and is not sent yet, goes nowhere.
+    Reborn {
+        /// The new one.
+        incarnation: Incarnation,
+    },
     /// End: another process has this gateway's id and a higher incarnation.
     Superseded {
         /// The other one's.
@@ -347,6 +354,11 @@ impl Edge {
             }
             Input::Tick => self.tick(now, effects),
         }
+    }
+
+    /// This gateway, in its present life.
+    pub fn me(&self) -> &GatewayRef {
+        &self.me
     }
 
     /// The cluster that this gateway belongs to.

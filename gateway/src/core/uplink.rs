@@ -219,6 +219,19 @@ impl Uplink {
         }
     }
 
+    /// This life of the gateway is over, and the next has a sequence of its own.
+    /// What was sent may be in the channels: it is never sent under another name,
+    /// and its publishers are told that the outcome is unknown. What waits goes on
+    /// waiting.
+    pub fn begin_life(&mut self, answers: &mut Vec<Answer>) {
+        let sent = self.sent.drain(..).filter_map(|sent| sent.open);
+        answers.extend(sent.map(|open| (open.ticket, Err(ErrorCode::UnknownOutcome))));
+        *self = Self {
+            waiting: std::mem::take(&mut self.waiting),
+            ..Self::new(self.shard)
+        };
+    }
+
     /// An answer has come. What its publisher is told, if it still waits.
     /// Refusals that concern the owner and not the publish leave it unanswered.
     pub fn answered(&mut self, sequence: u64, result: PublishResult) -> Option<Answer> {
@@ -377,6 +390,28 @@ mod tests {
             requests.push(short(&request))
         });
         assert_eq!(requests, ["p3/3", "p4/3"]);
+    }
+
+    #[test]
+    fn a_new_life_keeps_what_was_not_sent_and_gives_up_the_rest() {
+        let (mut uplink, requests) = uplink(WINDOW + 1);
+        assert_eq!(requests.len() as u64, WINDOW);
+        uplink.answered(2, accepted());
+        let mut answers = Vec::new();
+        uplink.begin_life(&mut answers);
+        let unknown = Err(ErrorCode::UnknownOutcome);
+        assert_eq!(answers.len() as u64, WINDOW - 1);
+        assert_eq!(answers[..2], [(Ticket(0), unknown), (Ticket(2), unknown)]);
+        let mut requests = Vec::new();
+        uplink.send(Timestamp(0), FENCE, |request| {
+            requests.push(short(&request))
+        });
+        assert_eq!(requests, ["p1/1"]);
+        assert!(matches!(
+            uplink.answered(1, accepted()),
+            Some((Ticket(WINDOW), Ok(_)))
+        ));
+        assert!(uplink.is_idle());
     }
 
     #[test]

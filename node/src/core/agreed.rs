@@ -6,6 +6,7 @@ use proto::id::NodeRef;
 use proto::shard::{Fence, ShardId, ShardMap};
 
 use super::cluster::{self, Cluster};
+use super::gone::Gone;
 use super::replication::Row;
 
 /// The map, and what is agreed of each shard's replicas.
@@ -15,6 +16,8 @@ pub struct Agreed {
     pub map: Arc<ShardMap>,
     /// By shard number; empty where nothing is replicated.
     pub shards: Vec<Replicas>,
+    /// Gateways whose life is over.
+    pub gone: Arc<Gone>,
 }
 
 /// What is agreed of one shard's replicas.
@@ -34,6 +37,7 @@ impl Agreed {
         Self {
             map,
             shards: Vec::new(),
+            gone: Arc::default(),
         }
     }
 
@@ -56,6 +60,7 @@ impl Agreed {
         Self {
             map,
             shards: cluster.rows().iter().map(shard).collect(),
+            gone: Arc::clone(cluster.gone()),
         }
     }
 

@@ -10,20 +10,19 @@
 mod rows;
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
-use proto::id::{ClusterUuid, GatewayId, GatewayRef, Incarnation, NodeId, NodeRef};
+use proto::id::{ClusterUuid, GatewayRef, Incarnation, NodeId, NodeRef};
 use proto::shard::{self, ShardMap, Sharding};
 use serde::{Deserialize, Serialize};
 
 use super::checkpoint::Claims;
+use super::gone::Gone;
 pub use rows::{Assignment, How, Replica, ReplicaSet, Row, STANDBYS_MAX, Standby};
 
 /// Names a data directory: minted when the directory is first used. Raft knows
 /// nodes by it, so a node that lost its disk is another one to Raft.
 pub type RaftId = u64;
-
-/// Gateways of which it is remembered that they were declared gone.
-pub const GONE_MAX: usize = 4_096;
 
 /// What can be decided.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -40,10 +39,17 @@ pub enum Command {
     Forget(RaftId),
     /// Owners say who stands by for their shards.
     Replicas(Vec<ReplicaSet>),
-    /// A life of a gateway has ended, whatever else it may say.
-    GatewayGone(GatewayRef),
+    /// These lives of gateways are over, whatever else they may say.
+    GatewaysGone(Vec<GatewayRef>),
     /// This life of a node is to give away all that it has.
     Drain(NodeRef),
+    /// This life of a node does not hear itself on the bus, or does again.
+    Bus {
+        /// Which one.
+        node: NodeRef,
+        /// Whether it does.
+        hears: bool,
+    },
     /// This life of a node, which has nothing any more, is no member.
     Remove(NodeRef),
 }
@@ -108,15 +114,16 @@ pub struct Member {
     /// Whether it is to give away all that it has.
     #[serde(default)]
     pub drains: bool,
+    /// Whether it does not hear itself on the bus.
+    #[serde(default)]
+    pub off_bus: bool,
 }
 
-/// That a gateway was declared gone.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Gone {
-    /// This life of it, and all earlier ones.
-    pub incarnation: Incarnation,
-    /// The entry that said so.
-    pub index: u64,
+impl Member {
+    /// Whether it is to have nothing: it is to end, or gateways do not reach it.
+    pub fn gives_away(&self) -> bool {
+        self.drains || self.off_bus
+    }
 }
 
 /// The replicated state.
@@ -131,7 +138,7 @@ pub struct Cluster {
     #[serde(default)]
     replicas_version: u64,
     #[serde(default)]
-    gone: BTreeMap<GatewayId, Gone>,
+    gone: Arc<Gone>,
 }
 
 impl Cluster {
@@ -147,8 +154,11 @@ impl Cluster {
                 Outcome::Done
             }
             Command::Replicas(sets) => self.replicate(index, sets),
-            Command::GatewayGone(gateway) => self.lose(index, gateway),
-            Command::Drain(node) => self.drain(&node),
+            Command::GatewaysGone(gateways) => self.lose(index, gateways),
+            Command::Drain(node) => self.with_member(&node, |member| member.drains = true),
+            Command::Bus { node, hears } => {
+                self.with_member(&node, |member| member.off_bus = !hears)
+            }
             Command::Remove(node) => self.remove(&node),
         }
     }
@@ -194,9 +204,9 @@ impl Cluster {
     }
 
     /// Whether this life of a node is to have nothing.
-    pub fn drains(&self, node: &NodeRef) -> bool {
+    pub fn gives_away(&self, node: &NodeRef) -> bool {
         let member = self.members.get(&node.id);
-        self.is_living(node) && member.is_some_and(|member| member.drains)
+        self.is_living(node) && member.is_some_and(Member::gives_away)
     }
 
     /// Whether a process has ended for certain: a later one has registered from
@@ -209,14 +219,9 @@ impl Cluster {
         })
     }
 
-    /// Whether this life of a gateway was declared gone.
-    pub fn is_gone(&self, gateway: &GatewayRef) -> bool {
-        let gone = self.gone.get(&gateway.id);
-        gone.is_some_and(|gone| gateway.incarnation <= gone.incarnation)
-    }
-
-    /// The gateways that were declared gone, as far as is remembered.
-    pub fn gone(&self) -> &BTreeMap<GatewayId, Gone> {
+    /// The gateways that were declared gone, as far as is remembered. The same
+    /// piece of memory until there are more.
+    pub fn gone(&self) -> &Arc<Gone> {
         &self.gone
     }
 
@@ -297,6 +302,7 @@ impl Cluster {
                 incarnation,
                 first: Some(first),
                 drains: false,
+                off_bus: false,
             },
         );
         self.give_back(index, &owner, kept);
@@ -349,7 +355,7 @@ impl Cluster {
         Outcome::Done
     }
 
-    fn drain(&mut self, node: &NodeRef) -> Outcome {
+    fn with_member(&mut self, node: &NodeRef, change: impl FnOnce(&mut Member)) -> Outcome {
         let member = self.members.get_mut(&node.id);
         let Some(member) = member.filter(|member| member.incarnation == node.incarnation) else {
             return Outcome::Refused(format!(
@@ -357,7 +363,7 @@ impl Cluster {
                 node.id
             ));
         };
-        member.drains = true;
+        change(member);
         Outcome::Done
     }
 
@@ -382,18 +388,13 @@ impl Cluster {
         Outcome::Done
     }
 
-    fn lose(&mut self, index: u64, gateway: GatewayRef) -> Outcome {
-        if self.is_gone(&gateway) {
-            return Outcome::Done;
-        }
-        let incarnation = gateway.incarnation;
-        self.gone.insert(gateway.id, Gone { incarnation, index });
-        while self.gone.len() > GONE_MAX {
-            let oldest = self.gone.iter().min_by_key(|(_, gone)| gone.index);
-            let Some(id) = oldest.map(|(id, _)| id.clone()) else {
-                break;
-            };
-            self.gone.remove(&id);
+    fn lose(&mut self, index: u64, gateways: Vec<GatewayRef>) -> Outcome {
+        let is_new = |gateway: &GatewayRef| !self.gone.contains(gateway);
+        let new: Vec<GatewayRef> = gateways.into_iter().filter(is_new).collect();
+        if !new.is_empty() {
+            let gone = Arc::make_mut(&mut self.gone);
+            new.into_iter()
+                .for_each(|gateway| gone.declare(index, gateway));
         }
         Outcome::Done
     }

@@ -12,6 +12,7 @@
 //! nothing, and after some time others take over what they have as well. It has the
 //! rest, and that is waited for.
 
+pub mod bus;
 pub mod judge;
 
 use std::collections::{BTreeMap, BTreeSet};

@@ -54,7 +54,7 @@ fn members(before: &Cluster, after: &Cluster) -> impl Iterator<Item = Happened> 
         to,
         shards: 0,
     };
-    let present = |cluster: &Cluster| -> BTreeMap<NodeRef, bool> {
+    let present = |cluster: &Cluster| -> BTreeMap<NodeRef, (bool, bool)> {
         let members = cluster.members().iter();
         members
             .map(|(name, member)| {
@@ -62,19 +62,26 @@ fn members(before: &Cluster, after: &Cluster) -> impl Iterator<Item = Happened> 
                     id: name.clone(),
                     incarnation: member.incarnation,
                 };
-                (node, member.drains)
+                (node, (member.drains, member.off_bus))
             })
             .collect()
     };
     let (had, has) = (present(before), present(after));
     let mut all = Vec::new();
-    for (node, drains) in &has {
+    for (node, (drains, off_bus)) in &has {
         let before = had.get(node);
         if before.is_none() {
             all.push(happened(EventKind::Started, None, Some(node.clone())));
         }
-        if *drains && before != Some(&true) {
+        let (drained, was_off) = before.copied().unwrap_or_default();
+        if *drains && !drained {
             all.push(happened(EventKind::Drains, Some(node.clone()), None));
+        }
+        if *off_bus && !was_off {
+            all.push(happened(EventKind::OffBus, Some(node.clone()), None));
+        }
+        if !off_bus && was_off {
+            all.push(happened(EventKind::OnBus, None, Some(node.clone())));
         }
     }
     for node in had.keys() {
@@ -116,7 +123,7 @@ fn kind(after: &Cluster, had: Option<&Row>, has: &Row) -> EventKind {
     };
     // Only who moves as planned begins with a standby.
     let began_with_one = has.version == has.fence.0 && !has.standbys.is_empty();
-    let is_planned = began_with_one || after.drains(&had.owner);
+    let is_planned = began_with_one || after.gives_away(&had.owner);
     match has.promoted {
         false => EventKind::BeganAnew,
         true if had.owner.id == has.owner.id => EventKind::CameBack,

@@ -7,16 +7,20 @@
 //! known, and asks it to restate. Only silence that we would have heard counts:
 //! while our own beats do not come back to us, everybody is silent.
 //!
-//! Long before that it is [silent](Gateways::silent), and this node says so to
-//! the voters. What comes of it is not for this node to decide.
+//! Long before that it is silent, and this node [says so](Gateways::report) to the
+//! leader. What comes of it is not for this node to decide: only who is
+//! [declared gone](Gateways::lose) is.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 use std::time::Duration;
 
 use proto::id::{ClusterUuid, GatewayId, GatewayRef, Incarnation};
 use proto::message::{GatewayBeat, GatewayInfo};
 use proto::time::Timestamp;
+use serde::{Deserialize, Serialize};
 
+use super::gone::Gone;
 use super::pace::Pace;
 
 /// Gateways that are known at most. When there are more, the one that has been
@@ -45,6 +49,9 @@ const COMPLAIN: Duration = Duration::from_secs(10);
 pub struct Gateways {
     known: BTreeMap<GatewayId, Gateway>,
     echo: Option<Echo>,
+    gone: Arc<Gone>,
+    /// Whether there was something to complain of when the leader was told last.
+    reported: bool,
     complaint: Pace,
 }
 
@@ -56,6 +63,16 @@ struct Gateway {
     connections: u32,
     /// When this life beat last; if never, it may be silent for good reason.
     beat_at: Option<Timestamp>,
+}
+
+/// What a node hears of gateways' silence.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Silence {
+    /// Whether its own beats come back to it from the bus. If not, everybody is
+    /// silent to it.
+    pub hears_echo: bool,
+    /// Those that have been silent for too long.
+    pub gateways: BTreeSet<GatewayRef>,
 }
 
 #[derive(Debug, Clone, Copy)]
@@ -80,6 +97,12 @@ pub enum Heard {
         /// The later one.
         newer: Incarnation,
     },
+    /// A life that was declared gone. It is told so, and nothing of what it says
+    /// counts.
+    DeclaredGone {
+        /// The last life that was.
+        through: Incarnation,
+    },
     /// A gateway of another cluster that has our name. Nothing of what it says
     /// counts.
     Stranger {
@@ -93,6 +116,8 @@ impl Default for Gateways {
         Self {
             known: BTreeMap::new(),
             echo: None,
+            gone: Arc::default(),
+            reported: false,
             complaint: Pace::new(COMPLAIN),
         }
     }
@@ -156,15 +181,43 @@ impl Gateways {
         Some(GatewayRef { id, incarnation })
     }
 
+    /// These are gone, as is agreed. Those of them that were not before.
+    pub fn lose(&mut self, gone: &Arc<Gone>) -> Vec<GatewayRef> {
+        if Arc::ptr_eq(gone, &self.gone) {
+            return Vec::new();
+        }
+        let before = std::mem::replace(&mut self.gone, Arc::clone(gone));
+        let lost: Vec<GatewayRef> = gone.since(&before).collect();
+        for gateway in &lost {
+            let known = self.known.get(&gateway.id);
+            if known.is_some_and(|known| known.incarnation <= gateway.incarnation) {
+                self.known.remove(&gateway.id);
+            }
+        }
+        lost
+    }
+
+    /// What is to be said to the leader: that this node does not hear itself, or who
+    /// is silent, as long as that is so, and once that it is not any more.
+    pub fn report(&mut self, now: Timestamp) -> Option<Silence> {
+        let silence = Silence {
+            hears_echo: self.hears_echo(now),
+            gateways: self.silent(now).into_iter().collect(),
+        };
+        let is_any = !silence.gateways.is_empty() || !silence.hears_echo;
+        let before = std::mem::replace(&mut self.reported, is_any);
+        (is_any || before).then_some(silence)
+    }
+
     /// Whether our own beats come back to us, so that silence means something.
-    pub fn hears_echo(&self, now: Timestamp) -> bool {
+    fn hears_echo(&self, now: Timestamp) -> bool {
         self.echo.is_some_and(|echo| now.since(echo.last) < DEAF)
     }
 
     /// Those that have beaten and are silent: for two seconds from their last
     /// beat, or from two seconds after our own echo came back. That every one of
     /// them has beaten since this node started spares counting from the start.
-    pub fn silent(&self, now: Timestamp) -> Vec<GatewayRef> {
+    fn silent(&self, now: Timestamp) -> Vec<GatewayRef> {
         let Some(echo) = self.echo.filter(|_| self.hears_echo(now)) else {
             return Vec::new();
         };
@@ -202,6 +255,7 @@ impl Gateways {
     }
 
     fn hear(&mut self, now: Timestamp, from: &GatewayRef) -> Heard {
+        let through = self.gone.through(from);
         let known = self.known.get_mut(&from.id);
         match known {
             Some(known) if from.incarnation < known.incarnation => Heard::Gone {
@@ -211,6 +265,7 @@ impl Gateways {
                 known.heard_at = now;
                 Heard::Known
             }
+            _ if let Some(through) = through => Heard::DeclaredGone { through },
             _ => {
                 let gateway = Gateway {
                     incarnation: from.incarnation,
@@ -361,6 +416,51 @@ mod tests {
         echo(&mut gateways, 9_000, 13_000);
         assert_eq!(gateways.silent(Timestamp(12_999)), []);
         assert_eq!(gateways.silent(Timestamp(13_000)), [gateway("a", 1)]);
+    }
+
+    #[test]
+    fn the_leader_is_told_as_long_as_somebody_is_silent_and_once_more() {
+        let mut gateways = Gateways::default();
+        echo(&mut gateways, 0, 8_000);
+        gateways.beat(Timestamp(6_000), OURS, &beat(gateway("a", 1), 0));
+        assert_eq!(gateways.report(Timestamp(7_999)), None);
+        let silence = |of: &[GatewayRef]| {
+            Some(Silence {
+                hears_echo: true,
+                gateways: of.iter().cloned().collect(),
+            })
+        };
+        for at in [8_000, 8_250] {
+            assert_eq!(gateways.report(Timestamp(at)), silence(&[gateway("a", 1)]));
+        }
+        gateways.beat(Timestamp(8_300), OURS, &beat(gateway("a", 1), 0));
+        assert_eq!(gateways.report(Timestamp(8_500)), silence(&[]));
+        assert_eq!(gateways.report(Timestamp(8_750)), None);
+    }
+
+    #[test]
+    fn whoever_was_declared_gone_is_told_so_until_it_has_another_life() {
+        let mut gateways = Gateways::default();
+        let now = Timestamp(0);
+        gateways.beat(now, OURS, &beat(gateway("a", 1), 0));
+        gateways.beat(now, OURS, &beat(gateway("b", 2), 0));
+        let mut gone = Gone::default();
+        gone.declare(5, gateway("a", 1));
+        gone.declare(5, gateway("b", 1));
+        let gone = Arc::new(gone);
+        let lost = gateways.lose(&gone);
+        assert_eq!(lost, [gateway("a", 1), gateway("b", 1)]);
+        assert_eq!(gateways.lose(&gone), [], "once");
+        let through = Incarnation(1);
+        let told = Heard::DeclaredGone { through };
+        assert_eq!(gateways.asked(now, &gateway("a", 1), 1), told);
+        assert_eq!(gateways.beat(now, OURS, &beat(gateway("a", 1), 0)), told);
+        let known: Vec<_> = gateways.describe(now);
+        assert_eq!(known.len(), 1, "b lives another life");
+        assert_eq!(gateways.asked(now, &gateway("a", 2), 1), Heard::New);
+        let newer = Incarnation(2);
+        let superseded = Heard::Gone { newer };
+        assert_eq!(gateways.asked(now, &gateway("a", 1), 1), superseded);
     }
 
     #[test]

@@ -38,6 +38,7 @@ pub mod detection;
 pub mod events;
 pub mod formation;
 pub mod gateways;
+pub mod gone;
 pub mod gossip;
 pub mod handoff;
 pub mod history;

@@ -34,6 +34,7 @@ use proto::shard::{MapUpdate, ShardMap};
 use proto::subject::Address;
 use proto::time::Timestamp;
 
+use super::gone::Gone;
 use super::pairs::Part;
 use super::replication::Leases;
 use super::shard::Effect;
@@ -71,6 +72,7 @@ pub struct Outbound {
     from: NodeRef,
     namespaces: u64,
     map: Arc<ShardMap>,
+    gone: Arc<Gone>,
     peers: BTreeMap<GatewayId, Peer>,
     /// How far the links of forgotten gateways had come. One that lives after
     /// all has counted up to there, and would take a lower number for old.
@@ -123,6 +125,7 @@ impl Outbound {
             from,
             namespaces,
             map,
+            gone: Arc::default(),
             peers: BTreeMap::new(),
             ended: BTreeMap::new(),
             floor: 1,
@@ -137,6 +140,20 @@ impl Outbound {
     /// Until when this node may act as an owner, from now on.
     pub fn lease(&mut self, leases: Arc<Leases>) {
         self.leases = leases;
+    }
+
+    /// These gateways are gone: they have no links any more, and get none.
+    pub fn lose(&mut self, gone: Arc<Gone>) {
+        if Arc::ptr_eq(&gone, &self.gone) {
+            return;
+        }
+        self.gone = gone;
+        self.peers.retain(|id, peer| {
+            !self.gone.contains(&GatewayRef {
+                id: id.clone(),
+                incarnation: peer.link.to(),
+            })
+        });
     }
 
     /// Goes by this map from now on. The leader tells all gateways what has
@@ -348,13 +365,16 @@ impl Outbound {
     }
 
     /// What goes to a gateway, beginning a link if this life of it has none.
-    /// `None` for a life that a later one has voided.
+    /// `None` for a life that is over.
     fn peer(&mut self, now: Timestamp, to: &GatewayRef) -> Option<&mut Peer> {
         let linked_to = self.peers.get(&to.id).map(|peer| peer.link.to());
         if linked_to > Some(to.incarnation) {
             return None;
         }
         if linked_to < Some(to.incarnation) {
+            if self.gone.contains(to) {
+                return None;
+            }
             let next = match self.ended.remove(&to.id) {
                 Some((incarnation, next)) if incarnation == to.incarnation => next,
                 _ => self.floor,

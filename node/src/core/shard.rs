@@ -31,6 +31,7 @@ use proto::time::{Timers, Timestamp};
 
 use super::accord::Accord;
 use super::channel::Channel;
+use super::gone::Gone;
 use super::idempotency::Keys;
 use super::interest::Recipients;
 use super::pairs::Part;
@@ -73,6 +74,8 @@ pub enum Input {
     Met(GatewayRef),
     /// A gateway has not been heard of for so long that it counts as gone.
     Forget(GatewayRef),
+    /// These gateways are gone, as is agreed: nothing of them is to be left.
+    Gone(Arc<Gone>),
     /// What is agreed of its replicas.
     Agreed(Row),
     /// These nodes should be its standbys.
@@ -281,6 +284,7 @@ impl Shard {
             Input::Beat { from, digest } => self.beat(now, &from, digest, effects),
             Input::Met(gateway) => self.met(now, &gateway),
             Input::Forget(gateway) => self.forget(now, &gateway),
+            Input::Gone(gone) => self.lose(now, &gone),
             Input::Agreed(row) => self.replication.agreed(row),
             Input::Want(wanted) => {
                 let wanted: Vec<&NodeRef> = wanted.iter().collect();

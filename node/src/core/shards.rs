@@ -18,6 +18,7 @@ use proto::time::Timestamp;
 
 use super::agreed::Agreed;
 use super::checkpoint::ShardCheckpoint;
+use super::gone::Gone;
 use super::handoff::{self, Handoff};
 use super::pairs;
 use super::placement::Targets;
@@ -158,6 +159,7 @@ impl Shards {
                 shard,
                 request,
             } => self.request(now, from, shard, request, effects),
+            Input::Beat { from, .. } if self.agreed.gone.contains(&from) => {}
             Input::Beat { from, interest } => {
                 let digest = interest.digest;
                 let input = shard::Input::Beat { from, digest };
@@ -377,9 +379,20 @@ impl Shards {
         if self.served.insert(id, shard).is_none() {
             effects.push(Effect::Started(id));
         }
+        // What its last owner knew, perhaps from before they were.
+        let gone = Arc::clone(&self.agreed.gone);
+        self.one(now, id, shard::Input::Gone(gone), effects);
         self.tell_agreed(now, id, effects);
         for (from, request) in self.waiting.remove(&id).unwrap_or_default() {
             self.request(now, from, id, request, effects);
+        }
+    }
+
+    /// More gateways are gone than before.
+    fn lose(&mut self, now: Timestamp, before: &Arc<Gone>, effects: &mut Vec<Effect>) {
+        let gone = Arc::clone(&self.agreed.gone);
+        if !Arc::ptr_eq(&gone, before) {
+            self.all(now, || shard::Input::Gone(Arc::clone(&gone)), effects);
         }
     }
 
@@ -402,7 +415,11 @@ impl Shards {
         request: Request,
         effects: &mut Vec<Effect>,
     ) {
-        if let Request::Inspect {
+        if let Some(through) = self.agreed.gone.through(&from) {
+            // Its publish table has gone, so what it asks again would be done again.
+            let reply = Reply::DeclaredGone { through };
+            effects.push(Effect::Reply { to: from, reply });
+        } else if let Request::Inspect {
             id,
             question: Question::Channel { key },
         } = &request
@@ -433,7 +450,8 @@ impl Shards {
     }
 
     fn follow(&mut self, now: Timestamp, agreed: Arc<Agreed>, effects: &mut Vec<Effect>) {
-        self.agreed = agreed;
+        let before = std::mem::replace(&mut self.agreed, agreed);
+        self.lose(now, &before.gone, effects);
         let map = Arc::clone(&self.agreed.map);
         // What was begun under a fence that the map does not have yet stays.
         let is_over = |id: &ShardId, shard: &Shard| match map.owner(*id) {

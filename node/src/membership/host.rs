@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use futures_util::future::{BoxFuture, join_all};
-use proto::id::{ClusterUuid, Incarnation, NodeId, NodeRef};
+use proto::id::{ClusterUuid, GatewayRef, Incarnation, NodeId, NodeRef};
 use proto::message::{Answer, Question};
 use proto::time::Timestamp;
 use tokio::sync::{Notify, mpsc, watch};
@@ -17,8 +17,11 @@ use super::leases::Leases;
 use super::{Identity, MembershipConfig};
 use crate::addresses::Addresses;
 use crate::core::cluster::{Cluster, Command, Outcome, RaftId, Registration};
+use crate::core::detection::bus::Buses;
+use crate::core::detection::judge::Judge;
 use crate::core::detection::{Beats, Cause, Leader, Out};
 use crate::core::formation::{Pledge, Status, may_pledge, may_release};
+use crate::core::gateways::Silence;
 use crate::core::gossip::{News, Rumours};
 use crate::core::lease::{Grant, NODE_LEASE};
 use crate::peers::Peers;
@@ -60,8 +63,16 @@ pub(crate) struct Host {
     /// What every voter hears of every node.
     pub(super) beats: Mutex<Beats>,
     pub(super) leases: Leases,
+    judges: Mutex<Judges>,
     news: OnceLock<watch::Sender<News>>,
     changing: Mutex<Changing>,
+}
+
+/// What nodes have said of the bus, for when this one leads.
+#[derive(Debug, Default)]
+struct Judges {
+    gateways: Judge,
+    buses: Buses,
 }
 
 #[derive(Default)]
@@ -106,6 +117,7 @@ impl Host {
             ways: OnceLock::new(),
             beats: Mutex::default(),
             leases: Leases::default(),
+            judges: Mutex::default(),
             news: OnceLock::new(),
             changing: Mutex::new(changing),
         })
@@ -319,14 +331,59 @@ impl Host {
         if standing.leads {
             return self.leases.ask(me, renewal)?.await.ok();
         }
-        let leader = standing.leader?;
-        let address = self.addresses.get(leader);
-        let address = address.or_else(|| consensus.address_of(leader))?;
+        let address = self.leader_of(&consensus)?;
         let call = Call::Renew(me, renewal);
         match self.peers()?.call(&address, &call, NODE_LEASE).await {
             Ok(Reply::Granted(grant)) => Some(grant),
             _ => None,
         }
+    }
+
+    /// Tells whoever leads which gateways this node does not hear. `None`: nobody
+    /// has taken note of it.
+    pub(crate) async fn report(&self, me: NodeRef, silence: Silence) -> Option<()> {
+        let consensus = self.consensus()?;
+        if consensus.standing().leads {
+            return self.judge(me, silence).then_some(());
+        }
+        let address = self.leader_of(&consensus)?;
+        let call = Call::Report(me, silence);
+        match self.peers()?.call(&address, &call, ASK).await {
+            Ok(Reply::Reported) => Some(()),
+            _ => None,
+        }
+    }
+
+    /// Where the leader is, as far as is known.
+    fn leader_of(&self, consensus: &Consensus) -> Option<String> {
+        let leader = consensus.standing().leader?;
+        let address = self.addresses.get(leader);
+        address.or_else(|| consensus.address_of(leader))
+    }
+
+    /// Takes note of what a node hears of gateways, if this one leads.
+    fn judge(&self, node: NodeRef, silence: Silence) -> bool {
+        let leads = self.consensus().is_some_and(|it| it.standing().leads);
+        if leads {
+            let (now, mut judges) = (Timestamp::now(), self.judges());
+            judges.buses.report(now, &node, silence.hears_echo);
+            judges.gateways.report(now, node, silence);
+        }
+        leads
+    }
+
+    /// Gateways to declare gone, after what nodes have said to this one.
+    pub(super) fn gone(&self, cluster: &Cluster) -> Vec<GatewayRef> {
+        self.judges().gateways.gone(Timestamp::now(), cluster)
+    }
+
+    /// What to have agreed of who is on the bus, after the same.
+    pub(super) fn buses(&self, cluster: &Cluster) -> Vec<(NodeRef, bool)> {
+        self.judges().buses.changes(Timestamp::now(), cluster)
+    }
+
+    fn judges(&self) -> MutexGuard<'_, Judges> {
+        self.judges.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Sends a sign of life to those who vote.

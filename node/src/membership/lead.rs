@@ -78,6 +78,8 @@ impl Leader {
             return consensus.set_voters(voters.clone()).await;
         }
         self.give_out(consensus, cluster, standing).await?;
+        self.bury(consensus, cluster).await?;
+        self.judge_buses(consensus, cluster).await?;
         self.move_shards(consensus, cluster, targets, standing)
             .await?;
         let listening = standing.members.difference(&standing.voters);
@@ -142,6 +144,39 @@ impl Leader {
             self.grant_again(consensus, term);
         }
         proposed
+    }
+
+    /// Gateways that a majority of the nodes does not hear.
+    async fn bury(&self, consensus: &Consensus, cluster: &Cluster) -> Result<(), ProposeError> {
+        let gone = self.host.gone(cluster);
+        if gone.is_empty() {
+            return Ok(());
+        }
+        for gateway in &gone {
+            let (id, incarnation) = (&gateway.id, gateway.incarnation.0);
+            tracing::warn!(gateway = %id, incarnation, "most nodes have not heard of this gateway for 2 s: it is declared gone, with all that it wanted; if it lives, it takes a new life");
+        }
+        consensus
+            .propose(Command::GatewaysGone(gone))
+            .await
+            .map(drop)
+    }
+
+    /// Nodes that the bus has left, or has come back to.
+    async fn judge_buses(
+        &self,
+        consensus: &Consensus,
+        cluster: &Cluster,
+    ) -> Result<(), ProposeError> {
+        for (node, hears) in self.host.buses(cluster) {
+            if hears {
+                tracing::info!(node = %node.id, "the node hears itself on the bus again, and takes its share");
+            } else {
+                tracing::warn!(node = %node.id, "the node lives, but does not hear itself on the bus, and most others do: it gives away its shards until it does");
+            }
+            consensus.propose(Command::Bus { node, hears }).await?;
+        }
+        Ok(())
     }
 
     /// Shards that have got where they should be.

@@ -80,8 +80,10 @@ impl Shown {
                 || known.applied != standing.applied
                 || known.voters != standing.voters;
             let map = Arc::clone(&self.map.borrow());
-            let rows_differ = known.cluster.rows_version() != cluster.rows_version();
-            if rows_differ || !Arc::ptr_eq(&known.agreed.map, &map) {
+            let differs = known.cluster.rows_version() != cluster.rows_version()
+                || !Arc::ptr_eq(&known.agreed.gone, cluster.gone())
+                || !Arc::ptr_eq(&known.agreed.map, &map);
+            if differs {
                 known.agreed = Arc::new(Agreed::of(cluster, map));
             }
             known.cluster = Arc::clone(cluster);
@@ -104,7 +106,8 @@ fn role(member: &Member, standing: &Standing) -> String {
         "learner"
     };
     let drains = if member.drains { ", drains" } else { "" };
-    format!("{role}{drains}")
+    let off_bus = if member.off_bus { ", off the bus" } else { "" };
+    format!("{role}{drains}{off_bus}")
 }
 
 fn set(shown: &watch::Sender<bool>, value: bool) {

@@ -9,6 +9,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::core::cluster::{Command, Outcome, RaftId, Registration};
 use crate::core::formation::{Pledge, Status};
+use crate::core::gateways::Silence;
 use crate::core::lease::Grant;
 pub(crate) use crate::core::wire::{decode, encode};
 
@@ -148,6 +149,8 @@ pub(crate) enum Call {
     Inspect(Question),
     /// Grant this life a lease, counted from now. The leader does.
     Renew(NodeRef, u64),
+    /// This life of a node hears nothing of these gateways. The leader judges.
+    Report(NodeRef, Silence),
 }
 
 /// The answer to a [`Call`].
@@ -174,6 +177,8 @@ pub(crate) enum Reply {
     Refused(String),
     /// To `Renew`.
     Granted(Grant),
+    /// To `Report`.
+    Reported,
 }
 
 #[cfg(test)]

@@ -304,6 +304,16 @@ fn golden_gone() {
     );
 }
 
+#[test]
+fn golden_declared_gone() {
+    check(
+        &replies(Reply::DeclaredGone {
+            through: Incarnation(7),
+        }),
+        expect!["0181a77265706c6965739492a66e6f64652d310307029181ad6465636c617265645f676f6e659107"],
+    );
+}
+
 fn map_update() -> MapUpdate {
     let row = Row {
         owner: 0,

@@ -127,7 +127,8 @@ impl World {
                 withheld = plan.withhold.clone();
                 let mut entries: Vec<_> = plan.entries().collect();
                 entries.extend(self.moves(at, cluster));
-                entries.into_iter().map(Command::Assign).collect()
+                let entries = entries.into_iter().map(Command::Assign);
+                entries.chain(self.bury(at, cluster)).collect()
             }
         };
         if commands.is_empty() {
@@ -277,6 +278,7 @@ impl World {
 
     pub(super) fn decide(&mut self, command: Command) -> Outcome {
         self.judge_assignments(&command);
+        self.judge_burial(&command);
         self.kill_next_owners(&command);
         let outcome = self.agreement.decide(command);
         for node in 0..self.nodes() {

@@ -89,14 +89,26 @@ impl World {
         for worker in woken.iter() {
             self.wake(at, worker.0);
         }
-        if std::mem::take(&mut self.gateway_out.found) {
+        let begins = std::mem::take(&mut self.gateway_out.found);
+        let goes_on = std::mem::take(&mut self.gateway_out.reborn);
+        if begins || goes_on {
             let slot = &self.slots[at];
             if let Program::Gateway(gateway) = &slot.program
                 && let Some(me) = gateway.me()
             {
-                self.trace.add(Fact::Started {
-                    process: slot.process,
-                    incarnation: me.incarnation.0,
+                let number = at - self.nodes();
+                self.lives_since[number] = self.now;
+                let incarnation = me.incarnation.0;
+                self.trace.add(if begins {
+                    Fact::Started {
+                        process: slot.process,
+                        incarnation,
+                    }
+                } else {
+                    Fact::Reborn {
+                        gateway: number as u8,
+                        incarnation,
+                    }
                 });
             }
         }

@@ -224,7 +224,7 @@ impl World {
                 Ticker::Gossip => node.gossip(now, gossip::Input::Tick, out),
                 Ticker::Tell => node.gossip(now, gossip::Input::Tell, out),
                 Ticker::Pairs => node.tick_pairs(now, &mut self.trace, out),
-                Ticker::Membership => {}
+                Ticker::Membership | Ticker::Report => {}
                 Ticker::Mesh => unreachable!("nodes have no mesh task"),
             },
             Program::Gateway(gateway) => gateway.tick(now, &mut self.gateway_out),
@@ -241,6 +241,9 @@ impl World {
                     if std::mem::take(&mut self.slots[at].stands_after_beat) {
                         self.pause(at);
                     }
+                }
+                if ticker == Ticker::Report {
+                    self.report(at);
                 }
                 if ticker == Ticker::Tell {
                     self.recruit(at);

@@ -86,7 +86,7 @@ impl World {
                     let later = |life: &GatewayRef| {
                         life.id == follower.id && life.incarnation > follower.incarnation
                     };
-                    if lives.iter().any(later) {
+                    if lives.iter().any(later) || node.is_gone(&follower) {
                         let gateway = follower.id.as_str()[1..].parse().unwrap_or(u8::MAX);
                         self.trace.add(Fact::Ghost {
                             node: at as u8,

@@ -105,7 +105,7 @@ impl Edge {
 }
 
 impl Asked {
-    fn request(&self, ticket: Ticket) -> Effect {
+    pub(super) fn request(&self, ticket: Ticket) -> Effect {
         Effect::Request {
             node: self.node.clone(),
             request: Request::Inspect {

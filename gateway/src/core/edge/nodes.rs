@@ -220,6 +220,14 @@ impl Nodes {
         self.heard.get_mut(node).map(|node| &mut node.link)
     }
 
+    /// This gateway begins another life: nodes number what they send to it anew.
+    /// What waits is asked for with everything else.
+    pub(super) fn begin_links(&mut self) {
+        for node in self.heard.values_mut() {
+            node.link = Link::default();
+        }
+    }
+
     /// Channels that waited for a link which is no more.
     pub(super) fn take_adrift(&mut self) -> Vec<(ShardId, ChannelKey)> {
         std::mem::take(&mut self.adrift)

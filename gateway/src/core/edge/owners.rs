@@ -237,6 +237,11 @@ impl Edge {
                     effects.push(Effect::Superseded { newer });
                 }
                 Reply::Gone { .. } => effects.push(Effect::Malformed),
+                Reply::DeclaredGone { through } => {
+                    self.begin_life(now, through, effects);
+                    // The rest is for the life before.
+                    return;
+                }
                 Reply::Unrepairable { below } => self.unrepairable(&from.id, below, effects),
             }
         }

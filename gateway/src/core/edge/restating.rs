@@ -38,7 +38,6 @@ impl Edge {
         fence: Fence,
         effects: &mut Vec<Effect>,
     ) {
-        let next = self.version + 1;
         let Some(shard) = self.shards.get_mut(usize::from(id.0)) else {
             effects.push(Effect::Malformed);
             return;
@@ -47,10 +46,21 @@ impl Edge {
             return;
         }
         // Taken: if it was not enough, the owner asks again and all is joined.
-        let fresh = shard
-            .rejoined
-            .take()
-            .filter(|(at, _)| now.since(*at) < FRESH);
+        let fresh = shard.rejoined.take();
+        let fresh = fresh.filter(|(at, _)| now.since(*at) < FRESH);
+        self.begin_restatement(id, fresh.map(|(_, version)| version), effects);
+    }
+
+    /// States everything, or what is not answered yet of joins from `fresh` on.
+    pub(super) fn begin_restatement(
+        &mut self,
+        id: ShardId,
+        fresh: Option<u64>,
+        effects: &mut Vec<Effect>,
+    ) {
+        let next = self.version + 1;
+        let shard = self.shard(id);
+        shard.rejoined = None;
         let unanswered =
             |(_, a): &(&ChannelKey, &Attachment)| fresh.is_none() || a.asked().is_some();
         let channels = shard.channels.iter().filter(unanswered);
@@ -60,7 +70,7 @@ impl Edge {
                 self.refresh_later(id, key.clone());
             }
         }
-        let since = fresh.map_or(next, |(_, version)| version);
+        let since = fresh.unwrap_or(next);
         self.restating.insert(id, Restating { since, left });
         self.end_restatement(id, effects);
     }

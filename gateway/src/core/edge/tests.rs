@@ -19,6 +19,7 @@ use super::*;
 mod asking;
 mod cluster;
 mod links;
+mod living;
 mod owners;
 mod restating;
 

@@ -430,27 +430,20 @@ fn gateway(id: &str, incarnation: u64) -> GatewayRef {
 }
 
 #[test]
-fn a_gateway_that_is_gone_and_its_earlier_lives_stay_gone() {
+fn gateways_are_declared_gone_together_and_once() {
     let mut cluster = Cluster::default();
-    let gone = |incarnation| Command::GatewayGone(gateway("g", incarnation));
-    assert_eq!(cluster.apply(5, gone(3)), Outcome::Done);
-    assert_eq!(cluster.apply(6, gone(2)), Outcome::Done);
-    let is_gone = |incarnation| cluster.is_gone(&gateway("g", incarnation));
-    assert_eq!([2, 3, 4].map(is_gone), [true, true, false]);
-    assert!(!cluster.is_gone(&gateway("h", 1)));
-    assert_eq!(cluster.gone().values().next().unwrap().index, 5);
-}
-
-#[test]
-fn what_was_declared_gone_first_is_forgotten_first() {
-    let mut cluster = Cluster::default();
-    let id = |at: u64| format!("g{at}");
-    for at in 0..=GONE_MAX as u64 {
-        cluster.apply(10 + at, Command::GatewayGone(gateway(&id(at), 1)));
-    }
-    assert_eq!(cluster.gone().len(), GONE_MAX);
-    assert!(!cluster.is_gone(&gateway(&id(0), 1)));
-    assert!(cluster.is_gone(&gateway(&id(1), 1)));
+    let both = || vec![gateway("g", 3), gateway("h", 1)];
+    let declare = |cluster: &mut Cluster, index| {
+        assert_eq!(
+            cluster.apply(index, Command::GatewaysGone(both())),
+            Outcome::Done
+        );
+        Arc::clone(cluster.gone())
+    };
+    let gone = declare(&mut cluster, 5);
+    assert!(both().iter().all(|gateway| gone.contains(gateway)));
+    let again = declare(&mut cluster, 6);
+    assert!(Arc::ptr_eq(&gone, &again), "who watches sees no news");
 }
 
 /// Rows were pairs once, and an assignment had three fields.

@@ -8,21 +8,12 @@ use proto::id::{GatewayRef, Incarnation, NodeId, NodeRef};
 use proto::time::Timestamp;
 
 use crate::core::cluster::Cluster;
+use crate::core::gateways::Silence;
 
+/// Gateways that one entry declares gone at most; the next follows at once.
+const GONE_PER_ENTRY: usize = 1_024;
 /// How long a report counts. Nodes have to report more often.
 pub const REPORT_LASTS: Duration = Duration::from_secs(1);
-
-/// What a node says of the gateways.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Report {
-    /// Which node.
-    pub from: NodeRef,
-    /// Whether its own beats come back to it from the bus. If not, everybody is
-    /// silent to it.
-    pub hears_echo: bool,
-    /// Those that have been silent for too long.
-    pub silent: BTreeSet<GatewayRef>,
-}
 
 /// See the [module](self).
 #[derive(Debug, Default)]
@@ -39,14 +30,14 @@ struct Heard {
 
 impl Judge {
     /// A node has said what it hears: only the last that it said counts.
-    pub fn report(&mut self, now: Timestamp, report: Report) {
-        let NodeRef { id, incarnation } = report.from;
+    pub fn report(&mut self, now: Timestamp, from: NodeRef, silence: Silence) {
+        let NodeRef { id, incarnation } = from;
         let known = self.reports.get(&id);
         if known.is_some_and(|known| known.incarnation > incarnation) {
             return;
         }
-        let silent = if report.hears_echo {
-            report.silent
+        let silent = if silence.hears_echo {
+            silence.gateways
         } else {
             BTreeSet::new()
         };
@@ -79,8 +70,8 @@ impl Judge {
         let majority = members.len() / 2 + 1;
         let silent = votes.into_iter().filter(|(_, votes)| *votes >= majority);
         let silent = silent.map(|(gateway, _)| gateway);
-        let new = silent.filter(|gateway| !cluster.is_gone(gateway));
-        new.cloned().collect()
+        let new = silent.filter(|gateway| !cluster.gone().contains(gateway));
+        new.take(GONE_PER_ENTRY).cloned().collect()
     }
 }
 
@@ -110,11 +101,10 @@ mod tests {
         }
     }
 
-    fn silent(from: NodeRef) -> Report {
-        Report {
-            from,
+    fn silent() -> Silence {
+        Silence {
             hears_echo: true,
-            silent: [gateway(1)].into(),
+            gateways: [gateway(1)].into(),
         }
     }
 
@@ -125,51 +115,51 @@ mod tests {
     #[test]
     fn a_majority_of_all_members_declares_a_gateway_gone_once() {
         let (mut cluster, mut judge) = (cluster(), Judge::default());
-        judge.report(at(0), silent(node("a", 2)));
-        judge.report(at(1), silent(node("a", 2)));
+        judge.report(at(0), node("a", 2), silent());
+        judge.report(at(1), node("a", 2), silent());
         assert_eq!(judge.gone(at(1), &cluster), [], "one node is no majority");
-        judge.report(at(2), silent(node("w", 4)));
+        judge.report(at(2), node("w", 4), silent());
         assert_eq!(judge.gone(at(2), &cluster), [gateway(1)]);
-        cluster.apply(9, Command::GatewayGone(gateway(1)));
+        cluster.apply(9, Command::GatewaysGone(vec![gateway(1)]));
         assert_eq!(judge.gone(at(2), &cluster), []);
     }
 
     #[test]
     fn whoever_does_not_hear_itself_says_nothing() {
         let (cluster, mut judge) = (cluster(), Judge::default());
-        judge.report(at(0), silent(node("a", 2)));
-        let deaf = Report {
+        judge.report(at(0), node("a", 2), silent());
+        let deaf = Silence {
             hears_echo: false,
-            ..silent(node("b", 3))
+            ..silent()
         };
-        judge.report(at(0), deaf);
+        judge.report(at(0), node("b", 3), deaf);
         assert_eq!(judge.gone(at(0), &cluster), []);
     }
 
     #[test]
     fn what_was_said_long_ago_or_taken_back_does_not_count() {
         let (cluster, mut judge) = (cluster(), Judge::default());
-        judge.report(at(0), silent(node("a", 2)));
-        judge.report(at(1_000), silent(node("b", 3)));
+        judge.report(at(0), node("a", 2), silent());
+        judge.report(at(1_000), node("b", 3), silent());
         assert_eq!(judge.gone(at(1_000), &cluster), [gateway(1)]);
         assert_eq!(judge.gone(at(1_001), &cluster), []);
-        judge.report(at(1_001), silent(node("a", 2)));
-        let hears = Report {
-            silent: BTreeSet::new(),
-            ..silent(node("b", 3))
+        judge.report(at(1_001), node("a", 2), silent());
+        let hears = Silence {
+            gateways: BTreeSet::new(),
+            ..silent()
         };
-        judge.report(at(1_001), hears);
+        judge.report(at(1_001), node("b", 3), hears);
         assert_eq!(judge.gone(at(1_001), &cluster), []);
     }
 
     #[test]
     fn only_members_in_their_present_lives_are_heard() {
         let (mut cluster, mut judge) = (cluster(), Judge::default());
-        judge.report(at(0), silent(node("a", 2)));
-        judge.report(at(0), silent(node("x", 1)));
-        judge.report(at(0), silent(node("b", 2)));
+        judge.report(at(0), node("a", 2), silent());
+        judge.report(at(0), node("x", 1), silent());
+        judge.report(at(0), node("b", 2), silent());
         assert_eq!(judge.gone(at(0), &cluster), []);
-        judge.report(at(0), silent(node("b", 9)));
+        judge.report(at(0), node("b", 9), silent());
         assert_eq!(judge.gone(at(0), &cluster), [], "not yet registered");
         cluster.apply(9, Command::Register(registration("b", 2)));
         assert_eq!(judge.gone(at(0), &cluster), [gateway(1)]);

@@ -61,6 +61,7 @@ fn agreed(owner: &str, fence: u64) -> Agreed {
             row,
             ..AgreedReplicas::default()
         }],
+        gone: Arc::default(),
     }
 }
 

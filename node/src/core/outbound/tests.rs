@@ -165,6 +165,29 @@ fn a_gateway_that_counts_as_gone_has_no_link_any_more() {
     assert_eq!(beats(&mut outbound), 0);
 }
 
+#[test]
+fn a_gateway_that_was_declared_gone_gets_no_link_and_is_answered_all_the_same() {
+    let mut outbound = outbound();
+    sent(&mut outbound, vec![deliver(1)]);
+    let mut gone = Gone::default();
+    gone.declare(1, gateway(1));
+    outbound.lose(Arc::new(gone));
+    assert_eq!(outbound.kept_bytes(), 0);
+    assert_eq!(sent(&mut outbound, vec![deliver(1)]), []);
+    let through = Incarnation(1);
+    let reply = Reply::DeclaredGone { through };
+    let effect = Effect::Reply {
+        to: gateway(1),
+        reply: reply.clone(),
+    };
+    let parcels = sent(&mut outbound, vec![effect]);
+    let [Message::Replies(replies)] = &messages(&parcels)[..] else {
+        panic!("one answer: {parcels:?}");
+    };
+    assert_eq!((replies.to, &replies.replies), (through, &vec![reply]));
+    assert_ne!(sent(&mut outbound, vec![deliver(2)]), []);
+}
+
 /// It was only cut off: it has counted, and goes on counting.
 #[test]
 fn a_gateway_that_comes_back_in_the_same_life_takes_what_comes_for_new() {

@@ -5,7 +5,7 @@
 //! recorded stays where it may: fewest moves. What gossip has given up is only
 //! not chosen anew.
 //!
-//! A shard **moves** when its owner drains, or to the node that owns least, while
+//! A shard **moves** when its owner drains or the bus has left it, or to the node that owns least, while
 //! another owns two more. Its owner then gets two standbys: the one to which it
 //! moves and the one that stays. When both are agreed to be in sync the leader
 //! makes the first the owner: [`moves`]. So a shard that moves is never held in
@@ -75,7 +75,7 @@ pub fn targets(cluster: &Cluster, given_up: &BTreeSet<RaftId>) -> Targets {
         let Some(target) = targets.get_mut(&shard) else {
             continue;
         };
-        if cluster.drains(&row.owner) {
+        if cluster.gives_away(&row.owner) {
             if room > 0 {
                 empty(row, target, &mut choice);
                 room -= usize::from(target.owner.is_some());
@@ -102,7 +102,7 @@ pub fn targets(cluster: &Cluster, given_up: &BTreeSet<RaftId>) -> Targets {
         let standby = targets
             .get(&shard)
             .and_then(|target| target.standby.as_ref());
-        !cluster.drains(&row.owner) && standby.is_none_or(|standby| row.is_in_sync(standby))
+        !cluster.gives_away(&row.owner) && standby.is_none_or(|standby| row.is_in_sync(standby))
     });
     if is_calm {
         spread(cluster, &mut choice, &mut targets);
@@ -147,9 +147,11 @@ pub fn remaining(cluster: &Cluster, given_up: &BTreeSet<RaftId>, node: &NodeRef)
 /// How many shards are not where they should be.
 pub fn unsettled(cluster: &Cluster, targets: &Targets) -> usize {
     let members = cluster.members().values();
-    let can_drain = members.filter(|m| !m.drains).any(|m| owner(m).is_some());
+    let can_drain = members
+        .filter(|m| !m.gives_away())
+        .any(|m| owner(m).is_some());
     let differs = |(shard, row): &(ShardId, &Row)| {
-        let drains = can_drain && cluster.drains(&row.owner);
+        let drains = can_drain && cluster.gives_away(&row.owner);
         drains
             || targets.get(shard).is_none_or(|target| {
                 let has_all = target.standbys().all(|node| row.is_in_sync(node));
@@ -169,8 +171,9 @@ fn owned(cluster: &Cluster) -> impl Iterator<Item = (ShardId, &Row)> {
 /// The standby that a shard has already and keeps: of two, one in another zone.
 fn recorded<'a>(cluster: &Cluster, choice: &Choice<'_>, row: &'a Row) -> Option<&'a NodeRef> {
     let standbys = row.standbys.iter().map(|standby| &standby.node);
-    let able = standbys
-        .filter(|node| node.id != row.owner.id && cluster.may_hold(node) && !cluster.drains(node));
+    let able = standbys.filter(|node| {
+        node.id != row.owner.id && cluster.may_hold(node) && !cluster.gives_away(node)
+    });
     able.min_by_key(|node| !choice.are_apart(node, &row.owner))
 }
 
@@ -267,8 +270,9 @@ struct Choice<'a> {
 impl<'a> Choice<'a> {
     fn new(cluster: &'a Cluster, given_up: &BTreeSet<RaftId>) -> Self {
         let members = cluster.members().values();
-        let able = members
-            .filter(|member| !member.drains && !given_up.contains(&member.registration.raft_id));
+        let able = members.filter(|member| {
+            !member.gives_away() && !given_up.contains(&member.registration.raft_id)
+        });
         let mut load: BTreeMap<NodeRef, usize> =
             able.filter_map(owner).map(|node| (node, 0)).collect();
         for row in cluster.rows().iter().flatten() {

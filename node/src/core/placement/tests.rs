@@ -559,7 +559,7 @@ fn nothing_moves_to_the_dead_and_only_once_they_have_all() {
     );
     // A restart takes it back.
     cluster.apply(502, Command::Register(registration("a", 2)));
-    assert!(!cluster.drains(&node("a", 502)));
+    assert!(!cluster.gives_away(&node("a", 502)));
     let stale = Command::Drain(node("a", 2));
     assert!(matches!(cluster.apply(503, stale), Outcome::Refused(_)));
 }

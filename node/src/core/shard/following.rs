@@ -7,6 +7,7 @@ use proto::time::Timestamp;
 
 use super::{Effect, Gateway, SILENT_MAX, Shard, Tenure};
 use crate::core::accord::Verdict;
+use crate::core::gone::Gone;
 use crate::core::interest::Change;
 
 impl Shard {
@@ -51,6 +52,19 @@ impl Shard {
                 self.silent.push_back((gateway.clone(), table));
             }
             self.drop_interest(now, &gateway.id, |_, _| true);
+        }
+    }
+
+    /// Lets go of everything of gateways that are gone. Their publish tables, too:
+    /// whoever is gone is not listened to, so nothing of theirs comes again.
+    pub(super) fn lose(&mut self, now: Timestamp, gone: &Gone) {
+        self.silent.retain(|(gateway, _)| !gone.contains(gateway));
+        let lost = self
+            .gateways
+            .extract_if(|_, known| gone.contains(&known.me));
+        let lost: Vec<GatewayId> = lost.map(|(id, _)| id).collect();
+        for id in lost {
+            self.drop_interest(now, &id, |_, _| true);
         }
     }
 

@@ -1,4 +1,5 @@
 use super::*;
+use crate::core::agreed::Replicas;
 use crate::core::lease::PairLease;
 use proto::id::{ClusterUuid, Incarnation};
 use proto::message::{
@@ -7,6 +8,7 @@ use proto::message::{
 use proto::position::Epoch;
 use proto::shard::{Row, ShardMap, Sharding};
 use proto::time::UnixTime;
+use std::time::Duration;
 
 const SHARDS: u16 = 4;
 
@@ -335,6 +337,88 @@ fn a_new_life_of_a_gateway_voids_the_old_one_in_all_shards() {
     assert_eq!(interest(&shards), 1);
     told(&mut shards, Input::Forget(gateway(2)));
     assert_eq!(interest(&shards), 0);
+}
+
+/// What is agreed with this map, and that one life of the gateway is over.
+fn bereft(map: &Arc<ShardMap>, incarnation: u64) -> Input {
+    let mut gone = Gone::default();
+    gone.declare(1, gateway(incarnation));
+    let agreed = Agreed {
+        gone: Arc::new(gone),
+        ..Agreed::alone(Arc::clone(map))
+    };
+    Input::Agreed(Arc::new(agreed))
+}
+
+/// Its publish table has gone with it: if it were listened to, what it sends
+/// again would be published again.
+#[test]
+fn a_gateway_that_is_gone_leaves_nothing_and_is_not_listened_to() {
+    let a = node("a", 1);
+    let map = map(1, [(&a, 1); 4]);
+    let mut shards = shards(ALL);
+    told(&mut shards, agreed(&map));
+    ask(&mut shards, gateway(1), 0, join(0, 1, 1));
+    let (_, offset) = published(&mut shards, 0, 1);
+    assert_eq!(offset, 1);
+    told(&mut shards, bereft(&map, 1));
+    let interest: usize = shards.served().map(|(_, shard)| shard.interest()).sum();
+    assert_eq!(interest, 0);
+    let told_gone = [Effect::Reply {
+        to: gateway(1),
+        reply: Reply::DeclaredGone {
+            through: Incarnation(1),
+        },
+    }];
+    assert_eq!(ask(&mut shards, gateway(1), 0, join(0, 1, 2)), told_gone);
+    assert!(joined(&ask(&mut shards, gateway(2), 0, join(0, 1, 3))).is_ok());
+}
+
+#[test]
+fn what_waited_for_a_shard_is_not_done_if_who_asked_is_gone() {
+    let (a, b) = (node("a", 1), node("b", 1));
+    let mut shards = shards(ALL);
+    let first = map(1, [(&b, 1); 4]);
+    told(&mut shards, agreed(&first));
+    let promoted = |incarnation| {
+        let mut gone = Gone::default();
+        gone.declare(1, gateway(incarnation));
+        let replicas = Replicas {
+            promoted: true,
+            ..Replicas::default()
+        };
+        Input::Agreed(Arc::new(Agreed {
+            map: map(2, [(&a, 2); 4]),
+            shards: vec![replicas; 4],
+            gone: Arc::new(gone),
+        }))
+    };
+    told(&mut shards, promoted(0));
+    assert_eq!(ask(&mut shards, gateway(1), 0, join(0, 2, 1)), [], "waits");
+    told(&mut shards, promoted(1));
+    let tenure = Tenure {
+        shard: ShardId(0),
+        fence: Fence(2),
+        owner: a,
+        cluster: ClusterUuid(1),
+    };
+    let succession = Succession {
+        tenure,
+        shard: None,
+        is_released: false,
+        after: Duration::ZERO,
+    };
+    let effects = told(&mut shards, Input::Begin(Box::new(succession)));
+    let gone = |effect: &Effect| {
+        matches!(
+            effect,
+            Effect::Reply {
+                reply: Reply::DeclaredGone { .. },
+                ..
+            }
+        )
+    };
+    assert_eq!(effects.iter().filter(|effect| gone(effect)).count(), 1);
 }
 
 #[test]

@@ -8,6 +8,7 @@ use proto::id::{ClusterUuid, NodeRef};
 use super::{ASK, CALLERS_MAX, Host};
 use crate::core::cluster::{Command, RaftId, Registration};
 use crate::core::formation::{Succession, succession};
+use crate::core::gateways::Silence;
 use crate::core::gossip::Rumour;
 use crate::peers::Serve;
 use crate::peers::ways::Way;
@@ -78,6 +79,7 @@ impl Host {
             Call::Join(registration) => self.take_join(&from, registration).await,
             Call::Propose(command) => self.take_proposal(&from, command).await,
             Call::Renew(node, renewal) => self.take_renewal(&from, node, renewal).await,
+            Call::Report(node, silence) => self.take_report(&from, node, silence),
             Call::Inspect(question) => match self.inspect.get() {
                 Some(inspect) => Reply::Inspected(inspect(question).await),
                 None => Reply::Refused("the node does not serve yet".into()),
@@ -98,6 +100,17 @@ impl Host {
             Some(grant) => Reply::Granted(grant),
             None => Reply::Refused("this node does not lead, or not for certain".into()),
         }
+    }
+
+    /// On the leader: what another node hears of gateways.
+    fn take_report(&self, from: &Hello, node: NodeRef, silence: Silence) -> Reply {
+        if from.name != node.id {
+            return Reply::Refused("nodes say what they hear themselves only".into());
+        }
+        if !self.judge(node, silence) {
+            return Reply::Refused("this node does not lead".into());
+        }
+        Reply::Reported
     }
 
     async fn take_raft(&self, cluster: ClusterUuid, to: RaftId, rpc: &[u8]) -> Reply {

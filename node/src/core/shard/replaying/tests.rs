@@ -304,6 +304,7 @@ fn agreed(owner: &NodeRef, fence: u64) -> Agreed {
             },
             ..AgreedReplicas::default()
         }],
+        gone: Arc::default(),
     }
 }
 
