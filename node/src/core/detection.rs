@@ -181,16 +181,24 @@ impl Beats {
         me: RaftId,
         voters: &BTreeSet<RaftId>,
     ) -> bool {
-        self.has_heard_majority(now, cluster, me, voters, NODE_SILENCE)
+        let is_there = |node: &NodeRef| !self.is_silent(now, node, NODE_SILENCE);
+        self.are_majority(cluster, me, voters, is_there)
     }
 
-    fn has_heard_majority(
+    /// Whether this node, as the leader, may judge by the silence of others. Who
+    /// has only just become a member has not been heard for that.
+    fn may_judge(&self, now: Timestamp, cluster: &Cluster, leader: Leader<'_>) -> bool {
+        let has_beaten = |node: &NodeRef| self.heard.get(node).is_some_and(|heard| heard.once);
+        let is_heard = |node: &NodeRef| has_beaten(node) && !self.is_silent(now, node, FRESH);
+        self.are_majority(cluster, leader.me, leader.voters, is_heard)
+    }
+
+    fn are_majority(
         &self,
-        now: Timestamp,
         cluster: &Cluster,
         me: RaftId,
         voters: &BTreeSet<RaftId>,
-        within: Duration,
+        is_heard: impl Fn(&NodeRef) -> bool,
     ) -> bool {
         // While founders register nobody has anything, and nobody is missed.
         if cluster.rows().iter().all(Option::is_none) {
@@ -203,7 +211,7 @@ impl Beats {
                 incarnation: member.incarnation,
             };
             let raft_id = member.registration.raft_id;
-            let is_heard = !self.left.contains(&node) && !self.is_silent(now, &node, within);
+            let is_heard = !self.left.contains(&node) && is_heard(&node);
             voters.contains(&raft_id) && (raft_id == me || is_heard)
         });
         2 * heard.count() > voters.len()
@@ -231,8 +239,7 @@ impl Beats {
 
     /// All that are out and matter: members, owners and standbys.
     pub fn out(&self, now: Timestamp, cluster: &Cluster, leader: Leader<'_>) -> Out {
-        let Leader { me, since, voters } = leader;
-        let hears = self.has_heard_majority(now, cluster, me, voters, FRESH);
+        let hears = self.may_judge(now, cluster, leader);
         let rows = cluster.rows().iter().flatten();
         let named = rows.flat_map(|row| {
             let standbys = row.standbys.iter().map(|standby| &standby.node);
@@ -243,7 +250,7 @@ impl Beats {
         for node in all {
             if self.is_over(cluster, node) || hears && self.is_silent(now, node, NODE_SILENCE) {
                 out.dead.insert(node.clone());
-            } else if hears && self.is_leaseless(now, since, node) {
+            } else if hears && self.is_leaseless(now, leader.since, node) {
                 out.unreachable.insert(node.clone());
             }
         }
@@ -409,6 +416,40 @@ mod tests {
         let alone = [id("a")].into();
         go_on(&mut beats, &cluster, 2_100, 3_000, &[]);
         assert!(beats.hears_majority(at(3_000), &cluster, id("a"), &alone));
+    }
+
+    #[test]
+    fn one_that_has_only_just_registered_lets_a_deaf_leader_judge_nobody() {
+        let (mut cluster, mut beats) = (cluster(&["a", "b", "c"]), Beats::default());
+        let (a, b, c) = (node("a", 2), node("b", 3), node("c", 4));
+        cluster.apply(5, Command::Found(founding(1, 3)));
+        let first = Assignment {
+            shard: ShardId(0),
+            owner: b.clone(),
+            under: None,
+            version: None,
+            how: How::Afresh,
+        };
+        cluster.apply(6, Command::Assign(vec![first]));
+        let id = |name: &str| registration(name, 1).raft_id;
+        let voters = [id("a"), id("b"), id("c")].into();
+        let leader = Leader {
+            me: id("a"),
+            since: at(0),
+            voters: &voters,
+        };
+        go_on(&mut beats, &cluster, 0, 1_000, &[&a, &b, &c]);
+        go_on(&mut beats, &cluster, 1_100, 1_600, &[&a]);
+        cluster.apply(9, Command::Register(registration("c", 2)));
+        go_on(&mut beats, &cluster, 1_700, 1_700, &[&a]);
+        let out = |beats: &Beats| beats.out(at(1_700), &cluster, leader).dead;
+        assert_eq!(
+            out(&beats),
+            [].into(),
+            "it is the leader that hears nothing"
+        );
+        beats.beat(at(1_700), &node("c", 9), true);
+        assert_eq!(out(&beats), [b].into());
     }
 
     #[test]
