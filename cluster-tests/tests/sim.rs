@@ -244,3 +244,33 @@ fn silence_while_the_bus_is_away_does_not_count() {
 fn nothing_is_sent_again_in_another_life() {
     breaks(Mistake::ResentInNextLife, &["exactly_once"]);
 }
+
+#[test]
+fn a_gateway_that_wants_channels_of_a_new_owner_from_now_on_is_found() {
+    let promises = ["liveness", "acked_is_recoverable"];
+    breaks(Mistake::RestatedFromNow, &promises);
+}
+
+#[test]
+fn a_standby_that_is_promoted_while_it_is_filled_is_found() {
+    let promises = ["contiguous_offsets", "acked_survives_one_crash"];
+    breaks(Mistake::FillingPromoted, &promises);
+}
+
+#[test]
+fn a_restarted_node_that_goes_on_as_the_owner_is_found() {
+    // What it goes on with is nothing, under epochs that were there or not.
+    let promises = ["contiguous_offsets", "acked_survives_one_crash"];
+    breaks(Mistake::OwnershipKept, &promises);
+}
+
+#[test]
+fn an_owner_that_needs_no_lease_before_it_is_agreed_is_found() {
+    breaks(Mistake::PairByMap, &["one_owner"]);
+}
+
+#[test]
+fn an_owner_that_fans_out_before_its_standby_confirms_is_found() {
+    let promises = ["contiguous_offsets", "same_order_everywhere"];
+    breaks(Mistake::FannedOutEarly, &promises);
+}

@@ -392,8 +392,14 @@ impl Drawing<'_> {
         }
         let process = self.process();
         let decided = self.random.chance(400);
-        // Some end just when others have taken over.
-        let lengths = [(10, 100), (10, 1_000), (700, 1_300), (10, 8_000)];
+        // Some end just when others have taken over, some only after every lease.
+        let lengths = [
+            (10, 100),
+            (10, 1_000),
+            (700, 1_300),
+            (10, 8_000),
+            (3_500, 7_000),
+        ];
         let (shortest, longest) = *self.random.pick(&lengths);
         self.window(shortest, longest, Fault::Pause { process, decided });
     }

@@ -22,7 +22,7 @@ use proto::position::Position;
 use proto::subject::Address;
 use proto::time::Timestamp;
 
-use super::mistakes::{self, Mistake, Unanswered, Windows};
+use super::mistakes::{self, FirstJoins, Mistake, Unanswered, Windows};
 use super::network::Subject;
 use super::trace::{Answer, Connection, Fact, Order, Trace};
 use super::worker::{Mail, Told, Worker};
@@ -68,6 +68,8 @@ struct Serving {
     windows: Windows,
     /// For [`Mistake::ResentInNextLife`].
     unanswered: Unanswered,
+    /// For [`Mistake::RestatedFromNow`].
+    first_joins: FirstJoins,
 }
 
 /// What a gateway wants sent, and what else has come of an input.
@@ -363,6 +365,7 @@ impl Gateway {
             links: BTreeMap::new(),
             windows: Windows::default(),
             unanswered: Unanswered::default(),
+            first_joins: FirstJoins::default(),
         };
         let before = mem::replace(&mut self.stage, Stage::Serving(Box::new(serving)));
         out.found = true;
@@ -428,6 +431,7 @@ impl Gateway {
             match effect {
                 Effect::Request { node, mut request } => {
                     mistakes::asked(self.mistake, &mut request);
+                    serving.first_joins.ask(self.mistake, &mut request);
                     let lost = self.leaves_lost && matches!(request, Request::Leave(_));
                     if !lost && mistakes::asks(self.mistake, &request) {
                         if self.mistake == Some(Mistake::ResentInNextLife) {

@@ -3,6 +3,8 @@
 //! Each is a wrapper around what goes into a core or comes out of it, or
 //! changes a message on its way. The product has no switch for any of them.
 
+mod owning;
+
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
 
@@ -22,6 +24,8 @@ use proto::subject::Address;
 use proto::time::Timestamp;
 
 use super::worker::{Mail, Told, Worker};
+
+pub use owning::FirstJoins;
 
 /// What is done wrong.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -87,11 +91,30 @@ pub enum Mistake {
     OutageIsSilence,
     /// A gateway that begins a new life sends again in it what was on its way.
     ResentInNextLife,
+    /// A gateway wants a channel of a new owner from now on, and not from what it
+    /// has delivered.
+    RestatedFromNow,
+    /// A standby is taken for in sync as soon as its filling begins.
+    FillingPromoted,
+    /// A node that was restarted goes on as the owner of what it had.
+    OwnershipKept,
+    /// A leader goes on granting leases to those whose shards it gives away. Not
+    /// found within as many seeds as the others.
+    GrantedMeanwhile,
+    /// Of all earlier owners of a shard only the last one's lease is waited for.
+    /// Not found within as many seeds as the others.
+    EarlierNotWaited,
+    /// An owner needs the lease of a standby only while it is agreed, as far as
+    /// it has heard, that this one is in sync.
+    PairByMap,
+    /// Publications are handed to the links before they are confirmed; what
+    /// acknowledges them waits.
+    FannedOutEarly,
 }
 
 impl Mistake {
     /// All of them.
-    pub const ALL: [Self; 29] = [
+    pub const ALL: [Self; 36] = [
         Self::NoTailBeat,
         Self::UnversionedInterest,
         Self::NoDigests,
@@ -121,6 +144,13 @@ impl Mistake {
         Self::DeafJudges,
         Self::OutageIsSilence,
         Self::ResentInNextLife,
+        Self::RestatedFromNow,
+        Self::FillingPromoted,
+        Self::OwnershipKept,
+        Self::GrantedMeanwhile,
+        Self::EarlierNotWaited,
+        Self::PairByMap,
+        Self::FannedOutEarly,
     ];
 }
 

@@ -469,6 +469,7 @@ impl Node {
         }
         let mut effects = mem::take(&mut self.buffer);
         if let Some(agreed) = worker.agreed.take() {
+            let agreed = self.mistake.known(&self.me, agreed, &worker.shards);
             let input = Input::Agreed(agreed);
             worker.shards.handle(now, input, &mut effects);
         }
@@ -476,7 +477,7 @@ impl Node {
             if !effects.is_empty() {
                 let mut round = Vec::new();
                 for effect in effects.drain(..) {
-                    let Some(mut effect) = self.perform_beside(now, effect, out) else {
+                    let Some(mut effect) = self.perform_beside(now, effect, trace, out) else {
                         continue;
                     };
                     if self.tells(&mut effect, trace) {

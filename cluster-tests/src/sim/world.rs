@@ -9,6 +9,7 @@ mod leases;
 mod messages;
 mod processes;
 mod samples;
+mod timing;
 mod ways;
 mod weather;
 
@@ -41,6 +42,7 @@ use super::random::Random;
 use super::trace::{Channel, Connection, Fact, Order, Process, Trace};
 use super::workload;
 use super::workload::{CHANNELS, Client};
+use timing::Timing;
 use ways::{Passage, Ways};
 
 /// When the last fault ends.
@@ -87,6 +89,10 @@ enum Event {
     Start(usize),
     /// A process ends, in this life, and is started again.
     Die(usize, u32),
+    /// The same, but it is there again at once.
+    Blink(usize, u32),
+    /// A process that stands still goes on, in this life.
+    Wake(usize, u32),
     Stand(usize),
     Work(usize, u32, u8),
     Register(usize, u32),
@@ -268,6 +274,7 @@ pub struct World {
     differs: Vec<bool>,
     /// In so many of a thousand moves the next owner dies at once.
     moves_kill: u32,
+    timing: Timing,
     /// Every so many shards one has no standby.
     bare_every: Option<u16>,
     subscription_bound: usize,
@@ -349,6 +356,7 @@ impl World {
                 Profile::Crashes | Profile::Everything => *random.pick(&[0, 50, 300]),
                 _ => 0,
             },
+            timing: Timing::draw(&mut random, profile),
             bare_every: random.chance(400).then_some(2),
             subscription_bound: SUBSCRIPTION,
             lives_since: vec![Moment(0); usize::from(options.gateways)],
@@ -482,6 +490,8 @@ impl World {
                     self.end_by_itself(slot);
                 }
             }
+            Event::Blink(slot, life) => self.blink(slot, life),
+            Event::Wake(slot, life) => self.go_on(slot, life),
             Event::Stand(window) => {
                 let fault = self.plan.windows[window].fault;
                 if let (true, Fault::Pause { process, .. }) = (self.open[window], fault) {

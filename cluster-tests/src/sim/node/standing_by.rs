@@ -5,7 +5,7 @@ use std::sync::Arc;
 use node::core::agreed::Agreed;
 use node::core::cluster::Cluster;
 use node::core::lease::{Grant, RENEW_PACE};
-use node::core::pairs;
+use node::core::pairs::{self, Part};
 use node::core::placement::Targets;
 use node::core::replicas::{self, Succession};
 use node::core::replication::Leases;
@@ -64,10 +64,12 @@ impl Node {
 
     /// What this node may do as an owner.
     fn leases(&self) -> Leases {
-        Leases {
+        let mut leases = Leases {
             node: self.lease.until(self.applied).unwrap_or(Timestamp(0)),
             pairs: self.pairs.leases(),
-        }
+        };
+        self.mistake.leases(&self.me, &self.agreed, &mut leases);
+        leases
     }
 
     /// Whether the leader lets this node serve.
@@ -223,15 +225,44 @@ impl Node {
         }
     }
 
+    /// Delivers what is not confirmed, by mistake.
+    fn fan_out(&mut self, now: Timestamp, part: &Part, trace: &mut Trace) {
+        let shards = &self.workers[usize::from(part.shard.0) % WORKERS].shards;
+        let effects = self.mistake.fanned_out(now, part, shards);
+        for effect in &effects {
+            let Effect::Deliver { entry, .. } = effect else {
+                continue;
+            };
+            let position = Position {
+                epoch: entry.epoch,
+                offset: entry.publication.offset,
+            };
+            if !trace.is_inherited(&position) {
+                trace.inherit(Fact::Published {
+                    node: self.number,
+                    fence: entry.fence.0,
+                    channel: workload::channel_of(&entry.key),
+                    position,
+                    order: order_of(&entry.publication),
+                });
+            }
+        }
+        self.effects.push_back(effects);
+    }
+
     /// Performs what is not for the egress.
     pub(super) fn perform_beside(
         &mut self,
         now: Timestamp,
         effect: Effect,
+        trace: &mut Trace,
         out: &mut Outgoing,
     ) -> Option<Effect> {
         match effect {
             Effect::Replicate { to, part } => {
+                let proposal = self.mistake.recruited(&self.agreed, &to, &part);
+                out.proposals.extend(proposal);
+                self.fan_out(now, &part, trace);
                 if self.mistake.is(Mistake::Unconfirmed) {
                     let confirmed = pairs::Confirmation {
                         shard: part.shard,

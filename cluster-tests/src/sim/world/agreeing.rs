@@ -134,13 +134,18 @@ impl World {
         if commands.is_empty() {
             return;
         }
-        if let Program::Node(node) = &mut self.slots[at].program {
+        if let Program::Node(node) = &mut self.slots[at].program
+            && self.options.mistake != Some(Mistake::GrantedMeanwhile)
+        {
             node.table.stop_granting(&withheld);
         }
+        let (at_least, at_most) = match self.wake_given_up(&withheld) {
+            true => (100_000, 300_000),
+            false => (500, *self.random.pick(&[5_000, 20_000, 300_000])),
+        };
+        let soon = self.soon(at_least, at_most);
         self.agreement.proposing[at] = true;
         let life = self.slots[at].life;
-        let at_most = *self.random.pick(&[5_000, 20_000, 300_000]);
-        let soon = self.soon(500, at_most);
         let proposal = Proposal {
             by: at,
             life,
@@ -156,9 +161,16 @@ impl World {
         let Program::Node(node) = &self.slots[at].program else {
             return placement::Plan::default();
         };
-        let in_haste = self.options.mistake == Some(Mistake::LapseNotWaited);
-        let lapsed =
-            |owner: &NodeRef, told| in_haste || node.table.lapsed_unless_told(now, owner, told);
+        let mistake = self.options.mistake;
+        let lapsed = |owner: &NodeRef, told| {
+            let is_not_asked = match mistake {
+                Some(Mistake::LapseNotWaited) => true,
+                // It is of earlier owners that some may have been told.
+                Some(Mistake::EarlierNotWaited) => told != u64::MAX,
+                _ => false,
+            };
+            is_not_asked || node.table.lapsed_unless_told(now, owner, told)
+        };
         let seen = placement::Seen {
             out: self.out(at, node, cluster),
             lapsed: &lapsed,
@@ -235,6 +247,9 @@ impl World {
             if !withheld.is_empty() {
                 self.catch_up(by);
             }
+            if plan.is_none() {
+                self.strike_proposer(by);
+            }
         }
         if let Program::Node(node) = &mut self.slots[by].program {
             node.table.grant_again(&withheld);
@@ -280,6 +295,7 @@ impl World {
         self.judge_assignments(&command);
         self.judge_burial(&command);
         self.kill_next_owners(&command);
+        self.strike_promoted(&command);
         let outcome = self.agreement.decide(command);
         for node in 0..self.nodes() {
             let soon = self.soon(500, 30_000);
