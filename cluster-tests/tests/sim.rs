@@ -271,6 +271,7 @@ fn an_owner_that_needs_no_lease_before_it_is_agreed_is_found() {
 
 #[test]
 fn an_owner_that_fans_out_before_its_standby_confirms_is_found() {
-    let promises = ["contiguous_offsets", "same_order_everywhere"];
+    // What waits for no confirmation waits for no lease either.
+    let promises = ["contiguous_offsets", "same_order_everywhere", "one_owner"];
     breaks(Mistake::FannedOutEarly, &promises);
 }
