@@ -8,6 +8,7 @@ use bytes::Bytes;
 use proto::channel::ChannelKey;
 use proto::position::{Epoch, Gap, Position};
 use proto::publication::Publication;
+use proto::shard::{Fence, ShardId};
 
 use crate::protocol::{Frame, pusher, sse};
 use crate::websocket;
@@ -19,6 +20,8 @@ pub struct Broadcast {
     pub key: ChannelKey,
     /// What happened.
     pub content: Content,
+    /// The shard that is told what became of it, and under which fence it came.
+    pub origin: Option<(ShardId, Fence)>,
     position: Position,
     websocket: OnceLock<Bytes>,
     positioned: OnceLock<Bytes>,
@@ -46,6 +49,15 @@ impl Broadcast {
         Self::new(key, position, Content::Publication(publication))
     }
 
+    /// The same, for a shard whose owner is told what became of it.
+    #[must_use]
+    pub fn from(self, shard: ShardId, fence: Fence) -> Self {
+        Self {
+            origin: Some((shard, fence)),
+            ..self
+        }
+    }
+
     /// A gap.
     pub fn gap(key: ChannelKey, gap: Gap) -> Self {
         Self::new(key, gap.latest, Content::Gap(gap))
@@ -55,6 +67,7 @@ impl Broadcast {
         Self {
             key,
             content,
+            origin: None,
             position,
             websocket: OnceLock::new(),
             positioned: OnceLock::new(),

@@ -12,8 +12,9 @@ use proto::channel::ChannelKey;
 use proto::codec;
 use proto::error::ErrorCode;
 use proto::id::{ClusterUuid, GatewayRef, NodeId};
-use proto::message::{Answer, GatewayBeat, Message, Question, Request, Requests};
+use proto::message::{Answer, Fanout, GatewayBeat, Message, Question, Request, Requests};
 use proto::position::Position;
+use proto::shard::{Fence, ShardId};
 use proto::subject::{Address, ClusterName, Subject};
 use proto::time::Timestamp;
 use tokio::sync::{mpsc, oneshot, watch};
@@ -67,6 +68,8 @@ pub(crate) enum Mail {
         worker: WorkerId,
         key: ChannelKey,
     },
+    /// Publications have been spread over connections.
+    Spread(Vec<(ShardId, Fence, Fanout)>),
     Ask {
         question: Question,
         answer: oneshot::Sender<Answer>,
@@ -276,6 +279,17 @@ impl Mesh {
                     cursor,
                 },
                 Mail::Unfollow { worker, key } => Input::Unfollow { worker, key },
+                Mail::Spread(all) => {
+                    for (shard, fence, fanout) in all {
+                        let input = Input::Spread {
+                            shard,
+                            fence,
+                            fanout,
+                        };
+                        self.edge.handle(now, input, effects);
+                    }
+                    continue;
+                }
                 Mail::Ask { question, answer } => {
                     self.tickets += 1;
                     let ticket = Ticket(self.tickets);
@@ -313,6 +327,9 @@ impl Mesh {
                     }
                 }
                 Effect::Beat(beat) => self.beat(beat),
+                Effect::Counts(counts) => self
+                    .output
+                    .publish(Address::GatewayBeats, &Message::GatewayCounts(counts)),
                 Effect::Step { key, step } => self.tell_workers(key, step, workers).await,
                 Effect::LinkGap { node, missed } => {
                     self.output.metrics.link_gaps.inc();
@@ -396,7 +413,9 @@ impl Mesh {
                 epoch,
                 publication,
             } => {
+                let (shard, fence) = self.edge.place_of(&key);
                 let broadcast = Broadcast::publication(key, epoch, publication);
+                let broadcast = broadcast.from(shard, fence);
                 (workers, worker::Mail::Broadcast(Arc::new(broadcast)))
             }
             Step::Gap { workers, gap } => {

@@ -263,7 +263,7 @@ impl Metrics {
             Message::NodeBeat(_) => self.bus_beats.inc(),
             Message::Map(_) => self.bus_maps.inc(),
             // For nodes; counted as malformed.
-            Message::Requests(_) | Message::GatewayBeat(_) => {}
+            Message::Requests(_) | Message::GatewayBeat(_) | Message::GatewayCounts(_) => {}
         }
     }
 

@@ -93,6 +93,15 @@ impl Agreement {
         earlier.map_or(Cause::Silence, |node| self.host.cause(&cluster, node))
     }
 
+    /// Whether the owner before the present one of a shard gives away all that it
+    /// has.
+    pub(crate) fn is_drained(&self, shard: ShardId) -> bool {
+        let cluster = Arc::clone(&self.known.borrow().cluster);
+        let row = cluster.rows().get(usize::from(shard.0));
+        let earlier = row.and_then(|row| row.as_ref()?.earlier.last());
+        earlier.is_some_and(|node| cluster.drains(node))
+    }
+
     /// Sends a sign of life to all who vote. Called on a runtime.
     pub(crate) fn beat(&self, beat: &Beat) {
         let voters = self.known.borrow().voters.clone();

@@ -11,7 +11,8 @@ use tokio::time::MissedTickBehavior;
 
 use crate::addresses::Addresses;
 use crate::core::cluster::RaftId;
-use crate::core::gossip::{self, Effect, Gossiper, Input, Members, News, Rumours};
+use crate::core::gossip::{self, Effect, Freshness, Gossiper, Input, Members, News, Rumours};
+use crate::metrics::GossipMetrics;
 use crate::peers::{Datagram, Peers};
 
 /// How exactly the protocol's timers are kept.
@@ -29,6 +30,7 @@ pub(crate) struct Gossip {
     /// Who else should be there.
     pub(crate) members: watch::Receiver<Members>,
     pub(crate) rumours: watch::Sender<Arc<Rumours>>,
+    pub(crate) metrics: GossipMetrics,
     /// For choices that should differ between nodes.
     pub(crate) seed: u64,
 }
@@ -40,6 +42,7 @@ impl Gossip {
         let members = self.members.borrow_and_update().clone();
         let mut gossip = gossip::Gossip::new(news, members, self.seed);
         let mut effects = Vec::new();
+        let mut freshness = Freshness::default();
         let mut tick = tokio::time::interval(TICK);
         tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let mut tell = tokio::time::interval(TELL);
@@ -55,6 +58,7 @@ impl Gossip {
                 }
                 next = self.datagrams.recv() => match next {
                     Some(next) => {
+                        self.metrics.received.inc();
                         from = Some(next.from);
                         datagram = next;
                         Input::Datagram(&datagram.bytes)
@@ -75,6 +79,14 @@ impl Gossip {
                 gossip.handle(now, Input::News(news), &mut effects);
             }
             gossip.handle(now, input, &mut effects);
+            for effect in &effects {
+                if let Effect::Rumours(rumours) = effect {
+                    let suspicions = freshness.hear(now, rumours);
+                    self.metrics.suspicions.inc_by(suspicions);
+                    let oldest = freshness.oldest(now, rumours).as_secs_f64();
+                    self.metrics.convergence.set(oldest);
+                }
+            }
             self.perform(&mut effects, from);
         }
     }
@@ -85,6 +97,7 @@ impl Gossip {
             match effect {
                 Effect::Send { to, bytes } => {
                     if let Some(address) = self.addresses.get(to) {
+                        self.metrics.sent.inc();
                         self.peers.datagram(&address, bytes);
                     }
                 }

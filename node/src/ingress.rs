@@ -8,7 +8,10 @@ use bytes::Bytes;
 use proto::bus::Subscription;
 use proto::codec;
 use proto::id::GatewayRef;
-use proto::message::{Answer, GatewayBeat, Message, NodeBeat, Question, Reply, Request, Requests};
+use proto::message::{
+    Answer, GatewayBeat, GatewayCounts, Message, NodeBeat, Question, Reply, Request, Requests,
+    ShardCounts,
+};
 use proto::namespace::Namespaces;
 use proto::shard::{ShardId, ShardMap};
 use proto::time::Timestamp;
@@ -156,6 +159,10 @@ impl Ingress {
                 self.metrics.bus.beats_heard.inc();
                 self.gateway_beat(beat).await
             }
+            Ok(Message::GatewayCounts(counts)) => {
+                self.metrics.bus.beats_heard.inc();
+                self.gateway_counts(counts).await
+            }
             Ok(Message::NodeBeat(beat)) => {
                 self.metrics.bus.beats_heard.inc();
                 self.node_beat(&beat)
@@ -224,6 +231,25 @@ impl Ingress {
             mail[self.worker(interest.shard)].push(Input::Beat { from, interest });
         }
         self.tell(mail).await
+    }
+
+    async fn gateway_counts(&self, counts: GatewayCounts) -> Result<(), End> {
+        // Of strangers the beats complain.
+        if counts.cluster != self.map().cluster {
+            return Ok(());
+        }
+        let mut mail: Vec<Vec<ShardCounts>> = self.workers.iter().map(|_| Vec::new()).collect();
+        for count in counts.counts {
+            mail[self.worker(count.shard)].push(count);
+        }
+        let from = counts.from;
+        for (worker, counts) in self.workers.iter().zip(mail) {
+            if !counts.is_empty() {
+                let mail = worker::Mail::Counts(from.clone(), counts);
+                worker.send(mail).await.map_err(|_| End::Stopped)?;
+            }
+        }
+        Ok(())
     }
 
     /// Acts on what the registry says of a gateway, and says whether the

@@ -1,17 +1,23 @@
 //! What a node counts. Per-shard handles are resolved when a shard starts, so
 //! that counting costs no look-up.
 
+mod agreeing;
+mod summary;
+
 use std::time::Duration;
 
 use prometheus::{
     Counter, CounterVec, Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec,
     IntGauge, IntGaugeVec, Opts, Registry, core::Collector,
 };
+use proto::message::Fanout;
 use proto::shard::ShardId;
 
 use crate::core::cluster::Row;
 use crate::core::detection::Cause;
 use crate::core::placement::{self, Targets};
+pub(crate) use agreeing::{GossipMetrics, RaftMetrics};
+use summary::{ShardSummaries, ShardSummary};
 
 /// How long confirmations take, for a histogram: a pair lease is 0.3.
 const LAG_SECONDS: [f64; 9] = [0.001, 0.002, 0.005, 0.01, 0.025, 0.05, 0.1, 0.3, 1.0];
@@ -25,6 +31,9 @@ pub struct Metrics {
     pub bus: BusMetrics,
     shard_publications: IntCounterVec,
     shard_fanout_messages: IntCounterVec,
+    shard_deliveries: IntCounterVec,
+    shard_fanout_share: ShardSummaries,
+    shard_fanout_seconds: ShardSummaries,
     shard_bytes: IntCounterVec,
     shard_channels: IntGaugeVec,
     shard_interest: IntGaugeVec,
@@ -51,8 +60,7 @@ pub struct Metrics {
     pub idempotency_full: IntCounter,
     /// Shards that this node took over as a standby.
     pub failovers: Failovers,
-    /// Shards that were given to this node.
-    pub moves: IntCounter,
+    moves: IntCounterVec,
     handoffs: HistogramVec,
     /// From sending a standby something until it has confirmed it.
     pub replication_lag: Histogram,
@@ -65,6 +73,17 @@ pub struct Metrics {
     pub stranger_gateways: IntCounter,
     /// Beats of nodes of another cluster.
     pub stranger_nodes: IntCounter,
+}
+
+/// Why a node begins with a shard for which it stood by.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Begun {
+    /// Its owner has released it: it gives away all that it has.
+    Drained,
+    /// Its owner has released it: this node is to have its share.
+    Balanced,
+    /// Its owner was lost.
+    TakenOver(Cause),
 }
 
 /// How long owners have lacked a lease.
@@ -139,6 +158,9 @@ pub struct ShardMetrics {
     pub publications: IntCounter,
     /// Link messages: publications times interested gateways.
     pub fanout_messages: IntCounter,
+    deliveries: IntCounter,
+    fanout_share: ShardSummary,
+    fanout_seconds: ShardSummary,
     /// Bytes of event data.
     pub bytes: IntCounter,
     /// Channels with state.
@@ -147,6 +169,15 @@ pub struct ShardMetrics {
     pub interest: IntGauge,
     /// Idempotency keys that are remembered.
     pub idempotency_keys: IntGauge,
+}
+
+impl ShardMetrics {
+    /// This has become of its publications, besides what was counted before.
+    pub fn spread(&self, fanout: Fanout) {
+        self.deliveries.inc_by(fanout.deliveries);
+        self.fanout_share.add(fanout.spreads, fanout.share_ppm);
+        self.fanout_seconds.add(fanout.spreads, fanout.busy_us);
+    }
 }
 
 impl Metrics {
@@ -164,6 +195,7 @@ impl Metrics {
                 IntGaugeVec::new(Opts::new(name, help), &["shard"])?,
             )
         };
+        let summaries = |name: &str, help: &str| add(registry, ShardSummaries::new(name, help)?);
         let received = counters(
             "dunlin_bus_messages_received_total",
             "Messages received from the bus.",
@@ -200,6 +232,25 @@ impl Metrics {
         );
         let paused = add(registry, CounterVec::new(paused, &["lease"])?)?;
         let gauge = |name: &str, help: &str| add(registry, IntGauge::new(name, help)?);
+        let moves = counters(
+            "dunlin_shard_moves_total",
+            "Shards that have moved to this node as planned, for their owner has stopped, and said so: it gives away all that it has (`drain`), or more than its share (`balance`).",
+            &["reason"],
+        )?;
+        let handoffs = HistogramVec::new(
+            HistogramOpts::new(
+                "dunlin_shard_handoff_duration_seconds",
+                "From when this node has heard that it is a shard's owner until it begins to serve it: as planned (`drain`, `balance`), or because its owner was lost (`failover`).",
+            )
+            .buckets(HANDOFF_SECONDS.into()),
+            &["reason"],
+        )?;
+        let handoffs = add(registry, handoffs)?;
+        for reason in ["drain", "balance"] {
+            moves.with_label_values(&[reason]);
+            handoffs.with_label_values(&[reason]);
+        }
+        handoffs.with_label_values(&["failover"]);
         Ok(Self {
             bus: BusMetrics {
                 requests: received.with_label_values(&[bus, "request"]),
@@ -221,6 +272,19 @@ impl Metrics {
                 "dunlin_shard_fanout_messages_total",
                 "Link messages of a shard: publications times interested gateways.",
                 &["shard"],
+            )?,
+            shard_deliveries: counters(
+                "dunlin_shard_deliveries_total",
+                "Publications of a shard times connections that they were written to or queued for, as gateways report it while this node owns the shard: some seconds late. Without what clients were given that had come back.",
+                &["shard"],
+            )?,
+            shard_fanout_share: summaries(
+                "dunlin_shard_fanout_share_ratio",
+                "Fraction of its connections that a gateway's worker had to send a publication of the shard to, of all publications and workers that had any.",
+            )?,
+            shard_fanout_seconds: summaries(
+                "dunlin_shard_fanout_seconds",
+                "How long a gateway's worker was busy with sending a publication of the shard to its connections, of all publications and workers that had any.",
             )?,
             shard_bytes: counters(
                 "dunlin_shard_bytes_total",
@@ -282,24 +346,8 @@ impl Metrics {
                     &["cause"],
                 )?,
             )?),
-            moves: add(
-                registry,
-                IntCounter::new(
-                    "dunlin_shard_moves_total",
-                    "Shards that have moved to this node as planned: their owner has stopped, and said so.",
-                )?,
-            )?,
-            handoffs: add(
-                registry,
-                HistogramVec::new(
-                    HistogramOpts::new(
-                        "dunlin_shard_handoff_duration_seconds",
-                        "From when this node has heard that it is a shard's owner until it begins to serve it.",
-                    )
-                    .buckets(HANDOFF_SECONDS.into()),
-                    &["reason"],
-                )?,
-            )?,
+            moves,
+            handoffs,
             replication_lag: add(
                 registry,
                 Histogram::with_opts(
@@ -323,14 +371,17 @@ impl Metrics {
         })
     }
 
-    /// This node begins with a shard for which it stood by; `None`: its owner has
-    /// released it.
-    pub fn begun(&self, after: Duration, failover: Option<Cause>) {
-        let (counter, reason) = match failover {
-            None => (&self.moves, "move"),
-            Some(cause) => (self.failovers.by(cause), "failover"),
+    /// This node begins with a shard for which it stood by.
+    pub fn begun(&self, after: Duration, why: Begun) {
+        let reason = match why {
+            Begun::Drained => "drain",
+            Begun::Balanced => "balance",
+            Begun::TakenOver(_) => "failover",
         };
-        counter.inc();
+        match why {
+            Begun::TakenOver(cause) => self.failovers.by(cause).inc(),
+            _ => self.moves.with_label_values(&[reason]).inc(),
+        }
         let took = self.handoffs.with_label_values(&[reason]);
         took.observe(after.as_secs_f64());
     }
@@ -342,6 +393,9 @@ impl Metrics {
         ShardMetrics {
             publications: self.shard_publications.with_label_values(&label),
             fanout_messages: self.shard_fanout_messages.with_label_values(&label),
+            deliveries: self.shard_deliveries.with_label_values(&label),
+            fanout_share: self.shard_fanout_share.of(shard),
+            fanout_seconds: self.shard_fanout_seconds.of(shard),
             bytes: self.shard_bytes.with_label_values(&label),
             channels: self.shard_channels.with_label_values(&label),
             interest: self.shard_interest.with_label_values(&label),
@@ -356,6 +410,7 @@ impl Metrics {
         let counters = [
             &self.shard_publications,
             &self.shard_fanout_messages,
+            &self.shard_deliveries,
             &self.shard_bytes,
         ];
         for counter in counters {
@@ -370,12 +425,16 @@ impl Metrics {
         for gauge in gauges {
             let _ = gauge.remove_label_values(&label);
         }
+        self.shard_fanout_share.remove(shard);
+        self.shard_fanout_seconds.remove(shard);
     }
 }
 
 /// What a node counts of its cluster.
 #[derive(Debug)]
 pub struct ClusterMetrics {
+    pub(crate) raft: RaftMetrics,
+    pub(crate) gossiping: GossipMetrics,
     is_leader: IntGauge,
     term: IntGauge,
     voters: IntGauge,
@@ -413,6 +472,8 @@ impl ClusterMetrics {
             gossip.with_label_values(&[state]).set(0);
         }
         Ok(Self {
+            raft: RaftMetrics::register(registry)?,
+            gossiping: GossipMetrics::register(registry)?,
             is_leader: gauge("dunlin_raft_is_leader", "1 on the node that leads.")?,
             term: gauge("dunlin_raft_term", "The term of Raft.")?,
             voters: gauge("dunlin_raft_voters", "Nodes that vote.")?,

@@ -5,7 +5,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use proto::channel::ChannelKey;
-use proto::message::{Answer, Published, Reply};
+use proto::id::GatewayRef;
+use proto::message::{Answer, Published, Reply, ShardCounts};
 use proto::namespace::Namespaces;
 use proto::shard::ShardId;
 use proto::time::Timestamp;
@@ -14,6 +15,7 @@ use tokio::time::MissedTickBehavior;
 
 use crate::beats::Turned;
 use crate::core::checkpoint::ShardCheckpoint;
+use crate::core::reports::Reports;
 use crate::core::shard::Effect;
 use crate::core::shards::{Input, Lease, Part, Shards};
 use crate::metrics::{Metrics, ShardMetrics};
@@ -42,6 +44,8 @@ const RECRUITS_MAX: usize = 64;
 pub(crate) enum Mail {
     /// In order.
     Inputs(Vec<Input>),
+    /// A gateway says what became of publications.
+    Counts(GatewayRef, Vec<ShardCounts>),
     /// Tell about a channel.
     Describe(ChannelKey, oneshot::Sender<Answer>),
     /// Serve nothing any more, say what was served, and end.
@@ -71,6 +75,7 @@ pub(crate) struct Worker {
     to_standbys: Vec<FromShard>,
     metrics: Arc<Metrics>,
     by_shard: BTreeMap<ShardId, ShardMetrics>,
+    reports: Reports,
     /// When it looked at leases last.
     looked_at: Timestamp,
     /// For how many ticks shards have lacked a standby.
@@ -101,6 +106,7 @@ impl Worker {
             to_standbys: Vec::new(),
             metrics,
             by_shard: BTreeMap::new(),
+            reports: Reports::default(),
             looked_at: Timestamp::now(),
             lacking: BTreeMap::new(),
         };
@@ -146,6 +152,10 @@ impl Worker {
                 }
                 mail = mail.recv() => match mail {
                     Some(Mail::Inputs(inputs)) => self.handle(inputs),
+                    Some(Mail::Counts(from, counts)) => {
+                        self.take_counts(&from, &counts);
+                        continue;
+                    }
                     Some(Mail::Describe(key, answer)) => {
                         // Whoever asked may have gone.
                         let _ = answer.send(self.shards.describe(&key));
@@ -224,6 +234,19 @@ impl Worker {
             }
         }
         effects
+    }
+
+    /// Counts what a gateway says became of what this worker has sent. Of what an
+    /// earlier owner has sent that one counts.
+    fn take_counts(&mut self, from: &GatewayRef, counts: &[ShardCounts]) {
+        for count in counts {
+            let shard = count.shard;
+            if self.shards.fence(shard) == Some(count.fence)
+                && let Some(metrics) = self.by_shard.get(&shard)
+            {
+                metrics.spread(self.reports.take(shard, from, count.fanout));
+            }
+        }
     }
 
     /// Says how it stands with shards that have lacked a standby for long, once.
@@ -325,11 +348,14 @@ impl Worker {
             }
             Effect::Reply { .. }
             | Effect::Acknowledge { .. }
-            | Effect::Forget(_)
             | Effect::Repair { .. }
             | Effect::Replicate { .. }
             | Effect::Propose(_)
             | Effect::Release { .. } => true,
+            Effect::Forget(gateway) => {
+                self.reports.forget(gateway);
+                true
+            }
             Effect::Under(leased) => {
                 leased.effects.retain_mut(|effect| self.count(effect));
                 true
@@ -359,6 +385,7 @@ impl Worker {
             Effect::Stopped(shard) => {
                 self.by_shard.remove(shard);
                 self.metrics.remove_shard(*shard);
+                self.reports.drop_shard(*shard);
                 self.metrics.shards_owned.dec();
                 // What is late for it is performed no more.
                 true

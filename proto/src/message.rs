@@ -36,6 +36,8 @@ pub enum Message {
     NodeBeat(NodeBeat),
     /// Gateway to all nodes.
     GatewayBeat(GatewayBeat),
+    /// Gateway to all nodes, with its beats.
+    GatewayCounts(GatewayCounts),
     /// Node to all gateways: the shard map has changed.
     Map(MapUpdate),
 }
@@ -442,6 +444,69 @@ pub struct ShardInterest {
     pub shard: ShardId,
     /// The channels that the gateway follows there.
     pub digest: InterestDigest,
+}
+
+/// What a gateway has done with what it got of some shards; other shards follow
+/// with the next beats. A message of its own, for a beat is understood as a whole
+/// or not at all.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct GatewayCounts {
+    /// The gateway.
+    pub from: GatewayRef,
+    /// Its cluster.
+    pub cluster: ClusterUuid,
+    /// What it counts of some shards.
+    pub counts: Vec<ShardCounts>,
+}
+
+/// What a gateway counts of a shard.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ShardCounts {
+    /// The shard.
+    pub shard: ShardId,
+    /// The fence under which all of it came.
+    pub fence: Fence,
+    /// All of it until now: one that is lost on the way is made up for by the
+    /// next.
+    pub fanout: Fanout,
+}
+
+/// What became of publications at a gateway's connections.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Fanout {
+    /// Publications times connections: written or queued.
+    pub deliveries: u64,
+    /// Publications times workers that had connections for them.
+    pub spreads: u64,
+    /// Of which fraction of a worker's connections each of these was for, in
+    /// millionths, summed up.
+    pub share_ppm: u64,
+    /// Microseconds that workers spent with them.
+    pub busy_us: u64,
+}
+
+impl Fanout {
+    /// Both together.
+    #[must_use]
+    pub fn and(self, other: Self) -> Self {
+        Self {
+            deliveries: self.deliveries.saturating_add(other.deliveries),
+            spreads: self.spreads.saturating_add(other.spreads),
+            share_ppm: self.share_ppm.saturating_add(other.share_ppm),
+            busy_us: self.busy_us.saturating_add(other.busy_us),
+        }
+    }
+
+    /// What has been added since an earlier count.
+    #[must_use]
+    pub fn since(self, earlier: Self) -> Self {
+        Self {
+            deliveries: self.deliveries.saturating_sub(earlier.deliveries),
+            spreads: self.spreads.saturating_sub(earlier.spreads),
+            share_ppm: self.share_ppm.saturating_sub(earlier.share_ppm),
+            busy_us: self.busy_us.saturating_sub(earlier.busy_us),
+        }
+    }
 }
 
 /// A set of channels: how many, and the exclusive or of their hashes. Kept up

@@ -457,7 +457,9 @@ impl Gateway {
                     serving.windows.see(self.mistake, &key, &step);
                     serving.step(key, step, out);
                 }
-                Effect::LinkGap { .. }
+                // Nothing is spread here.
+                Effect::Counts(_)
+                | Effect::LinkGap { .. }
                 | Effect::LinkRepaired { .. }
                 | Effect::LinkFallback { .. }
                 | Effect::Silence { .. }

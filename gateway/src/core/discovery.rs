@@ -159,7 +159,9 @@ impl Discovery {
             // Of links that served an earlier life, and of maps: the whole one
             // that is asked for is at least as new.
             Input::Message(Message::Batch(_) | Message::Repair(_) | Message::Map(_)) => {}
-            Input::Message(Message::Requests(_) | Message::GatewayBeat(_)) => {
+            Input::Message(
+                Message::Requests(_) | Message::GatewayBeat(_) | Message::GatewayCounts(_),
+            ) => {
                 effects.push(Effect::Malformed);
             }
             Input::Tick => self.tick(now, effects),

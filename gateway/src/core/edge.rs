@@ -7,7 +7,9 @@ use std::time::Duration;
 
 use proto::channel::ChannelKey;
 use proto::id::{ClusterUuid, GatewayRef, Incarnation, NodeId, NodeRef};
-use proto::message::{self, GatewayBeat, InterestDigest, Message, Question, Request};
+use proto::message::{
+    self, Fanout, GatewayBeat, GatewayCounts, InterestDigest, Message, Question, Request,
+};
 use proto::namespace::Namespaces;
 use proto::position::Position;
 use proto::recent::Recent;
@@ -94,6 +96,15 @@ pub enum Input {
         /// The channel.
         key: ChannelKey,
     },
+    /// A worker has spread publications over its connections.
+    Spread {
+        /// Of which shard they were.
+        shard: ShardId,
+        /// Under which fence they came.
+        fence: Fence,
+        /// What became of them.
+        fanout: Fanout,
+    },
     /// A person looks inside.
     Ask {
         /// Whom to tell.
@@ -129,6 +140,8 @@ pub enum Effect {
     /// Tell all nodes that this gateway is there; the number of connections
     /// is the shell's to fill in.
     Beat(GatewayBeat),
+    /// Tell all nodes what has become of what they sent.
+    Counts(GatewayCounts),
     /// Tell workers what happened in a channel.
     Step {
         /// The channel.
@@ -243,6 +256,9 @@ struct Shard {
     channels: HashMap<ChannelKey, Attachment>,
     /// Of `channels`.
     digest: InterestDigest,
+    /// What became of all that came under a fence, the highest of which anything
+    /// came.
+    spread: (Fence, Fanout),
     /// When all channels were last joined anew because of a new owner, and the
     /// lowest version of these joins.
     rejoined: Option<(Timestamp, u64)>,
@@ -296,6 +312,7 @@ impl Edge {
                 uplink: Uplink::new(*id),
                 channels: HashMap::new(),
                 digest: InterestDigest::default(),
+                spread: (Fence(0), Fanout::default()),
                 rejoined: None,
             })
             .collect();
@@ -342,6 +359,11 @@ impl Edge {
                 cursor,
             } => self.resume(now, worker, &key, cursor, effects),
             Input::Unfollow { worker, key } => self.unfollow(now, worker, &key),
+            Input::Spread {
+                shard,
+                fence,
+                fanout,
+            } => self.spread(shard, fence, fanout),
             Input::Ask { ticket, question } => self.ask_node(now, ticket, question, effects),
             Input::Message(Message::Batch(batch)) => self.batch(now, &batch, false, effects),
             Input::Message(Message::Repair(batch)) => self.batch(now, &batch, true, effects),
@@ -349,7 +371,9 @@ impl Edge {
             Input::Message(Message::NodeBeat(beat)) => self.node_beat(now, &beat, effects),
             Input::Message(Message::Map(update)) => self.map(now, None, &update, effects),
             // For nodes.
-            Input::Message(Message::Requests(_) | Message::GatewayBeat(_)) => {
+            Input::Message(
+                Message::Requests(_) | Message::GatewayBeat(_) | Message::GatewayCounts(_),
+            ) => {
                 effects.push(Effect::Malformed);
             }
             Input::Tick => self.tick(now, effects),
@@ -369,6 +393,12 @@ impl Edge {
     /// What channels keep, as a node last said.
     pub fn namespaces(&self) -> &Namespaces {
         &self.namespaces
+    }
+
+    /// In which shard a channel is, and under which fence its publications come.
+    pub fn place_of(&self, key: &ChannelKey) -> (ShardId, Fence) {
+        let shard = &self.shards[usize::from(self.sharding.shard_of(key).0)];
+        (shard.id, shard.floor)
     }
 
     /// The version of the map in use.

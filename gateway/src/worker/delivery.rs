@@ -1,8 +1,10 @@
 //! Spreading publications over connections.
 
 use std::sync::Arc;
+use std::time::Instant;
 
 use proto::channel::ChannelKey;
+use proto::message::Fanout;
 use proto::time::UnixTime;
 
 use super::socket::{Offered, Wire};
@@ -25,9 +27,20 @@ impl State {
                 break;
             };
             let direct = self.fanout.is_alone(&slice);
-            self.spread(&slice, direct);
+            let began = Instant::now();
+            let deliveries = self.spread(&slice, direct);
+            let mut fanout = Fanout {
+                deliveries,
+                busy_us: began.elapsed().as_micros() as u64,
+                ..Fanout::default()
+            };
             if slice.last {
-                self.observe(&slice);
+                self.observe(&slice, &mut fanout);
+            }
+            // Of one shard, and nearly always under one fence.
+            let origin = slice.broadcasts.iter().rev().find_map(|b| b.origin);
+            if let Some((shard, fence)) = origin {
+                self.add_spread(shard, fence, fanout);
             }
             room = room.saturating_sub(slice.slots.len().max(1));
             let unfollowed = self.fanout.done(&slice, &mut self.hub);
@@ -42,9 +55,9 @@ impl State {
         room < ROUND_VISITS
     }
 
-    /// Sends the publications of a slice to its connections. `direct`: there
-    /// is nothing to gather, so each is written at once.
-    fn spread(&mut self, slice: &Slice, direct: bool) {
+    /// Sends the publications of a slice to its connections, and says how many
+    /// that were. `direct`: there is nothing to gather, so each is written at once.
+    fn spread(&mut self, slice: &Slice, direct: bool) -> u64 {
         let mut counts = Counts::default();
         for slot in slice.slots.clone() {
             if let Some(recipient) = self.hub.subscriber(slice.channel, slot) {
@@ -55,6 +68,7 @@ impl State {
         if let Some(key) = self.hub.key(slice.channel).cloned() {
             self.count(&key, &counts);
         }
+        counts.delivered
     }
 
     pub(super) fn count(&self, key: &ChannelKey, counts: &Counts) {
@@ -148,7 +162,7 @@ impl State {
     }
 
     /// What a finished sweep tells about the worker.
-    fn observe(&self, slice: &Slice) {
+    fn observe(&self, slice: &Slice, fanout: &mut Fanout) {
         let recipients = slice.slots.end as f64;
         let all = self.sockets.len().max(1) as f64;
         let now = UnixTime::now();
@@ -157,9 +171,10 @@ impl State {
                 continue;
             };
             self.metrics.fanout_recipients.observe(recipients);
-            self.metrics
-                .fanout_share
-                .observe((recipients / all).min(1.0));
+            let share = (recipients / all).min(1.0);
+            self.metrics.fanout_share.observe(share);
+            fanout.spreads += 1;
+            fanout.share_ppm += (share * 1e6) as u64;
             let micros = now.0.saturating_sub(publication.accepted_at.0);
             self.metrics.e2e_latency.observe(micros as f64 / 1e6);
         }

@@ -9,6 +9,8 @@ use std::time::Duration;
 use bytes::Bytes;
 use proto::channel::ChannelKey;
 use proto::id::ConnectionId;
+use proto::message::Fanout;
+use proto::shard::{Fence, ShardId};
 use proto::time::Timestamp;
 use slab::Slab;
 
@@ -16,7 +18,7 @@ use super::channels::Untold;
 use super::socket::{Socket, Wire};
 use crate::Config;
 use crate::core::connection::Effect;
-use crate::core::fanout::Fanout;
+use crate::core::fanout;
 use crate::core::hub::{ConnectionIndex, Hub};
 use crate::core::workers::WorkerId;
 use crate::mesh;
@@ -45,7 +47,7 @@ pub(super) struct State {
     pub(super) gateway_half: u64,
     pub(super) accepted: u64,
     pub(super) hub: Hub,
-    pub(super) fanout: Fanout,
+    pub(super) fanout: fanout::Fanout,
     pub(super) sockets: Slab<Socket>,
     /// Connections with something to write, at the end of the slice.
     pub(super) dirty: Vec<usize>,
@@ -53,6 +55,11 @@ pub(super) struct State {
     pub(super) untold: BTreeMap<ChannelKey, Untold>,
     pub(super) effects: Vec<Effect>,
     pub(super) now: Timestamp,
+    /// What became of publications, that the mesh has not been told yet. By shard;
+    /// grows to as many as there are.
+    pub(super) spread: Vec<(Fence, Fanout)>,
+    /// The shards of which there is something in it.
+    pub(super) spread_in: Vec<ShardId>,
     /// Subscriptions and channels that the gauges know of.
     reported: (i64, i64),
 }
@@ -72,12 +79,14 @@ impl State {
             metrics,
             accepted: 0,
             hub: Hub::default(),
-            fanout: Fanout::default(),
+            fanout: fanout::Fanout::default(),
             sockets: Slab::new(),
             dirty: Vec::new(),
             untold: BTreeMap::new(),
             effects: Vec::new(),
             now: Timestamp::now(),
+            spread: Vec::new(),
+            spread_in: Vec::new(),
             reported: (0, 0),
         }
     }
@@ -87,6 +96,7 @@ impl State {
         let now = self.now;
         if keys.start == 0 {
             self.metrics_tick();
+            self.tell_spread();
         }
         for key in keys {
             let Some(socket) = self.sockets.get_mut(key) else {
@@ -117,6 +127,44 @@ impl State {
                         self.perform(key, effect);
                     }
                 }
+            }
+        }
+    }
+
+    /// Adds to what became of publications. A shard of which something came under
+    /// a higher fence begins anew: the earlier owner asks no more.
+    pub(super) fn add_spread(&mut self, shard: ShardId, fence: Fence, fanout: Fanout) {
+        let at = usize::from(shard.0);
+        if self.spread.len() <= at {
+            self.spread.resize(at + 1, (Fence(0), Fanout::default()));
+        }
+        let (of, counted) = &mut self.spread[at];
+        if fanout == Fanout::default() || fence < *of {
+            return;
+        }
+        if *counted == Fanout::default() {
+            self.spread_in.push(shard);
+        }
+        if fence > *of {
+            (*of, *counted) = (fence, fanout);
+        } else {
+            *counted = counted.and(fanout);
+        }
+    }
+
+    /// Tells the mesh what became of publications; later, if it has no room now.
+    fn tell_spread(&mut self) {
+        if self.spread_in.is_empty() {
+            return;
+        }
+        let of = |shard: &ShardId| {
+            let (fence, fanout) = self.spread[usize::from(shard.0)];
+            (*shard, fence, fanout)
+        };
+        let all = self.spread_in.iter().map(of).collect();
+        if self.mesh.try_tell(mesh::Mail::Spread(all)) {
+            for shard in self.spread_in.drain(..) {
+                self.spread[usize::from(shard.0)].1 = Fanout::default();
             }
         }
     }

@@ -67,9 +67,55 @@ impl Rumour {
 
 /// What is heard of a node that was given up.
 const DOWN: &str = "down";
+/// What is heard of a node that does not answer.
+const SUSPECT: &str = "suspect";
 
 /// What is heard of all nodes.
 pub type Rumours = BTreeMap<RaftId, Rumour>;
+
+/// When something new was last heard of each node, and who is suspected.
+#[derive(Debug, Default)]
+pub struct Freshness(BTreeMap<RaftId, Fresh>);
+
+#[derive(Debug)]
+struct Fresh {
+    edition: Option<(Incarnation, u64)>,
+    heard_at: Timestamp,
+    is_suspect: bool,
+}
+
+impl Freshness {
+    /// This is what is heard now: how many nodes are suspected that were not
+    /// before.
+    pub fn hear(&mut self, now: Timestamp, rumours: &Rumours) -> u64 {
+        self.0.retain(|node, _| rumours.contains_key(node));
+        let mut suspicions = 0;
+        for (node, rumour) in rumours {
+            let edition = rumour.news.as_ref().map(|n| (n.incarnation, n.edition));
+            let fresh = self.0.entry(*node).or_insert(Fresh {
+                edition,
+                heard_at: now,
+                is_suspect: false,
+            });
+            if fresh.edition != edition {
+                (fresh.edition, fresh.heard_at) = (edition, now);
+            }
+            let is_suspect = rumour.state == SUSPECT;
+            suspicions += u64::from(is_suspect && !fresh.is_suspect);
+            fresh.is_suspect = is_suspect;
+        }
+        suspicions
+    }
+
+    /// For how long nothing new has been heard of one that has not been given up,
+    /// and speaks of itself to others.
+    pub fn oldest(&self, now: Timestamp, rumours: &Rumours) -> Duration {
+        let seen = |node: &RaftId| rumours.get(node).is_some_and(Rumour::is_seen);
+        let others = self.0.iter().filter(|(node, _)| seen(node));
+        let ages = others.map(|(_, fresh)| now.since(fresh.heard_at));
+        ages.max().unwrap_or_default()
+    }
+}
 
 /// Who the members are, and in which life.
 pub type Members = Vec<(RaftId, Incarnation)>;
@@ -352,7 +398,7 @@ impl Gossip {
             let raft_id = member.id().raft_id;
             let state = match member.state() {
                 State::Alive => "alive",
-                State::Suspect => "suspect",
+                State::Suspect => SUSPECT,
                 State::Down => DOWN,
             };
             let news = heard.latest.get(&raft_id).cloned();
@@ -361,7 +407,10 @@ impl Gossip {
         let mut rumours: Rumours = self.foca.iter_membership_state().map(rumour).collect();
         let own = Rumour {
             state: "alive",
-            news: Some(self.own.clone()),
+            news: Some(News {
+                edition: self.edition,
+                ..self.own.clone()
+            }),
         };
         rumours.insert(self.me.raft_id, own);
         rumours
@@ -419,6 +468,28 @@ mod tests {
         assert!(is_taken(1, 2));
         assert!(!is_taken(2, 1));
         assert_eq!(newspaper.heard().latest.len(), 1);
+    }
+
+    #[test]
+    fn news_grow_old_and_suspicions_are_counted_once() {
+        let rumour = |state, edition| Rumour {
+            state,
+            news: Some(news(1, edition)),
+        };
+        let mut freshness = Freshness::default();
+        let mut hear = |at, state, edition| {
+            let rumours = Rumours::from([(1, rumour(state, edition))]);
+            let suspicions = freshness.hear(Timestamp(at), &rumours);
+            let oldest = freshness.oldest(Timestamp(at), &rumours);
+            (oldest.as_millis(), suspicions)
+        };
+        assert_eq!(hear(0, "alive", 1), (0, 0));
+        assert_eq!(hear(1_000, "alive", 2), (0, 0));
+        assert_eq!(hear(2_500, SUSPECT, 2), (1_500, 1));
+        assert_eq!(hear(3_000, SUSPECT, 2), (2_000, 0));
+        assert_eq!(hear(4_000, DOWN, 2), (0, 0), "it is given up");
+        assert_eq!(hear(5_000, "alive", 3), (0, 0));
+        assert_eq!(hear(6_000, SUSPECT, 4), (0, 1));
     }
 
     #[test]

@@ -55,6 +55,7 @@ pub mod publish_table;
 pub mod record;
 pub mod replicas;
 pub mod replication;
+pub mod reports;
 pub mod routing;
 pub mod shard;
 pub mod shards;

@@ -202,6 +202,11 @@ impl Shards {
         self.served.iter().map(|(id, shard)| (*id, shard))
     }
 
+    /// Under which fence a shard is served; `None`: it is not served here.
+    pub fn fence(&self, shard: ShardId) -> Option<Fence> {
+        self.served.get(&shard).map(Shard::fence)
+    }
+
     /// The shards whose standbys are not those that they should have, and who
     /// that is; those first for which nobody stands by.
     pub fn differing<'a>(

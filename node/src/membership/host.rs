@@ -24,6 +24,7 @@ use crate::core::formation::{Pledge, Status, may_pledge, may_release};
 use crate::core::gateways::Silence;
 use crate::core::gossip::{News, Rumours};
 use crate::core::lease::{Grant, NODE_LEASE};
+use crate::metrics::ClusterMetrics;
 use crate::peers::Peers;
 use crate::peers::ways::Way;
 use crate::peers::wire::{BEAT, Beat, Call, Reply, encode};
@@ -48,6 +49,7 @@ type Inspect = Arc<dyn Fn(Question) -> BoxFuture<'static, Answer> + Send + Sync>
 pub(crate) struct Host {
     pub(super) config: MembershipConfig,
     pub(super) store: Store,
+    pub(super) metrics: Arc<ClusterMetrics>,
     pub(super) addresses: Addresses,
     pub(super) gossip_members: watch::Sender<Vec<(RaftId, Incarnation)>>,
     pub(super) rumours: watch::Sender<Arc<Rumours>>,
@@ -97,6 +99,7 @@ impl Host {
         config: MembershipConfig,
         identity: Identity,
         store: Store,
+        metrics: Arc<ClusterMetrics>,
     ) -> Result<Self, StoreError> {
         let changing = Changing {
             member_of: store.get(MEMBER_OF)?,
@@ -106,6 +109,7 @@ impl Host {
         Ok(Self {
             config,
             store,
+            metrics,
             addresses: Addresses::default(),
             gossip_members: watch::Sender::new(Vec::new()),
             rumours: watch::Sender::new(Arc::default()),

@@ -43,6 +43,7 @@ pub(super) async fn enter(
         host.store.clone(),
         peers.clone(),
         host.addresses.clone(),
+        host.metrics.raft.clone(),
     )
     .await?;
     let founders = host

@@ -169,7 +169,7 @@ impl Membership {
         let store = Store::open(&config.data)?;
         let identity = identity(&store, &config)?;
         let reset_key = reset_key(&store)?;
-        let host = Arc::new(Host::new(config.clone(), identity, store)?);
+        let host = Arc::new(Host::new(config.clone(), identity, store, metrics)?);
         let (datagrams, heard) = mpsc::channel(DATAGRAMS);
         let node = Arc::clone(&host) as _;
         let peers = Peers::bind(config.quic, tls, &reset_key, node, datagrams);
@@ -219,7 +219,6 @@ impl Membership {
             host: Arc::clone(&host),
             peers,
             shown,
-            metrics,
         };
         tokio::spawn(async move {
             driver.run(heard, shutdown).await;
@@ -363,7 +362,6 @@ struct Driver {
     host: Arc<Host>,
     peers: Peers,
     shown: Shown,
-    metrics: Arc<ClusterMetrics>,
 }
 
 impl Driver {
@@ -495,6 +493,7 @@ impl Driver {
             news: self.host.begin_news(news),
             members: self.host.gossip_members.subscribe(),
             rumours: self.host.rumours.clone(),
+            metrics: self.host.metrics.gossiping.clone(),
             seed: host::random(),
         };
         tokio::spawn(gossip.run(shutdown));
@@ -571,7 +570,9 @@ impl Driver {
         self.host.tell_news(cluster);
         self.shown.show(cluster, standing, rumours);
         let targets = Arc::clone(&self.shown.known.borrow().targets);
-        self.metrics.observe(cluster, &targets, standing, rumours);
+        self.host
+            .metrics
+            .observe(cluster, &targets, standing, rumours);
     }
 }
 

@@ -9,6 +9,7 @@ use openraft::{AnyError, LogId, OptionalSend, RaftLogReader, StorageError, Stora
 use super::store::{Store, StoreError};
 use super::{Entry, Types};
 use crate::core::cluster::RaftId;
+use crate::metrics::RaftMetrics;
 
 pub(super) const VOTE: &str = "raft-vote";
 const COMMITTED: &str = "raft-committed";
@@ -20,6 +21,7 @@ pub(super) struct Log {
     pub(super) store: Store,
     /// Whose log it is.
     pub(super) me: RaftId,
+    pub(super) metrics: RaftMetrics,
 }
 
 type Result<T> = std::result::Result<T, StorageError<RaftId>>;
@@ -32,6 +34,10 @@ fn write_failed(error: StoreError) -> StorageError<RaftId> {
     StorageIOError::write_logs(AnyError::new(&error)).into()
 }
 
+fn index_of(entry: Option<LogId<RaftId>>) -> i64 {
+    entry.map_or(0, |entry| entry.index as i64)
+}
+
 impl Log {
     /// Writes beside the runtime: a write waits for the disk.
     async fn write(
@@ -39,7 +45,10 @@ impl Log {
         write: impl FnOnce(&Store) -> std::result::Result<(), StoreError> + Send + 'static,
     ) -> Result<()> {
         let store = self.store.clone();
-        match tokio::task::spawn_blocking(move || write(&store)).await {
+        let timer = self.metrics.fsync_duration.start_timer();
+        let written = tokio::task::spawn_blocking(move || write(&store)).await;
+        timer.observe_duration();
+        match written {
             Ok(written) => written.map_err(write_failed),
             Err(error) => Err(StorageIOError::write_logs(AnyError::new(&error)).into()),
         }
@@ -88,6 +97,7 @@ impl RaftLogStorage<Types> for Log {
     }
 
     async fn save_committed(&mut self, committed: Option<LogId<RaftId>>) -> Result<()> {
+        self.metrics.commit.set(index_of(committed));
         self.write(move |store| match committed {
             Some(committed) => store.put(COMMITTED, &committed),
             None => store.remove(COMMITTED),
@@ -96,7 +106,9 @@ impl RaftLogStorage<Types> for Log {
     }
 
     async fn read_committed(&mut self) -> Result<Option<LogId<RaftId>>> {
-        self.store.get(COMMITTED).map_err(read_failed)
+        let committed = self.store.get(COMMITTED).map_err(read_failed)?;
+        self.metrics.commit.set(index_of(committed));
+        Ok(committed)
     }
 
     /// Entries are on disk, so readable and durable, before this returns.
@@ -134,7 +146,12 @@ mod tests {
     async fn whoever_led_when_it_ended_begins_as_a_follower() {
         let scratch = Scratch::new("log-vote");
         let store = Store::open(&scratch.0).unwrap();
-        let mut log = Log { store, me: 1 };
+        let metrics = RaftMetrics::register(&prometheus::Registry::new()).unwrap();
+        let mut log = Log {
+            store,
+            me: 1,
+            metrics,
+        };
         for (vote, expected) in [
             (Vote::new_committed(7, 1), Vote::new(7, 1)),
             (Vote::new_committed(7, 2), Vote::new_committed(7, 2)),

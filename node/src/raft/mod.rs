@@ -21,6 +21,7 @@ use tokio::sync::watch;
 
 use crate::addresses::Addresses;
 use crate::core::cluster::{Cluster, Command, Outcome, RaftId};
+use crate::metrics::RaftMetrics;
 use crate::peers::Peers;
 use log::Log;
 use network::{Network, Rpc};
@@ -99,6 +100,7 @@ pub(crate) struct Consensus {
     me: RaftId,
     cluster: watch::Receiver<Arc<Cluster>>,
     muted: Arc<AtomicBool>,
+    metrics: RaftMetrics,
 }
 
 impl Consensus {
@@ -112,6 +114,7 @@ impl Consensus {
         store: Store,
         peers: Peers,
         addresses: Addresses,
+        metrics: RaftMetrics,
     ) -> Result<Self, StoreError> {
         let config = Config {
             cluster_name: cluster.to_string(),
@@ -126,7 +129,7 @@ impl Consensus {
         };
         let config = config.validate().expect("the constants are valid");
         let (shown, watched) = watch::channel(Arc::default());
-        let state = State::open(store.clone(), shown)?;
+        let state = State::open(store.clone(), shown, metrics.clone())?;
         let network = Network {
             peers,
             addresses,
@@ -139,6 +142,7 @@ impl Consensus {
         let log = Log {
             store: store.clone(),
             me,
+            metrics: metrics.clone(),
         };
         let raft = Raft::new(me, Arc::new(config), network, log, state)
             .await
@@ -148,6 +152,7 @@ impl Consensus {
             me,
             cluster: watched,
             muted: Arc::default(),
+            metrics,
         })
     }
 
@@ -251,13 +256,28 @@ impl Consensus {
     /// Decides a command, if this node leads. Returns when it is applied here.
     pub(crate) async fn propose(&self, command: Command) -> Result<Outcome, ProposeError> {
         if self.is_muted() {
+            self.metrics.failed.inc();
             return Err(ProposeError::Failed(
                 "the leader does not hear a majority of the voters".into(),
             ));
         }
+        let timer = self.metrics.proposal_duration.start_timer();
         match self.raft.client_write(command).await {
-            Ok(written) => Ok(written.data),
-            Err(error) => Err(propose_error(&error)),
+            Ok(written) => {
+                timer.observe_duration();
+                self.metrics.decided.inc();
+                Ok(written.data)
+            }
+            Err(error) => {
+                timer.stop_and_discard();
+                let error = propose_error(&error);
+                let counter = match &error {
+                    ProposeError::NotLeader(_) => &self.metrics.not_leader,
+                    ProposeError::Failed(_) => &self.metrics.failed,
+                };
+                counter.inc();
+                Err(error)
+            }
         }
     }
 

@@ -15,6 +15,7 @@ use tokio::sync::watch;
 use super::store::{Store, StoreError};
 use super::{Entry, Peer, Types};
 use crate::core::cluster::{Cluster, Outcome, RaftId};
+use crate::metrics::RaftMetrics;
 
 pub(super) const SNAPSHOT: &str = "raft-snapshot";
 
@@ -31,6 +32,7 @@ pub(super) struct State {
     store: Store,
     applied: Applied,
     shown: watch::Sender<Arc<Cluster>>,
+    metrics: RaftMetrics,
 }
 
 type Result<T> = std::result::Result<T, StorageError<RaftId>>;
@@ -45,6 +47,7 @@ impl State {
     pub(super) fn open(
         store: Store,
         shown: watch::Sender<Arc<Cluster>>,
+        metrics: RaftMetrics,
     ) -> std::result::Result<Self, StoreError> {
         let applied: Applied = store.get(SNAPSHOT)?.unwrap_or_default();
         shown.send_replace(Arc::new(applied.cluster.clone()));
@@ -52,7 +55,14 @@ impl State {
             store,
             applied,
             shown,
+            metrics,
         })
+    }
+
+    fn measure_snapshot(&self, last: Option<LogId<RaftId>>, bytes: usize) {
+        let index = last.map_or(0, |last| last.index as i64);
+        self.metrics.snapshot_index.set(index);
+        self.metrics.snapshot_bytes.set(bytes as i64);
     }
 
     fn snapshot(applied: &Applied) -> Snapshot<Types> {
@@ -72,12 +82,17 @@ impl State {
 impl RaftSnapshotBuilder<Types> for State {
     async fn build_snapshot(&mut self) -> Result<Snapshot<Types>> {
         let (store, applied) = (self.store.clone(), self.applied.clone());
+        let timer = self.metrics.snapshot_duration.start_timer();
         let snapshot = Self::snapshot(&applied);
+        let (index, bytes) = (applied.last, snapshot.snapshot.get_ref().len());
         let written = tokio::task::spawn_blocking(move || store.put(SNAPSHOT, &applied)).await;
         match written {
             Ok(written) => written.map_err(failed)?,
             Err(error) => return Err(StorageIOError::write(AnyError::new(&error)).into()),
         }
+        timer.observe_duration();
+        self.metrics.snapshots_built.inc();
+        self.measure_snapshot(index, bytes);
         Ok(snapshot)
     }
 }
@@ -130,6 +145,7 @@ impl RaftStateMachine<Types> for State {
         snapshot: Box<Cursor<Vec<u8>>>,
     ) -> Result<()> {
         let bytes = snapshot.into_inner();
+        self.measure_snapshot(meta.last_log_id, bytes.len());
         let applied: Applied = rmp_serde::from_slice(&bytes).map_err(|error| {
             StorageIOError::read_snapshot(Some(meta.signature()), AnyError::new(&error))
         })?;
@@ -138,6 +154,7 @@ impl RaftStateMachine<Types> for State {
             Ok(written) => written.map_err(failed)?,
             Err(error) => return Err(StorageIOError::write(AnyError::new(&error)).into()),
         }
+        self.metrics.snapshots_installed.inc();
         self.shown.send_replace(Arc::new(applied.cluster.clone()));
         self.applied = applied;
         Ok(())

@@ -38,7 +38,7 @@ use crate::core::replication::Leases;
 use crate::core::shard::Proposal;
 use crate::core::shards::Input;
 use crate::core::wire;
-use crate::metrics::Metrics;
+use crate::metrics::{Begun, Metrics};
 use crate::peers::ways::Way;
 use ways::{Event, Frames};
 
@@ -440,9 +440,15 @@ impl Replicator {
                         &mut taken_over
                     };
                     *counted += 1;
-                    let is_failover = !succession.is_released;
-                    let cause = is_failover.then(|| self.agreement.cause(tenure.shard));
-                    self.metrics.begun(succession.after, cause);
+                    let shard = tenure.shard;
+                    let why = if !succession.is_released {
+                        Begun::TakenOver(self.agreement.cause(shard))
+                    } else if self.agreement.is_drained(shard) {
+                        Begun::Drained
+                    } else {
+                        Begun::Balanced
+                    };
+                    self.metrics.begun(succession.after, why);
                     self.tell_worker(tenure.shard, Input::Begin(succession));
                 }
             }

@@ -566,6 +566,25 @@ fn golden_beats() {
             "0181ac676174657761795f626561749692a467772d3107c4100000000000000000000000000000000102060c9192099201cff8efa16b69f38f3f"
         ],
     );
+    check(
+        &Message::GatewayCounts(GatewayCounts {
+            from: gateway(),
+            cluster: ClusterUuid(1),
+            counts: vec![ShardCounts {
+                shard: ShardId(9),
+                fence: Fence(4),
+                fanout: Fanout {
+                    deliveries: 300,
+                    spreads: 4,
+                    share_ppm: 500_000,
+                    busy_us: 1_234,
+                },
+            }],
+        }),
+        expect![
+            "0181ae676174657761795f636f756e74739392a467772d3107c410000000000000000000000000000000019193090494cd012c04ce0007a120cd04d2"
+        ],
+    );
 }
 
 #[test]

@@ -18,6 +18,7 @@ use super::*;
 
 mod asking;
 mod cluster;
+mod counting;
 mod links;
 mod living;
 mod owners;
