@@ -51,6 +51,14 @@ async fn inspect_tells_what_is_inside_a_dev_server() -> Result<()> {
     assert_eq!(shards["shards"][7]["owner"]["id"], "dev");
     assert_eq!(shards["cluster"].as_str().context("a text")?.len(), 32);
 
+    let shard = ask(&["inspect", "shard", "7"]).await?;
+    assert!(
+        shard.contains("state    serves") && shard.contains("needs none"),
+        "{shard}"
+    );
+    let none = inspect(&["inspect", "shard", "2000"], &server.admin, "").await?;
+    assert!(none.stderr.contains("shards 0 to 1023"), "{none:?}");
+
     let nodes = ask(&["inspect", "nodes"]).await?;
     assert!(
         nodes

@@ -234,8 +234,9 @@ impl Ingress {
     }
 
     async fn gateway_counts(&self, counts: GatewayCounts) -> Result<(), End> {
-        // Of strangers the beats complain.
-        if counts.cluster != self.map().cluster {
+        // Of strangers the beats complain, and by its beats a gateway is known.
+        let is_ours = counts.cluster == self.map().cluster;
+        if !is_ours || !self.gateways.knows(&counts.from) {
             return Ok(());
         }
         let mut mail: Vec<Vec<ShardCounts>> = self.workers.iter().map(|_| Vec::new()).collect();
@@ -386,8 +387,11 @@ impl Ingress {
                 }
             },
             Question::Events => inspection::events(&self.view.events.borrow()),
+            Question::Shard { .. } if map.sharding.count > 0 => {
+                Answer::Unavailable(format!("there are shards 0 to {}", map.sharding.count - 1))
+            }
             // Its shard would know, if it could be told which one that is.
-            Question::Channel { .. } => {
+            Question::Channel { .. } | Question::Shard { .. } => {
                 Answer::Unavailable("this node has no shard map yet".into())
             }
         }
@@ -399,6 +403,11 @@ impl Ingress {
             Question::Channel { key } if map.sharding.count > 0 => {
                 let worker = &self.workers[self.worker(map.sharding.shard_of(&key))];
                 let mail = worker::Mail::Describe(key, answer);
+                worker.send(mail).await.map_err(|_| End::Stopped)
+            }
+            Question::Shard { shard } if shard.0 < map.sharding.count => {
+                let worker = &self.workers[self.worker(shard)];
+                let mail = worker::Mail::DescribeShard(shard, answer);
                 worker.send(mail).await.map_err(|_| End::Stopped)
             }
             question => {

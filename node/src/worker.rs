@@ -48,6 +48,8 @@ pub(crate) enum Mail {
     Counts(GatewayRef, Vec<ShardCounts>),
     /// Tell about a channel.
     Describe(ChannelKey, oneshot::Sender<Answer>),
+    /// Tell about a shard.
+    DescribeShard(ShardId, oneshot::Sender<Answer>),
     /// Serve nothing any more, say what was served, and end.
     Rest(oneshot::Sender<Vec<ShardCheckpoint>>),
 }
@@ -159,6 +161,11 @@ impl Worker {
                     Some(Mail::Describe(key, answer)) => {
                         // Whoever asked may have gone.
                         let _ = answer.send(self.shards.describe(&key));
+                        continue;
+                    }
+                    Some(Mail::DescribeShard(shard, answer)) => {
+                        let now = Timestamp::now();
+                        let _ = answer.send(self.shards.describe_shard(now, shard));
                         continue;
                     }
                     Some(Mail::Rest(answer)) => break answer,

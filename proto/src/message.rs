@@ -552,6 +552,11 @@ pub enum Question {
         /// The channel.
         key: ChannelKey,
     },
+    /// One shard. Its owner knows.
+    Shard {
+        /// The shard.
+        shard: ShardId,
+    },
 }
 
 /// An answer to a [`Question`], as it travels; what scripts see of it is made of
@@ -571,6 +576,8 @@ pub enum Answer {
     Events(Vec<EventInfo>),
     /// The channel.
     Channel(ChannelInfo),
+    /// The shard.
+    Shard(ShardInfo),
     /// Somebody else knows.
     NotOwner {
         /// Who, as far as this node knows.
@@ -719,4 +726,100 @@ pub struct ChannelState {
     pub kept: u32,
     /// Which gateways follow it, with how many subscribers, as they last said.
     pub followers: Vec<(GatewayRef, u32)>,
+}
+
+/// One shard, as its owner knows it.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct ShardInfo {
+    /// The shard.
+    pub shard: ShardId,
+    /// Who answers.
+    pub owner: NodeRef,
+    /// Since when.
+    pub fence: Fence,
+    /// What the owner does now.
+    pub state: ShardState,
+    /// For what something waits, for people.
+    pub waits_for: Option<String>,
+    /// For how long nothing has gone on though something waits, in milliseconds.
+    pub waits_ms: u64,
+    /// Answers and publications that wait for standbys, or for leases.
+    pub held: u32,
+    /// Channels with state.
+    pub channels: u32,
+    /// Pairs of gateway and channel.
+    pub interest: u32,
+    /// For how much longer the owner's lease from the leader lasts. `None`: it is
+    /// alone, and needs none.
+    pub node_lease_ms: Option<u64>,
+    /// Whoever is sent what changes.
+    pub standbys: Vec<ReplicaInfo>,
+}
+
+/// What an owner does with a shard.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum ShardState {
+    /// It is the owner, and does not serve yet.
+    Begins,
+    /// It answers.
+    Serves,
+    /// It lacks a lease; whoever asks waits.
+    Waits,
+}
+
+impl ShardState {
+    /// As scripts know it.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Begins => "begins",
+            Self::Serves => "serves",
+            Self::Waits => "waits",
+        }
+    }
+}
+
+/// A standby, as the owner knows it.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct ReplicaInfo {
+    /// Which node.
+    pub node: NodeRef,
+    /// How far it is.
+    pub state: ReplicaState,
+    /// Changes that it has not confirmed.
+    pub lag_records: u64,
+    /// If there are any: for how long it has confirmed nothing that was sent since.
+    /// `None`: it has not confirmed anything yet.
+    pub lag_ms: Option<u64>,
+    /// For how much longer the lease lasts that the owner has from it; 0 without.
+    pub lease_ms: u64,
+}
+
+/// How far a standby is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum ReplicaState {
+    /// It is being sent what there is.
+    Filling,
+    /// It has everything, and the owner waits for it; that is not agreed yet.
+    Counting,
+    /// It may be made the owner.
+    InSync,
+    /// It is to be none any more, and is until that is agreed.
+    Retiring,
+    /// The same, because it is silent.
+    Leaving,
+}
+
+impl ReplicaState {
+    /// As scripts know it.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Filling => "filling",
+            Self::Counting => "counting",
+            Self::InSync => "in_sync",
+            Self::Retiring => "retiring",
+            Self::Leaving => "leaving",
+        }
+    }
 }

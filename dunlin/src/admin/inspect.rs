@@ -14,7 +14,8 @@ use axum::routing::get;
 use proto::channel::ChannelKey;
 use proto::id::{GatewayRef, NodeRef};
 use proto::message::{
-    Answer, ChannelInfo, EventInfo, GatewayInfo, NodeInfo, Question, StandbyInfo,
+    Answer, ChannelInfo, EventInfo, GatewayInfo, NodeInfo, Question, ReplicaInfo, ShardInfo,
+    StandbyInfo,
 };
 use proto::shard::{Fence, MapUpdate, ShardId};
 use proto::time::UnixTime;
@@ -83,6 +84,38 @@ pub(crate) struct Shard {
     pub(crate) standbys: Option<Vec<String>>,
     /// The node to which it moves.
     pub(crate) moves_to: Option<String>,
+}
+
+/// `GET /admin/inspect/shard?number=N`.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub(crate) struct OneShard {
+    pub(crate) shard: u16,
+    pub(crate) owner: Ref,
+    pub(crate) fence: u64,
+    /// `serves`, `waits` or `begins`.
+    pub(crate) state: String,
+    /// `null`: for nothing.
+    pub(crate) waits_for: Option<String>,
+    pub(crate) waits_ms: u64,
+    pub(crate) held: u32,
+    pub(crate) channels: u32,
+    pub(crate) interest: u32,
+    /// `null`: the owner is alone, and needs none.
+    pub(crate) node_lease_ms: Option<u64>,
+    pub(crate) standbys: Vec<OneStandby>,
+    /// The node to which it moves.
+    pub(crate) moves_to: Option<String>,
+}
+
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub(crate) struct OneStandby {
+    pub(crate) node: Ref,
+    /// `filling`, `counting`, `in_sync`, `retiring` or `leaving`.
+    pub(crate) state: String,
+    pub(crate) lag_records: u64,
+    /// `null`: it has confirmed nothing yet.
+    pub(crate) lag_ms: Option<u64>,
+    pub(crate) lease_ms: u64,
 }
 
 /// `GET /admin/inspect/events`, the last first.
@@ -157,6 +190,7 @@ pub(super) fn routes() -> Router<Admin> {
             get(async |State(admin): State<Admin>| ask(&admin, Question::Events).await),
         )
         .route("/admin/inspect/channel", get(channel))
+        .route("/admin/inspect/shard", get(shard))
 }
 
 #[derive(Debug, Deserialize)]
@@ -183,6 +217,38 @@ async fn channel(State(admin): State<Admin>, Query(which): Query<Which>) -> Resp
         }
         Err(error) => not_found(format!("name: {error}")),
     }
+}
+
+#[derive(Debug, Deserialize)]
+struct WhichShard {
+    number: Option<String>,
+}
+
+/// What its owner knows, and where it is to go: two questions, for the second is
+/// not the owner's to decide.
+async fn shard(State(admin): State<Admin>, Query(which): Query<WhichShard>) -> Response {
+    let number = which.number.map(|number| number.parse::<u16>());
+    let Some(Ok(number)) = number else {
+        let error = "expected /admin/inspect/shard?number=N".to_owned();
+        return problem(StatusCode::BAD_REQUEST, error);
+    };
+    let shard = ShardId(number);
+    let info = match answer(&admin, Question::Shard { shard }).await {
+        Answer::Shard(info) => info,
+        other => return respond(other),
+    };
+    let moves_to = match answer(&admin, Question::Standbys).await {
+        Answer::Standbys(standbys) => standbys
+            .into_iter()
+            .find(|known| (known.shard, known.fence) == (shard, info.fence))
+            .and_then(|known| Some(known.moves_to?.to_string())),
+        _ => None,
+    };
+    Json(OneShard {
+        moves_to,
+        ..OneShard::from(info)
+    })
+    .into_response()
 }
 
 /// The map, and who stands by: two questions, for gateways ask nodes.
@@ -223,6 +289,7 @@ fn respond(answer: Answer) -> Response {
         Answer::Standbys(_) => unavailable("that was not asked".into()),
         Answer::Events(events) => Json(Events::from(events)).into_response(),
         Answer::Channel(info) => Json(Channel::from(info)).into_response(),
+        Answer::Shard(info) => Json(OneShard::from(info)).into_response(),
     }
 }
 
@@ -323,6 +390,32 @@ impl Shards {
             cluster: map.cluster.to_string(),
             version: map.version,
             shards: shards.collect(),
+        }
+    }
+}
+
+impl From<ShardInfo> for OneShard {
+    fn from(info: ShardInfo) -> Self {
+        let standby = |standby: ReplicaInfo| OneStandby {
+            node: standby.node.into(),
+            state: standby.state.as_str().to_owned(),
+            lag_records: standby.lag_records,
+            lag_ms: standby.lag_ms,
+            lease_ms: standby.lease_ms,
+        };
+        Self {
+            shard: info.shard.0,
+            owner: info.owner.into(),
+            fence: info.fence.0,
+            state: info.state.as_str().to_owned(),
+            waits_for: info.waits_for,
+            waits_ms: info.waits_ms,
+            held: info.held,
+            channels: info.channels,
+            interest: info.interest,
+            node_lease_ms: info.node_lease_ms,
+            standbys: info.standbys.into_iter().map(standby).collect(),
+            moves_to: None,
         }
     }
 }

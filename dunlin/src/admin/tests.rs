@@ -3,7 +3,8 @@ use http_body_util::BodyExt;
 use proto::bus::MemoryBus;
 use proto::id::{ClusterUuid, GatewayRef, Incarnation, NodeRef};
 use proto::message::{
-    ChannelInfo, ChannelState, EventInfo, EventKind, GatewayInfo, NodeInfo, StandbyInfo,
+    ChannelInfo, ChannelState, EventInfo, EventKind, GatewayInfo, NodeInfo, ReplicaInfo,
+    ReplicaState, ShardInfo, ShardState, StandbyInfo,
 };
 use proto::position::{Epoch, Offset, Position};
 use proto::shard::{Fence, ShardId, ShardMap};
@@ -64,6 +65,26 @@ impl Inspect for Cluster {
                     to: None,
                     shards: 3,
                 }]),
+                Question::Shard { shard: ShardId(0) } => Answer::Shard(ShardInfo {
+                    shard: ShardId(0),
+                    owner: node(),
+                    fence: Fence(1),
+                    state: ShardState::Waits,
+                    waits_for: Some("why".into()),
+                    waits_ms: 300,
+                    held: 2,
+                    channels: 5,
+                    interest: 6,
+                    node_lease_ms: Some(2_500),
+                    standbys: vec![ReplicaInfo {
+                        node: node(),
+                        state: ReplicaState::InSync,
+                        lag_records: 3,
+                        lag_ms: None,
+                        lease_ms: 260,
+                    }],
+                }),
+                Question::Shard { .. } => Answer::Unavailable("no such shard".into()),
                 Question::Channel { key } => match key.channel.as_str() {
                     "away" => Answer::Unavailable("no map yet".into()),
                     "elsewhere" => Answer::NotOwner { owner: node() },
@@ -268,6 +289,18 @@ async fn shapes_of_answers_are_pinned() {
             }] }),
         ),
         (
+            "shard?number=0",
+            json!({
+                "shard": 0, "owner": { "id": "n", "incarnation": 4 }, "fence": 1, "state": "waits",
+                "waits_for": "why", "waits_ms": 300, "held": 2, "channels": 5, "interest": 6,
+                "node_lease_ms": 2_500, "moves_to": "m",
+                "standbys": [{
+                    "node": { "id": "n", "incarnation": 4 }, "state": "in_sync", "lag_records": 3,
+                    "lag_ms": null, "lease_ms": 260,
+                }],
+            }),
+        ),
+        (
             "channel?app=a&name=news",
             json!({
                 "app": "a", "channel": "news", "shard": 9, "owner": { "id": "n", "incarnation": 4 }, "fence": 11,
@@ -291,6 +324,9 @@ async fn what_cannot_be_told_is_an_error_with_a_reason() {
     for (what, status, word) in [
         ("channel", 400, "name=NAME"),
         ("channel?app=a", 400, "name=NAME"),
+        ("shard", 400, "number=N"),
+        ("shard?number=70000", 400, "number=N"),
+        ("shard?number=9", 503, "no such shard"),
         ("channel?app=a.b&name=news", 404, "app"),
         ("channel?app=a&name=a%20b", 404, "name"),
         ("channel?app=a&name=away", 503, "no map yet"),

@@ -14,7 +14,7 @@ use proto::id::AppId;
 use serde::de::DeserializeOwned;
 
 use super::table::Table;
-use crate::admin::inspect::{Channel, Events, Gateways, Nodes, Ref, Shard, Shards};
+use crate::admin::inspect::{Channel, Events, Gateways, Nodes, OneShard, Ref, Shard, Shards};
 use crate::client::{Connection, Server, problem};
 use crate::config::environment;
 use crate::exit::{Exit, Failure};
@@ -33,6 +33,14 @@ enum Question {
         /// A row for every shard.
         #[arg(long)]
         all: bool,
+        #[command(flatten)]
+        at: At,
+    },
+    /// One shard, as its owner knows it: whether it serves, for what it waits, how far its standbys
+    /// are, and for how much longer its leases last.
+    Shard {
+        /// Its number.
+        number: u16,
         #[command(flatten)]
         at: At,
     },
@@ -107,6 +115,9 @@ pub(crate) fn run(options: &Options) -> Result<(), Failure> {
             let all = *all;
             at.ask("shards", move |shards| print_shards(&shards, all))
         }
+        Question::Shard { number, at } => at.ask(&format!("shard?number={number}"), |shard| {
+            print_shard(&shard)
+        }),
         Question::Nodes { at } => at.ask("nodes", |nodes| print_nodes(&nodes)),
         Question::Gateways { at } => at.ask("gateways", |gateways| print_gateways(&gateways)),
         Question::Events { at } => at.ask("events", |events| print_events(&events)),
@@ -354,6 +365,76 @@ fn print_gateways(answer: &Gateways) -> String {
         ]);
     }
     table.to_string()
+}
+
+fn print_shard(answer: &OneShard) -> String {
+    let mut lines = vec![
+        ("shard", answer.shard.to_string()),
+        (
+            "owner",
+            format!(
+                "{} (incarnation {})",
+                answer.owner.id, answer.owner.incarnation
+            ),
+        ),
+        ("fence", answer.fence.to_string()),
+        ("state", answer.state.clone()),
+    ];
+    if let Some(waits_for) = &answer.waits_for {
+        let waits = format!(
+            "for {waits_for}: {} to perform, since {} ms",
+            answer.held, answer.waits_ms
+        );
+        lines.push(("waits", waits));
+    }
+    lines.push((
+        "lease",
+        match answer.node_lease_ms {
+            None => "needs none: the node is alone".into(),
+            Some(0) => "none from the leader".into(),
+            Some(left) => format!("from the leader, for another {left} ms"),
+        },
+    ));
+    if let Some(moves_to) = &answer.moves_to {
+        lines.push(("moves to", moves_to.clone()));
+    }
+    lines.push((
+        "channels",
+        format!(
+            "{}, and {} pairs of gateway and channel",
+            answer.channels, answer.interest
+        ),
+    ));
+    let mut text = String::new();
+    for (name, value) in lines {
+        let _ = writeln!(text, "{name:<8} {}", super::printable(&value));
+    }
+    if answer.standbys.is_empty() {
+        let _ = writeln!(text, "standbys none");
+        return text;
+    }
+    let mut table = Table::new(&[
+        "standby",
+        "incarnation",
+        "state",
+        "lag records",
+        "lag ms",
+        "lease ms",
+    ]);
+    for standby in &answer.standbys {
+        let lag_ms = standby.lag_ms.map_or("?".into(), |ms| ms.to_string());
+        let state = standby.state.replace('_', " ");
+        table.row([
+            &standby.node.id,
+            &standby.node.incarnation,
+            &state,
+            &standby.lag_records,
+            &lag_ms,
+            &standby.lease_ms,
+        ]);
+    }
+    let _ = write!(text, "\n{table}");
+    text
 }
 
 fn print_channel(answer: &Channel) -> String {

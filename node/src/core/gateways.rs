@@ -148,6 +148,12 @@ impl Gateways {
         heard
     }
 
+    /// Whether a gateway is known, in this life.
+    pub fn knows(&self, gateway: &GatewayRef) -> bool {
+        let known = self.known.get(&gateway.id);
+        known.is_some_and(|known| known.incarnation == gateway.incarnation)
+    }
+
     /// Our own beat has come back.
     pub fn echo(&mut self, now: Timestamp) {
         let since = match self.echo {
@@ -333,6 +339,7 @@ mod tests {
         };
         assert_eq!(gateways.asked(now, &gateway("g", 2), 99), gone);
         assert_eq!(gateways.beat(now, OURS, &beat(gateway("g", 2), 99)), gone);
+        assert!(gateways.knows(&gateway("g", 3)) && !gateways.knows(&gateway("g", 2)));
         let info = &gateways.describe(Timestamp(40))[0];
         let seen = (info.incarnation.0, info.map_version, info.connections);
         assert_eq!(seen, (3, 3, 7), "what is gone changes nothing");

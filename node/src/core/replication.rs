@@ -24,6 +24,8 @@
 //! owner knows that it is agreed that it is not: grow before, shrink after. For
 //! in between it may be made the owner by what was agreed earlier.
 
+mod describing;
+
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
 use std::time::Duration;

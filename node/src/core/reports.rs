@@ -5,28 +5,34 @@
 
 use std::collections::BTreeMap;
 
-use proto::id::GatewayRef;
+use proto::id::{GatewayId, GatewayRef, Incarnation};
 use proto::message::Fanout;
 use proto::shard::ShardId;
 
-/// The last report of each gateway about each shard that is served here.
+/// The last report of each gateway, in its present life, about each shard that is
+/// served here.
 #[derive(Debug, Default)]
-pub struct Reports(BTreeMap<ShardId, BTreeMap<GatewayRef, Fanout>>);
+pub struct Reports(BTreeMap<ShardId, BTreeMap<GatewayId, (Incarnation, Fanout)>>);
 
 impl Reports {
     /// What a report adds to what was known. It must be of the fence under which
     /// the shard is served.
     pub fn take(&mut self, shard: ShardId, from: &GatewayRef, fanout: Fanout) -> Fanout {
         let known = self.0.entry(shard).or_default();
-        let Some(last) = known.get_mut(from) else {
-            known.insert(from.clone(), fanout);
-            return fanout;
-        };
-        // One that was overtaken on the way adds nothing, nor does it count as
-        // the last.
-        let added = fanout.since(*last);
-        *last = last.and(added);
-        added
+        match known.get_mut(&from.id) {
+            Some((life, last)) if *life == from.incarnation => {
+                // One that was overtaken on the way adds nothing, nor does it count
+                // as the last.
+                let added = fanout.since(*last);
+                *last = last.and(added);
+                added
+            }
+            Some((life, _)) if *life > from.incarnation => Fanout::default(),
+            _ => {
+                known.insert(from.id.clone(), (from.incarnation, fanout));
+                fanout
+            }
+        }
     }
 
     /// A shard is served no longer, or anew.
@@ -37,7 +43,7 @@ impl Reports {
     /// A gateway counts as gone.
     pub fn forget(&mut self, gateway: &GatewayRef) {
         for known in self.0.values_mut() {
-            known.retain(|from, _| from.id != gateway.id || from.incarnation > gateway.incarnation);
+            known.retain(|id, (life, _)| *id != gateway.id || *life > gateway.incarnation);
         }
     }
 }
@@ -45,7 +51,6 @@ impl Reports {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use proto::id::Incarnation;
 
     fn gateway(incarnation: u64) -> GatewayRef {
         GatewayRef {
@@ -83,9 +88,11 @@ mod tests {
         };
         assert_eq!(take(1, 5), 5);
         assert_eq!(take(2, 4), 4);
+        assert_eq!(take(1, 9), 0, "its earlier life is over");
         reports.forget(&gateway(1));
-        let known = &reports.0[&ShardId(1)];
-        assert_eq!(known.keys().collect::<Vec<_>>(), [&gateway(2)]);
+        assert_eq!(reports.0[&ShardId(1)].len(), 1);
+        reports.forget(&gateway(2));
+        assert_eq!(reports.0[&ShardId(1)].len(), 0);
     }
 
     #[test]

@@ -25,6 +25,10 @@ pub fn route(sharding: &Sharding, request: &Request) -> Route {
             question: Question::Channel { key },
             ..
         } if sharding.count > 0 => sharding.shard_of(key),
+        Request::Inspect {
+            question: Question::Shard { shard },
+            ..
+        } if shard.0 < sharding.count => *shard,
         Request::Inspect { .. } | Request::Map { .. } | Request::Repair(_) => return Route::Node,
     })
 }
@@ -119,6 +123,16 @@ mod tests {
             id: 1,
             question: Question::Nodes,
         };
+        for (shard, expected) in [
+            (63, Route::Shard(ShardId(63))),
+            // There is no such shard, and the node says so.
+            (64, Route::Node),
+        ] {
+            let shard = ShardId(shard);
+            let question = Question::Shard { shard };
+            let request = Request::Inspect { id: 1, question };
+            assert_eq!(route(&sharding, &request), expected);
+        }
         assert_eq!(route(&sharding, &skip(3)), Route::Shard(ShardId(3)));
         let shard = sharding.shard_of(&key);
         assert_eq!(route(&sharding, &of_channel), Route::Shard(shard));

@@ -6,6 +6,8 @@
 //! not served here is told who serves it, by the same map; if that is this node,
 //! the request waits until the shard has come.
 
+mod describing;
+
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
@@ -430,6 +432,14 @@ impl Shards {
         } = &request
         {
             let (id, answer) = (*id, self.describe(key));
+            let reply = Reply::Inspected { id, answer };
+            effects.push(Effect::Reply { to: from, reply });
+        } else if let Request::Inspect {
+            id,
+            question: Question::Shard { shard },
+        } = &request
+        {
+            let (id, answer) = (*id, self.describe_shard(now, *shard));
             let reply = Reply::Inspected { id, answer };
             effects.push(Effect::Reply { to: from, reply });
         } else if let Some(shard) = self.served.get_mut(&id) {

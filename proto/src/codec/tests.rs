@@ -497,6 +497,37 @@ fn golden_inspection() {
         ],
     );
     check(
+        &ask(Question::Shard { shard: ShardId(9) }),
+        expect![
+            "0181a872657175657374739392a467772d3107029181a7696e7370656374920581a573686172649109"
+        ],
+    );
+    let shard = ShardInfo {
+        shard: ShardId(9),
+        owner: node(),
+        fence: Fence(4),
+        state: ShardState::Waits,
+        waits_for: Some("why".into()),
+        waits_ms: 300,
+        held: 2,
+        channels: 5,
+        interest: 6,
+        node_lease_ms: Some(2_500),
+        standbys: vec![ReplicaInfo {
+            node: node(),
+            state: ReplicaState::InSync,
+            lag_records: 3,
+            lag_ms: Some(40),
+            lease_ms: 260,
+        }],
+    };
+    check(
+        &tell(Answer::Shard(shard)),
+        expect![
+            "0181a77265706c6965739492a66e6f64652d310307029181a9696e73706563746564920581a573686172649b0992a66e6f64652d310304a57761697473a3776879cd012c020506cd09c4919592a66e6f64652d3103a7696e5f73796e630328cd0104"
+        ],
+    );
+    check(
         &tell(Answer::NotOwner { owner: node() }),
         expect![
             "0181a77265706c6965739492a66e6f64652d310307029181a9696e73706563746564920581a96e6f745f6f776e65729192a66e6f64652d3103"

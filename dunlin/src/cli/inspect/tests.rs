@@ -1,5 +1,5 @@
 use super::*;
-use crate::admin::inspect::{ChannelState, Event, Follower, Gateway, Node};
+use crate::admin::inspect::{ChannelState, Event, Follower, Gateway, Node, OneStandby};
 
 fn life(id: &str, incarnation: u64) -> Ref {
     Ref {
@@ -47,6 +47,54 @@ fn shards_are_summed_up_by_owner() {
          \u{20}   1  a               9     12  -         -\n\
          \u{20}   2  b               3      5  c a       a\n\
          \u{20}   3  -               0      0  ?         -\n"
+    );
+}
+
+#[test]
+fn a_shard_is_shown_with_its_leases_and_how_far_its_standbys_are() {
+    let standby = |id: &str, state: &str, lag_records, lag_ms, lease_ms| OneStandby {
+        node: life(id, 7),
+        state: state.into(),
+        lag_records,
+        lag_ms,
+        lease_ms,
+    };
+    let mut shard = OneShard {
+        shard: 9,
+        owner: life("n", 4),
+        fence: 11,
+        state: "waits".into(),
+        waits_for: Some("confirmation by its standby m".into()),
+        waits_ms: 120,
+        held: 2,
+        channels: 5,
+        interest: 6,
+        node_lease_ms: Some(2_500),
+        standbys: vec![
+            standby("m", "in_sync", 3, Some(120), 180),
+            standby("o", "filling", 40, None, 0),
+        ],
+        moves_to: Some("o".into()),
+    };
+    assert_eq!(
+        print_shard(&shard),
+        "shard    9\nowner    n (incarnation 4)\nfence    11\nstate    waits\n\
+         waits    for confirmation by its standby m: 2 to perform, since 120 ms\n\
+         lease    from the leader, for another 2500 ms\nmoves to o\n\
+         channels 5, and 6 pairs of gateway and channel\n\n\
+         standby  incarnation  state    lag records  lag ms  lease ms\n\
+         m                  7  in sync            3  120          180\n\
+         o                  7  filling           40  ?              0\n"
+    );
+    shard.standbys.clear();
+    (shard.waits_for, shard.moves_to) = (None, None);
+    shard.node_lease_ms = None;
+    shard.state = "serves".into();
+    assert_eq!(
+        print_shard(&shard),
+        "shard    9\nowner    n (incarnation 4)\nfence    11\nstate    serves\n\
+         lease    needs none: the node is alone\n\
+         channels 5, and 6 pairs of gateway and channel\nstandbys none\n"
     );
 }
 

@@ -42,6 +42,14 @@ impl Edge {
                 let shard = self.sharding.shard_of(key);
                 Some(&self.shards[usize::from(shard.0)].owner.id)
             }
+            Question::Shard { shard } => match self.shards.get(usize::from(shard.0)) {
+                Some(shard) => Some(&shard.owner.id),
+                None => {
+                    let why = format!("there are shards 0 to {}", self.shards.len() - 1);
+                    effects.push(unavailable(ticket, why));
+                    return;
+                }
+            },
             Question::Nodes
             | Question::Gateways
             | Question::Shards

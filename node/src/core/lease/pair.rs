@@ -46,6 +46,11 @@ impl PairLease {
         }
     }
 
+    /// When that was sent which the standby has echoed last.
+    pub fn echoed(&self) -> Option<Timestamp> {
+        self.echoed
+    }
+
     /// Until when the owner may serve as far as this standby goes.
     pub fn until(&self) -> Option<Timestamp> {
         self.echoed.map(|echoed| echoed + PAIR_LEASE)

@@ -3,7 +3,8 @@ use crate::core::agreed::Replicas;
 use crate::core::lease::PairLease;
 use proto::id::{ClusterUuid, Incarnation};
 use proto::message::{
-    InterestDigest, Join, JoinResult, Publish, Published, Refusal, RestateEnd, Sequenced, Since,
+    InterestDigest, Join, JoinResult, Publish, Published, Refusal, ReplicaState, RestateEnd,
+    Sequenced, ShardState, Since,
 };
 use proto::position::Epoch;
 use proto::shard::{Row, ShardMap, Sharding};
@@ -478,4 +479,82 @@ fn a_channel_is_described_by_its_owner_and_others_say_who_that_is() {
     let reply = Reply::Inspected { id: 5, answer };
     let to = gateway(1);
     assert_eq!(effects, [Effect::Reply { to, reply }]);
+}
+
+#[test]
+fn a_shard_is_described_by_its_owner_with_its_standbys_and_leases() {
+    let (a, b, c) = (node("a", 1), node("b", 1), node("c", 1));
+    let mut shards = shards(ALL);
+    let (now, id) = (Timestamp(1_000), ShardId(2));
+    let told_of = |shards: &Shards| match shards.describe_shard(now, id) {
+        Answer::Shard(info) => info,
+        other => panic!("its owner knows it: {other:?}"),
+    };
+    let nobody = shards.describe_shard(now, id);
+    assert!(matches!(nobody, Answer::Unavailable(_)));
+    told(
+        &mut shards,
+        agreed(&map(1, [(&a, 1), (&a, 1), (&a, 3), (&b, 1)])),
+    );
+    let alone = told_of(&shards);
+    assert_eq!((&alone.owner, alone.fence), (&a, Fence(3)));
+    assert_eq!(alone.state, ShardState::Serves);
+    assert_eq!((alone.node_lease_ms, alone.standbys), (None, vec![]));
+    let elsewhere = shards.describe_shard(now, ShardId(3));
+    assert_eq!(elsewhere, Answer::NotOwner { owner: b });
+
+    // A standby is being filled, and has not answered yet.
+    let standbys = vec![c.clone()];
+    told(
+        &mut shards,
+        Input::Want {
+            shard: id,
+            standbys,
+        },
+    );
+    let mut pair = PairLease::new(Timestamp(0));
+    pair.echo(Timestamp(1_000), Timestamp(900));
+    let leases = Leases {
+        node: Timestamp(1_700),
+        pairs: BTreeMap::from([(c.clone(), pair)]),
+    };
+    told(&mut shards, Input::Leases(Arc::new(leases)));
+    let info = told_of(&shards);
+    assert_eq!(
+        (info.state, info.node_lease_ms),
+        (ShardState::Serves, Some(700))
+    );
+    let [standby] = &info.standbys[..] else {
+        panic!("one standby: {info:?}")
+    };
+    assert_eq!((&standby.node, standby.state), (&c, ReplicaState::Filling));
+    assert!(standby.lag_records > 0);
+    assert_eq!((standby.lag_ms, standby.lease_ms), (Some(100), 200));
+
+    let question = Question::Shard { shard: id };
+    let inspect = Request::Inspect { id: 5, question };
+    let effects = ask(&mut shards, gateway(1), id.0, inspect);
+    assert!(matches!(
+        &effects[..],
+        [Effect::Reply {
+            reply: Reply::Inspected {
+                id: 5,
+                answer: Answer::Shard(_)
+            },
+            ..
+        }]
+    ));
+
+    // Without a lease nothing is answered, and it says why.
+    let leases = Leases {
+        node: Timestamp(900),
+        pairs: BTreeMap::new(),
+    };
+    told(&mut shards, Input::Leases(Arc::new(leases)));
+    let info = told_of(&shards);
+    assert_eq!(
+        (info.state, info.node_lease_ms),
+        (ShardState::Waits, Some(0))
+    );
+    assert_eq!(info.waits_for.as_deref(), Some("a lease from the leader"));
 }
