@@ -327,9 +327,11 @@ impl Mesh {
                     }
                 }
                 Effect::Beat(beat) => self.beat(beat),
-                Effect::Counts(counts) => self
-                    .output
-                    .publish(Address::GatewayBeats, &Message::GatewayCounts(counts)),
+                Effect::Counts(counts) => {
+                    self.output.metrics.bus_gateway_beats.inc();
+                    self.output
+                        .publish(Address::GatewayBeats, &Message::GatewayCounts(counts));
+                }
                 Effect::Step { key, step } => self.tell_workers(key, step, workers).await,
                 Effect::LinkGap { node, missed } => {
                     self.output.metrics.link_gaps.inc();

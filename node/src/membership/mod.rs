@@ -536,7 +536,7 @@ impl Driver {
             tokio::select! {
                 changed = cluster.changed() => {
                     if changed.is_err() {
-                        return MembershipError::Failed("agreement has ended".into());
+                        return MembershipError::Failed(consensus.why_ended().await);
                     }
                 }
                 _ = rumours.changed() => {}

@@ -11,6 +11,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::io::Cursor;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
 
 use bytes::Bytes;
 use openraft::error::{ClientWriteError, RaftError};
@@ -50,6 +51,8 @@ const SNAPSHOT_AFTER: u64 = 1_000;
 
 /// Entries of the log that are read to be sent together.
 const ENTRIES_MAX: u64 = 64;
+/// How long it may take until agreement that ends has said why.
+const SAYS_WHY: Duration = Duration::from_secs(1);
 /// How long a snapshot may take, in ms.
 const SNAPSHOT_MS: u64 = 5_000;
 
@@ -211,6 +214,21 @@ impl Consensus {
                 .err()
                 .map(ToString::to_string),
         }
+    }
+
+    /// Why agreement has ended on this node: it has, or is about to say so.
+    pub(crate) async fn why_ended(&self) -> String {
+        let mut metrics = self.raft.metrics();
+        let ended = metrics.wait_for(|metrics| metrics.running_state.is_err());
+        let why = match tokio::time::timeout(SAYS_WHY, ended).await {
+            Ok(Ok(metrics)) => metrics
+                .running_state
+                .as_ref()
+                .err()
+                .map(ToString::to_string),
+            _ => None,
+        };
+        why.unwrap_or_else(|| "agreement has ended".into())
     }
 
     /// Where a node was when it was let in.
