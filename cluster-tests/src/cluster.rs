@@ -387,6 +387,20 @@ impl Cluster {
         }
     }
 
+    /// The name of the node that leads.
+    ///
+    /// # Errors
+    /// When none says that it does.
+    pub async fn leader(&self) -> Result<String> {
+        for (name, node) in &self.nodes {
+            let leads = metric_at(&node.admin, "dunlin_raft_is_leader", &[]).await;
+            if leads.is_ok_and(|leads| leads > 0.0) {
+                return Ok(name.clone());
+            }
+        }
+        bail!("nobody leads")
+    }
+
     /// What a process says of the cluster: `nodes`, `gateways`, `shards`.
     ///
     /// # Errors

@@ -15,11 +15,12 @@ use std::time::Duration;
 use anyhow::{Context, Result};
 use cluster_tests::client::{EventStream, metric_at};
 use cluster_tests::cluster::Cluster;
-use cluster_tests::eventually;
 use cluster_tests::nats::NatsServer;
+use cluster_tests::probes::Probes;
 use cluster_tests::proxy::{UdpProxy, Way};
 use cluster_tests::traffic::Publisher;
 use cluster_tests::verify::{Load, Verify, is_soak};
+use cluster_tests::{SETTLES, eventually};
 use rustix::process::Signal;
 use tokio::sync::Mutex;
 use tokio::time::{Instant, timeout};
@@ -39,15 +40,6 @@ fn times(few: usize, many: usize) -> usize {
 /// Channels whose standstill is measured, each time.
 fn samples() -> usize {
     if is_soak() { 100 } else { 10 }
-}
-
-async fn leader(cluster: &Cluster) -> Result<String> {
-    for (name, node) in &cluster.nodes {
-        if metric_at(&node.admin, "dunlin_raft_is_leader", &[]).await? > 0.0 {
-            return Ok(name.clone());
-        }
-    }
-    anyhow::bail!("nobody leads")
 }
 
 /// How long channels have stood still, and of how many it was measured.
@@ -133,7 +125,7 @@ async fn standstills(
 /// Whom the next harm hits: each third time the leader, else the one of the
 /// others that owns most.
 async fn victim(cluster: &Cluster, turn: usize) -> Result<String> {
-    let leader = leader(cluster).await?;
+    let leader = cluster.leader().await?;
     if turn.is_multiple_of(3) {
         return Ok(leader);
     }
@@ -254,7 +246,7 @@ async fn living_nodes_are_taken_for_dead() -> Result<()> {
     let (cluster, proxies) = behind_proxies().await?;
     let verify = Verify::start(&cluster, Load::of_this_run(), &[]).await?;
     for _ in 0..times(2, 20) {
-        let leader = leader(&cluster).await?;
+        let leader = cluster.leader().await?;
         let proxy = &proxies[leader.as_str()];
         let other = proxies.keys().find(|node| **node != leader);
         proxy.only(cluster.sends_from(other.context("another")?)?);
@@ -266,14 +258,161 @@ async fn living_nodes_are_taken_for_dead() -> Result<()> {
         cluster.ready().await;
         cluster.protected().await;
     }
+    let taken_over = taken_over(&cluster).await?;
+    println!("taken for dead: {taken_over} shards were taken over");
+    assert!(taken_over > 0.0, "nobody was taken for dead");
+    nothing_is_lost("taken for dead", verify).await
+}
+
+/// Shards that were taken over because their owner was not heard.
+async fn taken_over(cluster: &Cluster) -> Result<f64> {
     let mut taken_over = 0.0;
     for node in cluster.nodes.values() {
         let name = "dunlin_failovers_total";
         taken_over += metric_at(&node.admin, name, &["cause=\"silence\""]).await?;
     }
-    println!("taken for dead: {taken_over} shards were taken over");
-    assert!(taken_over > 0.0, "nobody was taken for dead");
-    nothing_is_lost("taken for dead", verify).await
+    Ok(taken_over)
+}
+
+/// Numbers that look random, and are the same in each run.
+struct Dice(u64);
+
+impl Dice {
+    fn below(&mut self, bound: u64) -> u64 {
+        self.0 ^= self.0 << 13;
+        self.0 ^= self.0 >> 7;
+        self.0 ^= self.0 << 17;
+        self.0 % bound
+    }
+}
+
+/// What nodes say to whoever leads, signs of life among it, comes late by up to two
+/// seconds: now of this one, now of that one, and each time by something else. For
+/// a minute, or here until somebody was taken for dead.
+#[tokio::test]
+async fn signs_of_life_come_late_at_random() -> Result<()> {
+    let _alone = ALONE.lock().await;
+    let (cluster, proxies) = behind_proxies().await?;
+    let verify = Verify::start(&cluster, Load::of_this_run(), &[]).await?;
+    let mut dice = Dice(0x5eed);
+    let (began, lasts) = (Instant::now(), times(5, 60) as u64);
+    let mut took_over = 0.0;
+    while took_over == 0.0 || began.elapsed() < Duration::from_secs(lasts) {
+        assert!(began.elapsed() < 2 * SETTLES, "nobody was taken for dead");
+        // While there is none, whoever led last.
+        if let Ok(leader) = cluster.leader().await {
+            let others = proxies.keys().filter(|node| **node != leader);
+            let others: Vec<_> = others.collect();
+            let late = others[dice.below(2) as usize];
+            let proxy = &proxies[leader.as_str()];
+            proxy.only(cluster.sends_from(late)?);
+            proxy.delay(Way::ToServer, Duration::from_millis(dice.below(2_000)));
+            tokio::time::sleep(Duration::from_millis(200 + dice.below(1_300))).await;
+            // Sometimes it stays, for as long as another one leads.
+            if dice.below(4) > 0 {
+                proxy.heal();
+            }
+        }
+        took_over = taken_over(&cluster).await?;
+    }
+    proxies.values().for_each(UdpProxy::heal);
+    cluster.ready().await;
+    cluster.protected().await;
+    println!("late at random: {took_over} shards were taken over");
+    nothing_is_lost("late at random", verify).await
+}
+
+/// Channels by what a node is to them, found by trying names.
+struct Concerned {
+    /// It stands by for them.
+    stood_by: Vec<String>,
+    /// It has nothing of them.
+    unharmed: Vec<String>,
+}
+
+impl Concerned {
+    async fn by(cluster: &Cluster, node: &str, count: usize) -> Result<Self> {
+        let (mut stood_by, mut unharmed) = (Vec::new(), Vec::new());
+        let admin = &cluster.node(node).admin;
+        let map = Cluster::inspect(admin, "shards").await?;
+        for number in 0..10_000 {
+            if stood_by.len() == count && unharmed.len() == count {
+                return Ok(Self { stood_by, unharmed });
+            }
+            let name = format!("concerned-{number}");
+            let channel = Cluster::inspect_channel(admin, &name).await?;
+            let shard = channel["shard"].as_u64().context("a number")?;
+            let shard = &map["shards"][shard as usize];
+            let standbys = shard["standbys"].as_array().context("known")?;
+            let list = if shard["owner"]["id"] == node {
+                continue;
+            } else if standbys.iter().any(|standby| standby == node) {
+                &mut stood_by
+            } else {
+                &mut unharmed
+            };
+            if list.len() < count {
+                list.push(name);
+            }
+        }
+        anyhow::bail!("{node} stands by for everything, or for nothing")
+    }
+}
+
+/// For channels of which the node that dies has only what their owner has, too,
+/// acknowledgements wait until it is agreed to go on without. Those of which it has
+/// nothing do not notice, whoever it was.
+#[tokio::test]
+async fn only_what_the_dead_node_had_is_delayed() -> Result<()> {
+    let _alone = ALONE.lock().await;
+    let mut cluster = Cluster::start().await?;
+    cluster.protected().await;
+    let verify = Verify::start(&cluster, Load::of_this_run(), &[]).await?;
+    let count = if is_soak() { 10 } else { 5 };
+    let (mut acks, mut delays) = (Gaps::default(), Gaps::default());
+    for turn in 0..times(2, 20) {
+        let node = victim(&cluster, turn).await?;
+        let concerned = Concerned::by(&cluster, &node, count).await?;
+        let (g1, g2) = (cluster.gateway("g1"), cluster.gateway("g2"));
+        let (g1, g2) = (g1.clients.clone(), g2.clients.clone());
+        let stood_by = Probes::start(&g1, &g2, concerned.stood_by.clone()).await?;
+        let unharmed = Probes::start(&g1, &g2, concerned.unharmed).await?;
+        cluster.kill_node(&node).await?;
+        // Longer than all leases.
+        tokio::time::sleep(Duration::from_secs(4)).await;
+        let took = stood_by.end().await?;
+        for channel in &concerned.stood_by {
+            let of_it = took.iter().filter(|took| took.channel == *channel);
+            acks.0.extend(of_it.map(|took| took.acknowledged).max());
+        }
+        delays
+            .0
+            .extend(unharmed.end().await?.last().map(|took| took.heard));
+        cluster.add_node(&node, &[]).await?;
+        cluster.ready().await;
+        cluster.protected().await;
+    }
+    assert_eq!(acks.0.len(), count * times(2, 20), "each was measured");
+    assert_eq!(delays.0.len(), times(2, 20), "each time");
+    println!(
+        "a standby lost: acknowledgements took {:?} (p50 of the slowest of {} channels), {:?} (p99), {:?} (longest)",
+        acks.percentile(50),
+        acks.0.len(),
+        acks.percentile(99),
+        acks.percentile(100)
+    );
+    println!(
+        "owner and standby live: the slowest publications took {:?} (p50 of {} kills), {:?} (longest)",
+        delays.percentile(50),
+        delays.0.len(),
+        delays.percentile(100)
+    );
+    nothing_is_lost("who was no owner", verify).await?;
+    if is_soak() {
+        assert!(acks.percentile(99) <= Duration::from_millis(1_500));
+        assert!(delays.percentile(100) <= Duration::from_millis(250));
+    }
+    Ok(())
 }
 
 /// Cuts ways between nodes again and again, each time for longer than connections
