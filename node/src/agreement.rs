@@ -99,7 +99,7 @@ impl Agreement {
         let cluster = Arc::clone(&self.known.borrow().cluster);
         let row = cluster.rows().get(usize::from(shard.0));
         let earlier = row.and_then(|row| row.as_ref()?.earlier.last());
-        earlier.is_some_and(|node| cluster.drains(node))
+        earlier.is_some_and(|node| cluster.gives_away(node))
     }
 
     /// Sends a sign of life to all who vote. Called on a runtime.

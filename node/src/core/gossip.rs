@@ -67,6 +67,10 @@ impl Rumour {
 
 /// What is heard of a node that was given up.
 const DOWN: &str = "down";
+/// For how long a member is called in vain before it is given up. `foca` says
+/// nothing of nodes that had died before this one began, and forgets in time
+/// those that died since.
+const MISSING: Duration = Duration::from_secs(5);
 /// What is heard of a node that does not answer.
 const SUSPECT: &str = "suspect";
 
@@ -271,6 +275,8 @@ pub struct Gossip {
     foca: Foca<Gossiper, PostcardCodec, StdRng, Newspaper>,
     runtime: AccumulatingRuntime<Gossiper>,
     timers: Timers<Timer<Gossiper>>,
+    /// Members that are called in vain, and since when.
+    missing_since: BTreeMap<RaftId, Timestamp>,
 }
 
 impl std::fmt::Debug for Gossip {
@@ -314,6 +320,7 @@ impl Gossip {
             foca,
             runtime: AccumulatingRuntime::new(),
             timers: Timers::default(),
+            missing_since: BTreeMap::new(),
         }
     }
 
@@ -333,7 +340,7 @@ impl Gossip {
                     let _ = self.foca.handle_timer(timer, &mut self.runtime);
                 }
             }
-            Input::Tell => self.tell(effects),
+            Input::Tell => self.tell(now, effects),
             Input::Leave => {
                 let _ = self.foca.leave_cluster(&mut self.runtime);
             }
@@ -341,7 +348,7 @@ impl Gossip {
         self.conclude(now, effects);
     }
 
-    fn tell(&mut self, effects: &mut Vec<Effect>) {
+    fn tell(&mut self, now: Timestamp, effects: &mut Vec<Effect>) {
         self.edition += 1;
         let own = News {
             edition: self.edition,
@@ -351,14 +358,15 @@ impl Gossip {
         if let Err(error) = self.foca.add_broadcast(&bytes) {
             effects.push(Effect::Failed(error));
         }
-        self.call_missing();
+        self.call_missing(now);
         self.read(effects);
-        effects.push(Effect::Rumours(self.rumours()));
+        effects.push(Effect::Rumours(self.rumours(now)));
     }
 
     /// Announces this node to members that gossip does not know of.
-    fn call_missing(&mut self) {
+    fn call_missing(&mut self, now: Timestamp) {
         let members = self.newspaper.heard().members.clone();
+        let mut before = std::mem::take(&mut self.missing_since);
         for (raft_id, incarnation) in members {
             let known = self
                 .foca
@@ -370,6 +378,8 @@ impl Gossip {
                     incarnation: incarnation.0,
                     comeback: 0,
                 };
+                let since = before.remove(&raft_id).unwrap_or(now);
+                self.missing_since.insert(raft_id, since);
                 // Fails only for packets that are too large, and this is small.
                 let _ = self.foca.announce(missing, &mut self.runtime);
             }
@@ -392,7 +402,7 @@ impl Gossip {
         }
     }
 
-    fn rumours(&self) -> Rumours {
+    fn rumours(&self, now: Timestamp) -> Rumours {
         let heard = self.newspaper.heard();
         let rumour = |member: &foca::Member<Gossiper>| {
             let raft_id = member.id().raft_id;
@@ -405,6 +415,13 @@ impl Gossip {
             (raft_id, Rumour { state, news })
         };
         let mut rumours: Rumours = self.foca.iter_membership_state().map(rumour).collect();
+        for (raft_id, since) in &self.missing_since {
+            if now.since(*since) >= MISSING {
+                let news = heard.latest.get(raft_id).cloned();
+                let given_up = Rumour { state: DOWN, news };
+                rumours.entry(*raft_id).or_insert(given_up);
+            }
+        }
         let own = Rumour {
             state: "alive",
             news: Some(News {
@@ -424,7 +441,7 @@ impl Gossip {
             effects.push(Effect::Noticed(notification));
         }
         if changed {
-            effects.push(Effect::Rumours(self.rumours()));
+            effects.push(Effect::Rumours(self.rumours(now)));
         }
         while let Some((after, timer)) = self.runtime.to_schedule() {
             self.timers.set(now + after, timer);
@@ -490,6 +507,26 @@ mod tests {
         assert_eq!(hear(4_000, DOWN, 2), (0, 0), "it is given up");
         assert_eq!(hear(5_000, "alive", 3), (0, 0));
         assert_eq!(hear(6_000, SUSPECT, 4), (0, 1));
+    }
+
+    /// Those that died before it began: nobody speaks of them.
+    #[test]
+    fn a_member_that_is_called_in_vain_is_given_up() {
+        let members: Members = vec![(1, Incarnation(1)), (2, Incarnation(1))];
+        let mut gossip = Gossip::new(news(1, 0), members, 1);
+        let mut told = |at| {
+            let mut effects = Vec::new();
+            gossip.handle(Timestamp(at), Input::Tell, &mut effects);
+            let rumours = effects.into_iter().find_map(|effect| match effect {
+                Effect::Rumours(rumours) => Some(rumours),
+                _ => None,
+            });
+            let rumours = rumours.expect("it says what it has heard");
+            rumours.get(&2).map(Rumour::is_seen)
+        };
+        assert_eq!(told(0), None, "it may come");
+        assert_eq!(told(4_000), None);
+        assert_eq!(told(5_000), Some(false));
     }
 
     #[test]
