@@ -46,7 +46,7 @@ reproduce:
 soak:
 	for n in 1 2 3 4 5 6 7 8 9 10; do cargo test --release --workspace --test delivery || exit 1; done
 	for n in 1 2 3; do cargo test --release --workspace --test cluster --test cluster_growth --test cluster_restarts --test cluster_bus --test cluster_refusals || exit 1; done
-	SOAK=1 cargo test --release --workspace --test faults --test faults_interest --test faults_nodes --test moves --test clean_stops -- --test-threads=1 --nocapture
+	SOAK=1 cargo test --release --workspace --test faults --test faults_interest --test faults_nodes --test faults_voters --test moves --test clean_stops -- --test-threads=1 --nocapture
 	cargo test --release --workspace --test cluster_bars -- --test-threads=1 --nocapture
 	ulimit -Sn 4096 && CHANNELS=100000 cargo test --release --workspace --test cluster_scale -- --nocapture
 	cargo run --release -- bench fanout --subscribers 10000 --rate 5 --seconds 20

@@ -5,6 +5,7 @@
 //! [`nats`] starts and ends the bus of a cluster, [`cluster`] all of one, and
 //! [`traffic`] goes through it; [`in_process`] starts gateways and a node inside
 //! the test, on a bus that [`disturbed`] disturbs. [`proxy`] disturbs what goes between processes,
+//! [`disk`] can be full,
 //! and [`verify`] has `dunlin verify` judge what came of it.
 //! Everything listens on free loopback ports and waits with deadlines.
 #![expect(
@@ -14,6 +15,7 @@
 
 pub mod client;
 pub mod cluster;
+pub mod disk;
 pub mod disturbed;
 pub mod in_process;
 pub mod invariants;
