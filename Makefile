@@ -38,10 +38,10 @@ fix:
 	UPDATE_REFERENCE=1 cargo test --workspace --test docs
 
 sim:
-	cargo run --release --workspace --example sim -- --seeds $(or $(SEEDS),2000)
+	cargo run --release -p cluster-tests --example sim -- --seeds $(or $(SEEDS),2000)
 
 reproduce:
-	cargo run --release --workspace --example sim -- --reproduce $(SEED)
+	cargo run --release -p cluster-tests --example sim -- --reproduce $(SEED)
 
 soak:
 	for n in 1 2 3 4 5 6 7 8 9 10; do cargo test --release --workspace --test delivery || exit 1; done

@@ -325,6 +325,23 @@ async fn a_node_without_a_majority_lives_and_says_why_it_is_not_ready() -> Resul
     Ok(())
 }
 
+/// Nobody tells it of nodes that had died before: it has to find that out, or it
+/// would wait for them to stand by.
+#[tokio::test]
+async fn a_node_that_starts_after_another_died_does_not_count_on_it() -> Result<()> {
+    let mut cluster = Cluster::start().await?;
+    cluster.protected().await;
+    cluster.kill_node("n2").await?;
+    cluster.protected().await;
+    for name in ["n3", "n1"] {
+        cluster.kill_node(name).await?;
+        cluster.add_node(name, &[]).await?;
+        cluster.ready().await;
+        cluster.protected().await;
+    }
+    Ok(())
+}
+
 #[tokio::test]
 async fn nothing_is_served_without_a_majority_and_all_goes_on_when_it_is_back() -> Result<()> {
     let mut cluster = Cluster::start().await?;

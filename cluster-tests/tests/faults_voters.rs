@@ -118,12 +118,7 @@ async fn a_voter_whose_disk_is_full_ends_and_says_so_and_the_others_go_on() -> R
         assert!(!log.contains("panicked"), "{log}");
         // The others have a majority, and all that it had.
         cluster.ready().await;
-        let admin = cluster.node("n1").admin.clone();
-        eventually("the others serve all", async || {
-            let ended = Cluster::inspect_one(&admin, "nodes", "n2").await.ok()?;
-            (ended["shards"] == 0).then_some(())
-        })
-        .await;
+        cluster.protected().await;
 
         disk.clear()?;
         add_n2(&mut cluster, &disk).await?;

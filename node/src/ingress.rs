@@ -51,7 +51,7 @@ pub(crate) struct Ingress {
     workers: Vec<mpsc::Sender<worker::Mail>>,
     out: mpsc::Sender<Vec<Effect>>,
     /// `None`: the node is alone, and nobody judges.
-    reports: Option<watch::Sender<Option<Silence>>>,
+    silences: Option<watch::Sender<Option<Silence>>>,
     metrics: Arc<Metrics>,
 }
 
@@ -87,7 +87,7 @@ impl Ingress {
         view: View,
         workers: Vec<mpsc::Sender<worker::Mail>>,
         out: mpsc::Sender<Vec<Effect>>,
-        reports: Option<watch::Sender<Option<Silence>>>,
+        silences: Option<watch::Sender<Option<Silence>>>,
         metrics: Arc<Metrics>,
     ) -> Self {
         Self {
@@ -98,7 +98,7 @@ impl Ingress {
             view,
             workers,
             out,
-            reports,
+            silences,
             metrics,
         }
     }
@@ -287,8 +287,8 @@ impl Ingress {
     /// Says who is silent.
     fn report(&mut self) {
         let silence = self.gateways.report(Timestamp::now());
-        if let Some(reports) = self.reports.as_ref().filter(|_| silence.is_some()) {
-            reports.send_replace(silence);
+        if let Some(silences) = self.silences.as_ref().filter(|_| silence.is_some()) {
+            silences.send_replace(silence);
         }
     }
 

@@ -229,8 +229,8 @@ pub async fn start(
     let (pairs, news): (Vec<_>, Vec<_>) = (0..of).map(|_| mpsc::unbounded_channel()).unzip();
     let turned: Vec<Turned> = (0..of).map(|_| Turned::default()).collect();
     let (leaves, has_left) = watch::channel(false);
-    let (reports, silences) = watch::channel(None);
-    let reports = view.agreement.is_some().then_some(reports);
+    let (silence, silences) = watch::channel(None);
+    let silence = view.agreement.is_some().then_some(silence);
     let (to_standbys, duty) = if let Some(agreement) = &view.agreement {
         let (replicator, duty) = Replicator::new(
             config.node.clone(),
@@ -309,7 +309,7 @@ pub async fn start(
         to_standbys,
         leaves,
     };
-    let ingress = ingress::Ingress::new(config, namespaces, view, mailboxes, out, reports, metrics);
+    let ingress = ingress::Ingress::new(config, namespaces, view, mailboxes, out, silence, metrics);
     tasks.spawn(ingress.run(ears, shutdown));
     tracing::info!(%node, "node serves what the map gives it");
     let inspector = Inspector::new(asks);

@@ -197,6 +197,10 @@ impl Worker {
         let duty = self.duty.borrow_and_update().clone();
         let before = std::mem::replace(&mut self.known, duty);
         let agreed = Arc::clone(&self.known.agreed);
+        if !Arc::ptr_eq(&agreed.gone, &before.agreed.gone) {
+            let gone = agreed.gone.since(&before.agreed.gone);
+            gone.for_each(|gateway| self.reports.forget(&gateway));
+        }
         let news = (!Arc::ptr_eq(&agreed, &before.agreed)).then_some(Input::Agreed(agreed));
         let leases = Input::Leases(Arc::clone(&self.known.leases));
         self.handle(news.into_iter().chain([leases]))

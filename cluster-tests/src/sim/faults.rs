@@ -405,10 +405,10 @@ impl Drawing<'_> {
     }
 
     fn of_agreement(&mut self) {
-        if self.random.chance(300) {
+        if self.random.chance(500) {
             let node = self.node();
             // It may have been the leader, and not know better.
-            let believes = self.random.chance(500);
+            let believes = self.random.chance(700);
             let shortest = if believes { 4_500 } else { 700 };
             self.window(shortest, 8_000, Fault::Muffled(node));
             if believes && let Some(window) = self.windows.last().cloned() {

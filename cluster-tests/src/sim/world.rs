@@ -357,7 +357,7 @@ impl World {
                 _ => 0,
             },
             timing: Timing::draw(&mut random, profile),
-            bare_every: random.chance(400).then_some(2),
+            bare_every: random.chance(500).then_some(2),
             subscription_bound: SUBSCRIPTION,
             lives_since: vec![Moment(0); usize::from(options.gateways)],
             healing: None,

@@ -7,6 +7,7 @@
 //! nothing, as long as history reaches back so far.
 
 use proto::id::Incarnation;
+use proto::message::Fanout;
 use proto::shard::ShardId;
 use proto::time::Timestamp;
 
@@ -39,6 +40,8 @@ impl Edge {
             let shard = &mut self.shards[at];
             shard.uplink.begin_life(&mut answers);
             shard.send(now, effects);
+            // Owners add up what each life counts.
+            shard.spread.1 = Fanout::default();
             if !shard.channels.is_empty() {
                 self.begin_restatement(ShardId(at as u16), None, effects);
             }

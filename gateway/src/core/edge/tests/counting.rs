@@ -70,6 +70,29 @@ fn what_became_of_publications_is_told_once_in_eight_beats_until_another_owner_s
 }
 
 #[test]
+fn another_life_counts_from_the_beginning() {
+    let mut bench = Bench::new();
+    bench.spread(ShardId(7), FENCE, 3);
+    let through = me().incarnation;
+    bench.reply(0, "a", Reply::DeclaredGone { through });
+    bench.spread(ShardId(7), FENCE, 2);
+    let all = (0..4_000).step_by(20).flat_map(|at| {
+        let effects = bench.tell(at, Input::Tick);
+        let counts = effects.iter().filter_map(|effect| match effect {
+            Effect::Counts(counts) => Some(counts.clone()),
+            _ => None,
+        });
+        counts.collect::<Vec<_>>()
+    });
+    let all: Vec<_> = all.collect();
+    let [told] = &all[..] else {
+        panic!("told once: {all:?}");
+    };
+    assert_eq!(told.from.incarnation.0, through.0 + 1);
+    assert_eq!(told.counts[0].fanout, deliveries(2));
+}
+
+#[test]
 fn the_place_of_a_channel_is_the_one_whose_owner_has_spoken() {
     let mut bench = Bench::new();
     assert_eq!(bench.edge.place_of(&key("c")).1, Fence(0));
