@@ -375,10 +375,15 @@ async fn nodes_lose_what_they_send_to_each_other() -> Result<()> {
     told("nodes lose datagrams", &verdict);
     verdict.is_kept();
     verdict.has_no_gaps();
-    let mut owned = 0.0;
-    for node in cluster.nodes.values() {
-        owned += metric_at(&node.admin, "dunlin_shards_owned", &[]).await?;
-    }
-    assert_eq!(owned, 1_024.0, "of all shards");
+    // Not at once: what a node took over meanwhile moves back to who owns less.
+    eventually("each shard has one owner", async || {
+        let mut owned = 0.0;
+        for node in cluster.nodes.values() {
+            let shards = metric_at(&node.admin, "dunlin_shards_owned", &[]);
+            owned += shards.await.ok()?;
+        }
+        (owned == 1_024.0).then_some(())
+    })
+    .await;
     Ok(())
 }
