@@ -286,11 +286,11 @@ async fn what_is_counted_of_a_shard_goes_with_it() {
         let counts: Vec<usize> = of_shards.map(|family| family.get_metric().len()).collect();
         counts
     };
-    assert_eq!(exported(&mesh.registry), [8; 6]);
+    assert_eq!(exported(&mesh.registry), [8; 9]);
     mesh.map.send_replace(map(2, me, other));
     mesh.ask(gateway(1), publish(2, 1));
     mesh.published().await.expect_err("it has followed the map");
-    assert_eq!(exported(&mesh.registry), [7; 6]);
+    assert_eq!(exported(&mesh.registry), [7; 9]);
     assert_eq!(mesh.metrics.map_version.get(), 2);
     mesh.end().await;
 }
