@@ -113,6 +113,9 @@ pub struct Replication {
     /// When something was released last, or began to wait when nothing did.
     moved_at: Option<Timestamp>,
     row: Row,
+    /// It has begun, and what is agreed of its replicas has not come: who may be
+    /// made the owner after it is not known yet.
+    awaits_row: bool,
     /// What was proposed, on which version, and when.
     proposed: Option<(u64, Vec<NodeRef>, Timestamp)>,
     /// Nodes that were made standbys so far.
@@ -192,7 +195,10 @@ impl Replication {
     /// A standby has become the owner. One that stands by for the shard already
     /// stays if it has as much as this one; else it has none yet.
     pub fn begin(&mut self, stays: Option<Held>) {
-        *self = Self::default();
+        *self = Self {
+            awaits_row: true,
+            ..Self::default()
+        };
         if let Some(held) = stays {
             // Nothing is decided before it has said that it does.
             self.made = 1;
@@ -383,6 +389,7 @@ impl Replication {
             return;
         }
         self.row = row;
+        self.awaits_row = false;
         let row = &self.row;
         self.peers.retain(|peer| match peer.stage {
             // What was proposed on an earlier version can no longer be agreed.
@@ -570,7 +577,7 @@ impl Replication {
             let mut peers = self.peers.iter();
             peers.any(|peer| peer.node == *node && peer.counts())
         };
-        self.row.in_sync.iter().all(counts)
+        !self.awaits_row && self.row.in_sync.iter().all(counts)
     }
 
     /// Gives what is confirmed.

@@ -250,11 +250,10 @@ impl Replicator {
         self.pairs.members(&living, &mut effects);
         self.obey_pairs(effects);
         self.outgoing.retain(|node, _| living.contains(node));
+        let mut effects = Vec::new();
         if !Arc::ptr_eq(&known.agreed, &self.duty.borrow().agreed) {
-            let mut effects = Vec::new();
             let agreed = Arc::clone(&known.agreed);
             self.replicas.follow(now, agreed, &mut effects);
-            self.obey_replicas(effects);
         }
         let leases = Arc::new(self.leases());
         self.told_at = now;
@@ -263,6 +262,8 @@ impl Replicator {
             leases,
             targets: Arc::clone(&known.targets),
         });
+        // Behind it: whoever begins has to know who stands by.
+        self.obey_replicas(effects);
     }
 
     fn tick(&mut self, now: Timestamp) {
