@@ -7,7 +7,7 @@ use std::collections::HashMap;
 use proto::position::Epoch;
 
 use super::{Verdict, broken};
-use crate::sim::trace::{Channel, Fact, Trace};
+use crate::sim::trace::{Channel, Fact, Trace, UNKNOWN};
 
 /// Judges a trace.
 pub fn check(trace: &Trace) -> Verdict {
@@ -22,6 +22,10 @@ pub fn check(trace: &Trace) -> Verdict {
                 ..
             } => {
                 channels.insert(position.epoch, *channel);
+                // Inherited, of an epoch that nobody was told of before.
+                if *fence == UNKNOWN {
+                    continue;
+                }
                 (*channel, *fence)
             }
             Fact::Told {

@@ -81,6 +81,9 @@ pub struct Node {
     /// How much of what is agreed it has applied.
     applied: u64,
     agreed: Arc<Agreed>,
+    /// Workers have not heard of it yet, nor of leases since then: those come
+    /// together, and what has come to this node comes another way.
+    workers_lag: bool,
     /// What waits for the egress.
     effects: VecDeque<Vec<Effect>>,
     egress_stands: bool,
@@ -201,6 +204,7 @@ impl Node {
             applied: 0,
             replicas: Replicas::new(me.clone(), Arc::clone(&namespaces), Arc::clone(agreed)),
             agreed: Arc::clone(agreed),
+            workers_lag: false,
             effects: VecDeque::new(),
             egress_stands: false,
             news_of_map: None,
@@ -262,6 +266,9 @@ impl Node {
         let mut effects = Vec::new();
         self.pairs.members(&living.collect(), &mut effects);
         self.obey_pairs(effects, out);
+        if !Arc::ptr_eq(agreed, &self.agreed) {
+            self.workers_lag = self.applied.is_multiple_of(2);
+        }
         self.tell_leases();
         if Arc::ptr_eq(agreed, &self.agreed) {
             return;
@@ -272,9 +279,6 @@ impl Node {
             self.map = Arc::clone(map);
             self.news_of_map = Some(leads);
         }
-        for worker in &mut self.workers {
-            worker.agreed = Some(Arc::clone(agreed));
-        }
         let mut effects = Vec::new();
         let told = self.mistake.agreed(&self.me, agreed);
         self.replicas.follow(now, told, &mut effects);
@@ -282,7 +286,18 @@ impl Node {
             self.replicas.begin(Timestamp(u64::MAX), &mut effects);
         }
         self.obey_replicas(effects, trace, out);
+        if !self.workers_lag {
+            self.tell_workers();
+        }
         self.run(now, trace, out);
+    }
+
+    fn tell_workers(&mut self) {
+        self.workers_lag = false;
+        for worker in &mut self.workers {
+            worker.agreed = Some(Arc::clone(&self.agreed));
+        }
+        self.tell_leases();
     }
 
     /// A message has come from the bus.
@@ -322,10 +337,14 @@ impl Node {
     }
 
     /// Time for tail beats.
-    pub fn tick_links(&mut self, now: Timestamp, out: &mut Outgoing) {
+    pub fn tick_links(&mut self, now: Timestamp, trace: &mut Trace, out: &mut Outgoing) {
         if !self.egress_stands {
             self.outbound.tick(now, &mut out.parcels);
             self.check(out);
+        }
+        if self.workers_lag {
+            self.tell_workers();
+            self.run(now, trace, out);
         }
     }
 
@@ -395,7 +414,7 @@ impl Node {
     /// it, or has not said everything that it knows.
     pub fn describe(&self, shard: ShardId, key: &ChannelKey) -> Option<Option<ChannelState>> {
         let worker = &self.workers[usize::from(shard.0) % WORKERS];
-        if worker.stands || worker.agreed.is_some() {
+        if worker.stands || worker.agreed.is_some() || self.workers_lag {
             return None;
         }
         match worker.shards.describe(key) {

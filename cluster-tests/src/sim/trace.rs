@@ -44,6 +44,10 @@ pub enum Answer {
     Failed(ErrorCode),
 }
 
+/// The fence of what nobody was told of before it was inherited. The first that
+/// there is is higher.
+pub const UNKNOWN: u64 = 0;
+
 /// One thing that happened.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub enum Fact {
@@ -298,10 +302,11 @@ impl Trace {
         self.cursors.get(&(connection, channel)).copied()
     }
 
-    /// The last publication of an epoch that anybody was told of.
+    /// The last publication of an epoch that anybody was told of, and under which
+    /// fence.
     pub fn head(&self, epoch: Epoch) -> (Offset, u64) {
         let known = self.heads.get(&epoch);
-        known.copied().unwrap_or((Offset::ZERO, 0))
+        known.copied().unwrap_or((Offset::ZERO, UNKNOWN))
     }
 
     /// A new owner has something that the one before it told nobody yet. That

@@ -445,7 +445,8 @@ impl Replication {
         effects: &mut Vec<Effect>,
     ) {
         let is_alone = self.peers.is_empty() && self.held.is_empty();
-        if is_alone && *leases == Leases::unlimited() && self.row == Row::default() {
+        let nothing_is_agreed = self.row == Row::default() && !self.awaits_row;
+        if is_alone && *leases == Leases::unlimited() && nothing_is_agreed {
             return;
         }
         self.leave_out_silent(now, leases);
@@ -527,6 +528,9 @@ impl Replication {
         };
         if now >= leases.node {
             return Some("a lease from the leader".into());
+        }
+        if self.awaits_row {
+            return Some("what is agreed of its standbys".into());
         }
         let counts = |node: &NodeRef| self.counting().any(|counting| counting == node);
         let unknown = self.row.in_sync.iter().filter(|node| !counts(node));

@@ -157,6 +157,9 @@ impl Node {
 
     pub(super) fn tell_leases(&mut self) {
         self.leases = Arc::new(self.leases());
+        if self.workers_lag {
+            return;
+        }
         for worker in &mut self.workers {
             let leases = Arc::clone(&self.leases);
             worker.mail.push_back(vec![Input::Leases(leases)]);

@@ -217,7 +217,7 @@ impl World {
         let out = &mut self.node_out;
         match &mut slot.program {
             Program::Node(node) => match ticker {
-                Ticker::Links => node.tick_links(now, out),
+                Ticker::Links => node.tick_links(now, &mut self.trace, out),
                 Ticker::NodeBeat => node.beat(out),
                 Ticker::Ingress => node.tick_ingress(now, &mut self.trace, out),
                 Ticker::Workers => node.tick_workers(now, &mut self.trace, out),

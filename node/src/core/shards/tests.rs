@@ -1,6 +1,7 @@
 use super::*;
 use crate::core::agreed::Replicas;
 use crate::core::lease::PairLease;
+use crate::core::replication;
 use proto::id::{ClusterUuid, Incarnation};
 use proto::message::{
     InterestDigest, Join, JoinResult, Publish, Published, Refusal, ReplicaState, RestateEnd,
@@ -420,6 +421,59 @@ fn what_waited_for_a_shard_is_not_done_if_who_asked_is_gone() {
         )
     };
     assert_eq!(effects.iter().filter(|effect| gone(effect)).count(), 1);
+}
+
+/// A shard comes by another way than what is agreed. Who acted at once would do so
+/// without a standby that may be made the owner next, and has not got it.
+#[test]
+fn whoever_begins_before_it_knows_who_stands_by_waits_until_it_does() {
+    let (a, b, c) = (node("a", 1), node("b", 1), node("c", 1));
+    for (in_sync, acts) in [(vec![], true), (vec![c], false)] {
+        let mut shards = shards(ALL);
+        told(&mut shards, agreed(&map(1, [(&b, 1); 4])));
+        let leases = Leases {
+            node: Timestamp(1_000),
+            ..Leases::unlimited()
+        };
+        told(&mut shards, Input::Leases(Arc::new(leases)));
+        let succession = Succession {
+            tenure: Tenure {
+                shard: ShardId(0),
+                fence: Fence(2),
+                owner: a.clone(),
+                cluster: ClusterUuid(1),
+            },
+            shard: None,
+            is_released: false,
+            after: Duration::ZERO,
+        };
+        told(&mut shards, Input::Begin(Box::new(succession)));
+        assert_eq!(served(&shards), [(0, 2)]);
+        assert_eq!(ask(&mut shards, gateway(1), 0, join(0, 2, 1)), []);
+        let row = replication::Row {
+            version: 2,
+            in_sync,
+            ..replication::Row::default()
+        };
+        let replicas = Replicas {
+            row,
+            promoted: true,
+            ..Replicas::default()
+        };
+        let effects = told(
+            &mut shards,
+            Input::Agreed(Arc::new(Agreed {
+                shards: vec![replicas; 4],
+                ..Agreed::alone(map(2, [(&a, 2); 4]))
+            })),
+        );
+        let answers = effects.iter().any(|effect| match effect {
+            Effect::Reply { .. } => true,
+            Effect::Under(leased) => !leased.effects.is_empty(),
+            _ => false,
+        });
+        assert_eq!(answers, acts, "{effects:?}");
+    }
 }
 
 #[test]
