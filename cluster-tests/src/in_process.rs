@@ -12,7 +12,7 @@ use node::Node;
 use prometheus::Registry;
 use proto::bus::BusHandle;
 use proto::id::{ClusterUuid, GatewayRef, Incarnation, NodeRef};
-use proto::message::NodeInfo;
+use proto::inspection::NodeInfo;
 use proto::namespace::Namespaces;
 use proto::shard::ShardMap;
 use tokio::sync::watch;

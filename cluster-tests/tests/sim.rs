@@ -138,7 +138,9 @@ fn a_window_that_answers_while_unattached_is_found() {
 
 #[test]
 fn a_join_that_does_not_reach_back_is_found() {
-    breaks(Mistake::JoinFromNow, &["liveness"]);
+    // Whoever waits goes on waiting, or never gets what came meanwhile.
+    let promises = ["liveness", "acked_is_recoverable"];
+    breaks(Mistake::JoinFromNow, &promises);
 }
 
 #[test]
@@ -256,7 +258,12 @@ fn a_gateway_that_wants_channels_of_a_new_owner_from_now_on_is_found() {
 
 #[test]
 fn a_standby_that_is_promoted_while_it_is_filled_is_found() {
-    let promises = ["contiguous_offsets", "acked_survives_one_crash"];
+    // The owner needs no lease of it, for it does not count there.
+    let promises = [
+        "contiguous_offsets",
+        "acked_survives_one_crash",
+        "one_owner",
+    ];
     breaks(Mistake::FillingPromoted, &promises);
 }
 
@@ -277,4 +284,9 @@ fn an_owner_that_fans_out_before_its_standby_confirms_is_found() {
     // What waits for no confirmation waits for no lease either.
     let promises = ["contiguous_offsets", "same_order_everywhere", "one_owner"];
     breaks(Mistake::FannedOutEarly, &promises);
+}
+
+#[test]
+fn a_channel_that_goes_on_though_nobody_has_it_is_found() {
+    breaks(Mistake::AloneGoesOn, &["contiguous_offsets"]);
 }

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use gateway::app::Apps;
 use proto::bus::{BusHandle, MemoryBus};
 use proto::id::{ClusterUuid, GatewayRef, Incarnation, NodeRef};
-use proto::message::NodeInfo;
+use proto::inspection::NodeInfo;
 use proto::shard::{SHARDS_DEFAULT, ShardMap};
 use proto::time::UnixTime;
 use serde_json::json;

@@ -11,7 +11,7 @@ use node::{Membership, MembershipConfig, MembershipError, NotDecided};
 use prometheus::Registry;
 use proto::bus::BusHandle;
 use proto::id::{NodeId, NodeRef};
-use proto::message::{Answer, Question};
+use proto::inspection::{Answer, Question};
 use serde_json::json;
 use tokio::sync::{mpsc, watch};
 

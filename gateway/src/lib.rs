@@ -43,7 +43,7 @@ use std::time::Duration;
 
 use proto::bus::BusHandle;
 use proto::id::{GatewayRef, Incarnation};
-use proto::message::{Answer, Question};
+use proto::inspection::{Answer, Question};
 use proto::subject::{ClusterName, Subject};
 use tokio::sync::watch;
 use tokio::task::{JoinHandle, JoinSet};

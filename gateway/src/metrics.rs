@@ -226,7 +226,7 @@ impl Metrics {
                 .with_label_values(&["node"]),
             interest_restated: r.counter(
                 "dunlin_interest_restated_total",
-                "Times that all channels of a shard were joined anew because its owner had asked.",
+                "Times that all channels of a shard were joined anew because its owner had asked, or the gateway had been declared gone.",
             )?,
             lives_begun: r.counter(
                 "dunlin_declared_gone_total",

@@ -8,9 +8,9 @@ use bytes::Bytes;
 use proto::bus::Subscription;
 use proto::codec;
 use proto::id::GatewayRef;
+use proto::inspection::{Answer, Question};
 use proto::message::{
-    Answer, GatewayBeat, GatewayCounts, Message, NodeBeat, Question, Reply, Request, Requests,
-    ShardCounts,
+    GatewayBeat, GatewayCounts, Message, NodeBeat, Reply, Request, Requests, ShardCounts,
 };
 use proto::namespace::Namespaces;
 use proto::shard::{ShardId, ShardMap};

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use proto::message::{Answer, Question};
+use proto::inspection::{Answer, Question};
 use tokio::sync::{mpsc, oneshot};
 
 /// Questions that may wait; those who ask wait, too.

@@ -4,7 +4,7 @@
 use std::collections::VecDeque;
 use std::sync::Arc;
 
-use proto::message::{EventInfo, NodeInfo};
+use proto::inspection::{EventInfo, NodeInfo};
 use proto::shard::ShardMap;
 use tokio::sync::watch;
 

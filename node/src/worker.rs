@@ -6,7 +6,8 @@ use std::time::Duration;
 
 use proto::channel::ChannelKey;
 use proto::id::GatewayRef;
-use proto::message::{Answer, Published, Reply, ShardCounts};
+use proto::inspection::Answer;
+use proto::message::{Published, Reply, ShardCounts};
 use proto::namespace::Namespaces;
 use proto::shard::ShardId;
 use proto::time::Timestamp;
@@ -340,26 +341,23 @@ impl Worker {
                 }
                 true
             }
-            Effect::Reply {
-                reply:
-                    Reply::Published {
-                        result: Ok(Published::Accepted { copies, .. }),
-                        ..
-                    },
-                ..
-            } => {
-                let acks = &self.metrics.acks;
-                let counter = if *copies > 1 {
-                    &acks.replicated
-                } else {
-                    &acks.alone
-                };
-                counter.inc();
+            Effect::Reply { reply, .. } | Effect::Acknowledge { reply, .. } => {
+                if let Reply::Published {
+                    result: Ok(Published::Accepted { copies, .. }),
+                    ..
+                } = reply
+                {
+                    let acks = &self.metrics.acks;
+                    let counter = if *copies > 1 {
+                        &acks.replicated
+                    } else {
+                        &acks.alone
+                    };
+                    counter.inc();
+                }
                 true
             }
-            Effect::Reply { .. }
-            | Effect::Acknowledge { .. }
-            | Effect::Repair { .. }
+            Effect::Repair { .. }
             | Effect::Replicate { .. }
             | Effect::Propose(_)
             | Effect::Release { .. } => true,

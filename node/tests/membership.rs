@@ -206,7 +206,7 @@ async fn three_nodes_found_a_cluster_and_share_its_shards() {
     fourth.registered().await;
     assert_eq!(fourth.shards().await.len(), 3);
     let mut members = fourth.membership.view.members.clone();
-    let complete = |members: &Arc<Vec<proto::message::NodeInfo>>| {
+    let complete = |members: &Arc<Vec<proto::inspection::NodeInfo>>| {
         members.len() == 4
             && members.iter().all(|member| member.gossip == "alive")
             && members
@@ -323,7 +323,7 @@ async fn six_nodes_told_to_found_with_three_make_one_cluster() {
     }
     assert!(uuids.iter().all(|uuid| *uuid == uuids[0]), "{uuids:?}");
     let mut members = nodes[0].membership.view.members.clone();
-    let five_vote = |members: &Arc<Vec<proto::message::NodeInfo>>| {
+    let five_vote = |members: &Arc<Vec<proto::inspection::NodeInfo>>| {
         let learners = members.iter().filter(|member| member.role == "learner");
         members.len() == 6 && learners.count() == 1
     };
@@ -460,7 +460,7 @@ async fn a_node_that_lost_its_disk_takes_its_old_place_as_a_new_node() {
         .expect("in time")
         .unwrap();
     let mut members = a.membership.view.members.clone();
-    let three_vote = |members: &Arc<Vec<proto::message::NodeInfo>>| {
+    let three_vote = |members: &Arc<Vec<proto::inspection::NodeInfo>>| {
         members.len() == 3 && members.iter().all(|member| member.role != "learner")
     };
     timeout(PATIENCE, members.wait_for(three_vote))

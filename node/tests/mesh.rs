@@ -11,9 +11,10 @@ use proto::bus::{BusHandle, MemoryBus, Subscription};
 use proto::channel::ChannelKey;
 use proto::codec;
 use proto::id::{ClusterUuid, GatewayRef, Incarnation, NodeRef};
+use proto::inspection::{Answer, NodeInfo, Question};
 use proto::message::{
-    Answer, GatewayBeat, InterestDigest, Join, Message, NodeBeat, NodeInfo, Publish, Published,
-    Question, Refusal, Reply, Request, Requests, RestateEnd, Sequenced, ShardInterest, Since,
+    GatewayBeat, InterestDigest, Join, Message, NodeBeat, Publish, Published, Refusal, Reply,
+    Request, Requests, RestateEnd, Sequenced, ShardInterest, Since,
 };
 use proto::namespace::Namespaces;
 use proto::position::Position;

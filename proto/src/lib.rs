@@ -18,6 +18,7 @@ pub mod channel;
 pub mod codec;
 pub mod error;
 pub mod id;
+pub mod inspection;
 pub mod link;
 pub mod message;
 pub mod namespace;

@@ -28,7 +28,8 @@ impl Default for HistoryLimits {
     }
 }
 
-/// What becomes of publications while nobody stands by for their owner.
+/// Who has a channel's publications besides its owner, and what becomes of them
+/// while nobody stands by.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Standby {
@@ -38,6 +39,9 @@ pub enum Standby {
     Prefer,
     /// They are refused.
     Require,
+    /// Nobody is to have them: they are acknowledged by the owner alone, and gone
+    /// with it.
+    None,
 }
 
 impl Standby {
@@ -56,7 +60,7 @@ pub struct Namespace {
     pub app: Option<AppId>,
     /// What its channels keep.
     pub history: HistoryLimits,
-    /// Whether its channels may be in one process only.
+    /// Whether its channels may be, or are to be, in one process only.
     #[serde(default, skip_serializing_if = "Standby::is_default")]
     pub standby: Standby,
 }
@@ -89,12 +93,14 @@ impl Namespaces {
         self.rule(key).map_or(&self.rest, |rule| &rule.history)
     }
 
-    /// Whether a channel takes publications only if somebody stands by for its
-    /// owner.
-    pub fn requires_standby(&self, key: &ChannelKey) -> bool {
-        let require = |rule: &Namespace| rule.standby == Standby::Require;
-        // Rarely is there any.
-        self.rules.iter().any(require) && self.rule(key).is_some_and(require)
+    /// Who is to have a channel besides its owner.
+    pub fn standby(&self, key: &ChannelKey) -> Standby {
+        // Rarely does any say so.
+        if self.rules.iter().all(|rule| rule.standby.is_default()) {
+            return Standby::default();
+        }
+        self.rule(key)
+            .map_or(Standby::default(), |rule| rule.standby)
     }
 
     fn rule(&self, key: &ChannelKey) -> Option<&Namespace> {
@@ -161,10 +167,10 @@ mod tests {
                 publications,
                 ..HistoryLimits::default()
             },
-            standby: if publications == 2 {
-                Standby::Require
-            } else {
-                Standby::Prefer
+            standby: match publications {
+                2 => Standby::Require,
+                3 => Standby::None,
+                _ => Standby::Prefer,
             },
         };
         let namespaces = Namespaces::new(vec![
@@ -179,13 +185,16 @@ mod tests {
             };
             (
                 namespaces.history(&key).publications,
-                namespaces.requires_standby(&key),
+                namespaces.standby(&key),
             )
         };
-        assert_eq!(settings(&namespaces, "a", "private-chat-1"), (1, false));
-        assert_eq!(settings(&namespaces, "b", "chat-1"), (2, true));
-        assert_eq!(settings(&namespaces, "b", "news"), (3, false));
+        assert_eq!(
+            settings(&namespaces, "a", "private-chat-1"),
+            (1, Standby::Prefer)
+        );
+        assert_eq!(settings(&namespaces, "b", "chat-1"), (2, Standby::Require));
+        assert_eq!(settings(&namespaces, "b", "news"), (3, Standby::None));
         let none = Namespaces::default();
-        assert_eq!(settings(&none, "a", "x"), (256, false));
+        assert_eq!(settings(&none, "a", "x"), (256, Standby::Prefer));
     }
 }

@@ -66,6 +66,18 @@ impl<K> Recent<K> {
         Some((key, offset))
     }
 
+    /// Whatever these channels keep is let go of.
+    pub fn drop_all(&mut self, is_dropped: impl Fn(&K) -> bool) {
+        let bytes = &mut self.bytes;
+        self.entries.retain(|entry| {
+            let stays = !is_dropped(&entry.key);
+            if !stays {
+                *bytes -= entry.bytes;
+            }
+            stays
+        });
+    }
+
     /// How much is kept, in bytes.
     pub fn bytes(&self) -> usize {
         self.bytes
@@ -94,6 +106,18 @@ mod tests {
         assert_eq!(recent.bytes(), 90);
         recent.push(Timestamp(10_000), "a", Offset(3), 500);
         assert_eq!(due(&mut recent, 10_000), [("a", 2), ("a", 3)]);
+        assert_eq!(recent.bytes(), 0);
+    }
+
+    #[test]
+    fn what_is_dropped_takes_nothing_else_along() {
+        let mut recent = Recent::new(100, Duration::from_secs(10));
+        for (at, key) in [(0, "a"), (1, "b"), (2, "a"), (3, "b")] {
+            recent.push(Timestamp(at), key, Offset(at), 10);
+        }
+        recent.drop_all(|key| *key == "a");
+        assert_eq!(recent.bytes(), 20);
+        assert_eq!(due(&mut recent, 20_000), [("b", 1), ("b", 3)]);
         assert_eq!(recent.bytes(), 0);
     }
 }

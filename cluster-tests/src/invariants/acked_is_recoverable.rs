@@ -12,7 +12,7 @@ use proto::position::{Gap, GapReason, Position};
 use super::{Verdict, broken};
 use crate::sim::clock::Moment;
 use crate::sim::trace::{Answer, Channel, Connection, Fact, Order, Trace};
-use crate::sim::workload::kept;
+use crate::sim::workload::kept_by_all;
 
 /// The clock of an owner may be fast by so many in a hundred, and no more.
 const CLOCKS_PERCENT: u32 = 3;
@@ -91,7 +91,7 @@ fn is_kept(
     if gap.reason != GapReason::Expired || gap.latest.epoch != at.epoch {
         return false;
     }
-    let limits = kept(channel);
+    let limits = kept_by_all(channel);
     let missed = gap.latest.offset.0.saturating_sub(at.offset.0);
     let is_young = missed_at
         .is_some_and(|missed_at| now.since(*missed_at) < limits.age * (100 - CLOCKS_PERCENT) / 100);
@@ -193,7 +193,7 @@ mod tests {
             let gap = [gap(1, u64::from(count)), Fact::Settled];
             check(&Trace::of(begin.into_iter().chain(published).chain(gap)))
         };
-        let limit = kept(0).publications;
+        let limit = kept_by_all(0).publications;
         assert_eq!(many(limit + 1), Ok(()));
         assert_eq!(many(limit).unwrap_err().entry, limit as usize + 2);
         let aged = [

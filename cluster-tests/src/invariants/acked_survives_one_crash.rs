@@ -1,7 +1,7 @@
 //! A shard begins anew only when nobody is there who has all of it: what was
 //! acknowledged survives the loss of its owner. A standby that is agreed to have
 //! everything is never passed over, and a channel goes on in its epoch unless it
-//! was agreed that its shard begins anew.
+//! was agreed that its shard begins anew, or the channel is not replicated.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -9,6 +9,7 @@ use proto::position::Epoch;
 
 use super::{Verdict, broken};
 use crate::sim::trace::{Channel, Fact, Trace};
+use crate::sim::workload::is_alone;
 
 /// Judges a trace.
 pub fn check(trace: &Trace) -> Verdict {
@@ -35,6 +36,7 @@ pub fn check(trace: &Trace) -> Verdict {
                 let shard = trace.shards.get(usize::from(*channel)).copied();
                 let shard = shard.unwrap_or_default();
                 if let Some((epoch, earlier)) = before
+                    && !is_alone(*channel)
                     && epoch != position.epoch
                     && earlier < *fence
                     && afresh

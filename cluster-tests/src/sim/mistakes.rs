@@ -110,11 +110,14 @@ pub enum Mistake {
     /// Publications are handed to the links before they are confirmed; what
     /// acknowledges them waits.
     FannedOutEarly,
+    /// A channel that is not replicated goes on in its epoch when its owner has
+    /// died, where it stood as far as its standby has heard.
+    AloneGoesOn,
 }
 
 impl Mistake {
     /// All of them.
-    pub const ALL: [Self; 36] = [
+    pub const ALL: [Self; 37] = [
         Self::NoTailBeat,
         Self::UnversionedInterest,
         Self::NoDigests,
@@ -151,6 +154,7 @@ impl Mistake {
         Self::EarlierNotWaited,
         Self::PairByMap,
         Self::FannedOutEarly,
+        Self::AloneGoesOn,
     ];
 }
 
@@ -169,6 +173,8 @@ pub struct AtNode {
     seen: BTreeMap<ChannelKey, Seen>,
     /// When its own beat came back last.
     echoed_at: Option<Timestamp>,
+    /// Where channels stand that are not replicated, as their owner has mentioned.
+    mentioned: BTreeMap<Epoch, Position>,
     /// What owners should have been told.
     refused: BTreeMap<NodeRef, VecDeque<Vec<(ShardId, Fence)>>>,
 }
@@ -324,7 +330,10 @@ impl AtNode {
     }
 
     /// Changes what an owner has sent.
-    pub fn batch(&self, batch: &mut Batch) {
+    pub fn batch(&mut self, batch: &mut Batch) {
+        if self.is(Mistake::AloneGoesOn) {
+            self.note_mentioned(batch);
+        }
         if !self.is(Mistake::TablesNotCarried) && !self.is(Mistake::ChannelsNotSent) {
             return;
         }

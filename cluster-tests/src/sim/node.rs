@@ -28,7 +28,8 @@ use node::core::shards::{Input, Part, Shards};
 use proto::channel::ChannelKey;
 use proto::codec;
 use proto::id::{GatewayRef, NodeRef};
-use proto::message::{Answer, ChannelState, Message, Reply};
+use proto::inspection::{Answer, ChannelState};
+use proto::message::{Message, Reply};
 use proto::namespace::Namespaces;
 use proto::position::Position;
 use proto::shard::{ShardId, ShardMap};
@@ -229,7 +230,7 @@ impl Node {
         let mut effects = Vec::new();
         node.replicas
             .follow(now, Arc::clone(&node.agreed), &mut effects);
-        node.obey_replicas(effects, trace, &mut Outgoing::default());
+        node.obey_replicas(now, effects, trace, &mut Outgoing::default());
         node
     }
 
@@ -285,7 +286,7 @@ impl Node {
         if self.mistake.is(Mistake::NoWait) {
             self.replicas.begin(Timestamp(u64::MAX), &mut effects);
         }
-        self.obey_replicas(effects, trace, out);
+        self.obey_replicas(now, effects, trace, out);
         if !self.workers_lag {
             self.tell_workers();
         }
@@ -426,7 +427,7 @@ impl Node {
     /// Which lives of gateways the node goes by.
     pub fn gateways(&self, now: Timestamp) -> Vec<GatewayRef> {
         let known = self.gateways.describe(now).into_iter();
-        let life = |known: proto::message::GatewayInfo| GatewayRef {
+        let life = |known: proto::inspection::GatewayInfo| GatewayRef {
             id: known.name,
             incarnation: known.incarnation,
         };

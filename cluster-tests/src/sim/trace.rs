@@ -309,6 +309,16 @@ impl Trace {
         known.copied().unwrap_or((Offset::ZERO, UNKNOWN))
     }
 
+    /// To which channel an epoch belongs, if anybody was told of it.
+    pub fn channel_of(&self, epoch: Epoch) -> Option<Channel> {
+        self.facts().find_map(|(_, fact)| match fact {
+            Fact::Published {
+                channel, position, ..
+            } if position.epoch == epoch => Some(*channel),
+            _ => None,
+        })
+    }
+
     /// A new owner has something that the one before it told nobody yet. That
     /// one may still do so, while its lease lasts.
     pub fn inherit(&mut self, fact: Fact) {

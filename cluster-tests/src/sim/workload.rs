@@ -22,12 +22,18 @@ pub const CHANNELS: Channel = 12;
 const BRIEF: Channel = 8;
 /// The first of those that keep nothing.
 const BARE: Channel = 10;
+/// Those that are not replicated: a busy one, and a quiet one.
+const ALONE: [Channel; 2] = [3, 7];
+/// For how long their past can be had from the next owner: as long as the repair
+/// log has it.
+const TAKEN_ALONG: Duration = Duration::from_secs(10);
 /// The channels by number.
 pub fn channels() -> Vec<ChannelKey> {
     let key = |channel: Channel| {
         let kind = match channel {
             BARE.. => "bare",
             BRIEF.. => "brief",
+            _ if is_alone(channel) => "alone",
             _ => "room",
         };
         ChannelKey {
@@ -36,6 +42,11 @@ pub fn channels() -> Vec<ChannelKey> {
         }
     };
     (0..CHANNELS).map(key).collect()
+}
+
+/// Whether a channel is not replicated.
+pub fn is_alone(channel: Channel) -> bool {
+    ALONE.contains(&channel)
 }
 
 /// Which channel this is.
@@ -65,6 +76,17 @@ pub fn kept(channel: Channel) -> HistoryLimits {
     }
 }
 
+/// What of a channel's past can be had whoever owns it.
+pub fn kept_by_all(channel: Channel) -> HistoryLimits {
+    let limits = kept(channel);
+    let age = if is_alone(channel) {
+        TAKEN_ALONG
+    } else {
+        limits.age
+    };
+    HistoryLimits { age, ..limits }
+}
+
 /// How often a publisher asks with one key at most.
 pub const REPEATS: u8 = 5;
 
@@ -79,9 +101,17 @@ pub fn namespaces() -> Namespaces {
         pattern: pattern.into(),
         app: None,
         history: kept(channel),
-        standby: Standby::Prefer,
+        standby: if is_alone(channel) {
+            Standby::None
+        } else {
+            Standby::Prefer
+        },
     };
-    Namespaces::new(vec![namespace("brief-*", BRIEF), namespace("bare-*", BARE)])
+    Namespaces::new(vec![
+        namespace("brief-*", BRIEF),
+        namespace("bare-*", BARE),
+        namespace("alone-*", ALONE[0]),
+    ])
 }
 
 /// What a gateway is asked to publish.

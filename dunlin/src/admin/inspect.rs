@@ -13,7 +13,7 @@ use axum::response::{IntoResponse, Json, Response};
 use axum::routing::get;
 use proto::channel::ChannelKey;
 use proto::id::{GatewayRef, NodeRef};
-use proto::message::{
+use proto::inspection::{
     Answer, ChannelInfo, EventInfo, GatewayInfo, NodeInfo, Question, ReplicaInfo, ShardInfo,
     StandbyInfo,
 };
@@ -162,6 +162,8 @@ pub(crate) struct ChannelState {
     pub(crate) offset: u64,
     pub(crate) earliest: u64,
     pub(crate) kept: u32,
+    /// `standby` or `owner`, as the namespace says.
+    pub(crate) ack: String,
     pub(crate) followers: Vec<Follower>,
 }
 
@@ -427,6 +429,7 @@ impl From<ChannelInfo> for Channel {
             offset: state.position.offset.0,
             earliest: state.earliest.0,
             kept: state.kept,
+            ack: if state.is_alone { "owner" } else { "standby" }.into(),
             followers: state
                 .followers
                 .into_iter()

@@ -22,7 +22,7 @@ use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use node::NotDecided;
 use proto::id::{NodeId, NodeRef};
-use proto::message::{Answer, Question};
+use proto::inspection::{Answer, Question};
 use serde_json::json;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::watch;

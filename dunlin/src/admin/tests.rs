@@ -2,7 +2,7 @@ use axum::body::Body;
 use http_body_util::BodyExt;
 use proto::bus::MemoryBus;
 use proto::id::{ClusterUuid, GatewayRef, Incarnation, NodeRef};
-use proto::message::{
+use proto::inspection::{
     ChannelInfo, ChannelState, EventInfo, EventKind, GatewayInfo, NodeInfo, ReplicaInfo,
     ReplicaState, ShardInfo, ShardState, StandbyInfo,
 };
@@ -96,6 +96,7 @@ impl Inspect for Cluster {
                             },
                             earliest: Offset(11),
                             kept: 10,
+                            is_alone: true,
                             followers: vec![(
                                 GatewayRef {
                                     id: "g".parse().unwrap(),
@@ -305,7 +306,7 @@ async fn shapes_of_answers_are_pinned() {
             json!({
                 "app": "a", "channel": "news", "shard": 9, "owner": { "id": "n", "incarnation": 4 }, "fence": 11,
                 "state": {
-                    "epoch": "00000000000000ab", "offset": 20, "earliest": 11, "kept": 10,
+                    "epoch": "00000000000000ab", "offset": 20, "earliest": 11, "kept": 10, "ack": "owner",
                     "followers": [{ "gateway": { "id": "g", "incarnation": 5 }, "subscribers": 3 }],
                 },
             }),

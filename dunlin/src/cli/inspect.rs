@@ -370,13 +370,7 @@ fn print_gateways(answer: &Gateways) -> String {
 fn print_shard(answer: &OneShard) -> String {
     let mut lines = vec![
         ("shard", answer.shard.to_string()),
-        (
-            "owner",
-            format!(
-                "{} (incarnation {})",
-                answer.owner.id, answer.owner.incarnation
-            ),
-        ),
+        ("owner", life(&answer.owner)),
         ("fence", answer.fence.to_string()),
         ("state", answer.state.clone()),
     ];
@@ -405,10 +399,7 @@ fn print_shard(answer: &OneShard) -> String {
             answer.channels, answer.interest
         ),
     ));
-    let mut text = String::new();
-    for (name, value) in lines {
-        let _ = writeln!(text, "{name:<8} {}", super::printable(&value));
-    }
+    let mut text = labelled(lines);
     if answer.standbys.is_empty() {
         let _ = writeln!(text, "standbys none");
         return text;
@@ -437,18 +428,25 @@ fn print_shard(answer: &OneShard) -> String {
     text
 }
 
+/// A line for each value, behind its name.
+fn labelled(lines: Vec<(&str, String)>) -> String {
+    let mut text = String::new();
+    for (name, value) in lines {
+        let _ = writeln!(text, "{name:<8} {}", super::printable(&value));
+    }
+    text
+}
+
+fn life(of: &Ref) -> String {
+    format!("{} (incarnation {})", of.id, of.incarnation)
+}
+
 fn print_channel(answer: &Channel) -> String {
     let mut lines = vec![
         ("channel", answer.channel.clone()),
         ("app", answer.app.clone()),
         ("shard", answer.shard.to_string()),
-        (
-            "owner",
-            format!(
-                "{} (incarnation {})",
-                answer.owner.id, answer.owner.incarnation
-            ),
-        ),
+        ("owner", life(&answer.owner)),
         ("fence", answer.fence.to_string()),
     ];
     if let Some(state) = &answer.state {
@@ -462,15 +460,13 @@ fn print_channel(answer: &Channel) -> String {
                     state.kept, state.earliest
                 ),
             ),
+            ("ack", state.ack.clone()),
         ]);
     } else {
         let nothing = "none: nobody follows the channel, and nothing is kept";
         lines.push(("state", nothing.to_owned()));
     }
-    let mut text = String::new();
-    for (name, value) in lines {
-        let _ = writeln!(text, "{name:<8} {}", super::printable(&value));
-    }
+    let mut text = labelled(lines);
     let followers = answer
         .state
         .as_ref()

@@ -125,28 +125,33 @@ pub(crate) struct NamespaceConfig {
     /// Bytes kept per channel.
     #[serde(default = "history_bytes")]
     pub(crate) history_bytes: u32,
+    /// Who has a publication when it is acknowledged: `standby`, another node, too; or `owner`, the one node
+    /// that owns the channel. What the owner alone has is gone with it: then the channel begins anew, and all
+    /// who follow it are told of the gap. For cursors, typing and telemetry.
+    #[serde(default)]
+    pub(crate) ack: AckConfig,
     /// While no other node stands by for the owner of a channel: `prefer` takes publications all the same, and
     /// their acknowledgements say that they are in one process; `require` refuses them with `no_standby`.
     #[serde(default)]
     pub(crate) standby: StandbyConfig,
 }
 
+/// Who has a publication when it is acknowledged.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub(crate) enum AckConfig {
+    #[default]
+    Standby,
+    Owner,
+}
+
 /// What becomes of publications while nobody stands by.
-#[derive(Debug, Clone, Copy, Default, Serialize, Deserialize, JsonSchema)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub(crate) enum StandbyConfig {
     #[default]
     Prefer,
     Require,
-}
-
-impl From<StandbyConfig> for Standby {
-    fn from(config: StandbyConfig) -> Self {
-        match config {
-            StandbyConfig::Prefer => Self::Prefer,
-            StandbyConfig::Require => Self::Require,
-        }
-    }
 }
 
 fn read_secret<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Secret, D::Error> {
@@ -338,6 +343,12 @@ impl File {
                 );
                 return Err((format!("match = \"{pattern}\""), message));
             }
+            if namespace.ack == AckConfig::Owner && namespace.standby == StandbyConfig::Require {
+                let message = format!(
+                    "{at}: ack = \"owner\" means that no other node has the publications, and standby = \"require\" that one must; leave out one of them"
+                );
+                return Err(("ack = \"owner\"".into(), message));
+            }
             if let Some(id) = &namespace.app
                 && !self.apps.is_empty()
                 && !self.apps.iter().any(|app| app.id == *id)
@@ -397,7 +408,11 @@ impl NamespaceConfig {
                 age: Duration::from_secs(self.history_age_s),
                 bytes: self.history_bytes,
             },
-            standby: self.standby.into(),
+            standby: match (self.ack, self.standby) {
+                (AckConfig::Owner, _) => Standby::None,
+                (AckConfig::Standby, StandbyConfig::Prefer) => Standby::Prefer,
+                (AckConfig::Standby, StandbyConfig::Require) => Standby::Require,
+            },
         }
     }
 }

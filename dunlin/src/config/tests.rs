@@ -1,4 +1,4 @@
-use proto::namespace::HistoryLimits;
+use proto::namespace::{HistoryLimits, Standby};
 
 use super::*;
 use crate::cli::server::{BusOptions, ClientOptions, ServerOptions};
@@ -104,6 +104,32 @@ fn what_could_never_match_is_refused() {
     }
     let stranger = format!("{APP}[[namespaces]]\nmatch = \"*\"\napp = \"nobody\"\n");
     assert!(problem(&stranger).1.contains("nobody"));
+}
+
+#[test]
+fn nobody_is_required_to_have_what_nobody_is_to_have() {
+    let namespace = |settings: &str| format!("\n[[namespaces]]\nmatch = \"x-*\"\n{settings}");
+    let both = namespace("standby = \"require\"\nack = \"owner\"\n");
+    let (line, message) = problem(&both);
+    assert_eq!(line, Some(5));
+    assert!(message.contains("leave out one"), "{message}");
+    let standby = |settings: &str| {
+        let file = File::parse(&format!("{APP}{}", namespace(settings)));
+        let namespaces = Dev::from_file(&file.expect("accepted"))
+            .unwrap()
+            .namespaces();
+        namespaces.standby(&proto::channel::ChannelKey {
+            app: "a".parse().unwrap(),
+            channel: "x-1".parse().unwrap(),
+        })
+    };
+    assert_eq!(standby("ack = \"owner\""), Standby::None);
+    assert_eq!(
+        standby("ack = \"owner\"\nstandby = \"prefer\""),
+        Standby::None
+    );
+    assert_eq!(standby("standby = \"require\""), Standby::Require);
+    assert_eq!(standby("ack = \"standby\""), Standby::Prefer);
 }
 
 #[test]

@@ -7,9 +7,9 @@ use std::time::Duration;
 
 use proto::channel::ChannelKey;
 use proto::id::{ClusterUuid, GatewayRef, Incarnation, NodeId, NodeRef};
-use proto::message::{
-    self, Fanout, GatewayBeat, GatewayCounts, InterestDigest, Message, Question, Request,
-};
+use proto::inspection;
+use proto::inspection::Question;
+use proto::message::{Fanout, GatewayBeat, GatewayCounts, InterestDigest, Message, Request};
 use proto::namespace::Namespaces;
 use proto::position::Position;
 use proto::recent::Recent;
@@ -135,7 +135,7 @@ pub enum Effect {
         /// Whom.
         ticket: Ticket,
         /// The answer.
-        answer: message::Answer,
+        answer: inspection::Answer,
     },
     /// Tell all nodes that this gateway is there; the number of connections
     /// is the shell's to fill in.

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use proto::bus::{BusHandle, Subscription};
 use proto::codec;
-use proto::message::Answer;
+use proto::inspection::Answer;
 use proto::subject::{Address, Subject};
 use proto::time::Timestamp;
 use tokio::sync::{mpsc, watch};

@@ -3,7 +3,8 @@
 use std::sync::Arc;
 
 use proto::channel::ChannelKey;
-use proto::message::{ChannelState, Missed, Publish, Since};
+use proto::inspection::ChannelState;
+use proto::message::{Missed, Publish, Since};
 use proto::namespace::HistoryLimits;
 use proto::position::{Epoch, Gap, GapReason, Offset, Position};
 use proto::publication::Publication;
@@ -26,6 +27,8 @@ pub struct Channel {
     pub interest: Interest,
     /// Whether the shard has a timer for this channel.
     pub check_is_set: bool,
+    /// Whether it is not replicated: the owner alone has it.
+    pub is_alone: bool,
     /// What an earlier epoch means: that the channel's state was lost, or
     /// perhaps only that where it stood has been forgotten.
     stranger: GapReason,
@@ -50,6 +53,7 @@ impl Channel {
             history: History::default(),
             interest: Interest::default(),
             check_is_set: false,
+            is_alone: false,
             stranger: GapReason::NewEpoch,
         }
     }
@@ -59,6 +63,7 @@ impl Channel {
         let history = History::of(now, piece.past, piece.retired, piece.held);
         Self {
             history,
+            is_alone: piece.is_alone,
             ..Self::begun(piece.position, piece.forgetful)
         }
     }
@@ -73,7 +78,17 @@ impl Channel {
             past,
             retired,
             held,
+            is_alone: self.is_alone,
         }
+    }
+
+    /// The same, but of its past only what gateways may still have lost.
+    pub fn repairable_piece(&self, now: Timestamp, key: ChannelKey) -> ChannelPiece {
+        let mut piece = self.piece(now, key);
+        let older = piece.past.len().saturating_sub(piece.held as usize);
+        piece.past.drain(..older);
+        piece.retired = piece.retired.saturating_sub(older as u32);
+        piece
     }
 
     /// A channel without a past that stands there. `forgetful`: it may be one
@@ -199,6 +214,7 @@ impl Channel {
             followers: followers
                 .map(|(gateway, count)| (gateway.clone(), count))
                 .collect(),
+            is_alone: self.is_alone,
         }
     }
 

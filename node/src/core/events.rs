@@ -4,7 +4,7 @@
 use std::collections::{BTreeMap, VecDeque};
 
 use proto::id::NodeRef;
-use proto::message::{EventInfo, EventKind};
+use proto::inspection::{EventInfo, EventKind};
 use proto::time::UnixTime;
 
 use super::cluster::{Cluster, Row};

@@ -16,7 +16,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use proto::id::{ClusterUuid, GatewayId, GatewayRef, Incarnation};
-use proto::message::{GatewayBeat, GatewayInfo};
+use proto::inspection::GatewayInfo;
+use proto::message::GatewayBeat;
 use proto::time::Timestamp;
 use serde::{Deserialize, Serialize};
 
@@ -297,7 +298,8 @@ mod tests {
     use super::*;
     use proto::codec::{self, PAYLOAD_BYTES_MAX};
     use proto::id::{ID_BYTES_MAX, NodeRef};
-    use proto::message::{Answer, Message, Replies, Reply};
+    use proto::inspection::Answer;
+    use proto::message::{Message, Replies, Reply};
 
     const OURS: ClusterUuid = ClusterUuid(1);
 

@@ -15,12 +15,14 @@
 //! and the next owner is told so: **released**. Nothing rests on it. Whoever is
 //! not released waits for the leases to end, and fills a standby anew.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use proto::id::NodeRef;
 use proto::shard::{Fence, ShardId};
 use proto::time::Timestamp;
 
+use super::record::Record;
 use super::replication::Replication;
 use super::shard::Effect;
 
@@ -33,6 +35,8 @@ pub struct Handoff {
     shard: ShardId,
     fence: Fence,
     replication: Replication,
+    /// What the next owner needs that no standby has.
+    taken: Vec<Arc<Record>>,
     since: Timestamp,
     state: State,
 }
@@ -74,7 +78,7 @@ impl Handoff {
     pub fn stop(
         now: Timestamp,
         (shard, fence): (ShardId, Fence),
-        mut replication: Replication,
+        (mut replication, taken): (Replication, Vec<Record>),
     ) -> Option<Self> {
         replication.stop();
         let somebody_counts = replication.standbys().any(|(_, counts)| counts);
@@ -82,6 +86,7 @@ impl Handoff {
             shard,
             fence,
             replication,
+            taken: taken.into_iter().map(Arc::new).collect(),
             since: now,
             state: State::Stopped,
         })
@@ -126,7 +131,9 @@ impl Handoff {
             self.state = State::Done;
         }
         if let State::Handing(to) = &self.state
-            && let Some(part) = self.replication.release_to(to, self.shard, self.fence)
+            && let Some(part) =
+                self.replication
+                    .release_to(to, (self.shard, self.fence), &self.taken)
         {
             effects.push(Effect::Release {
                 to: to.clone(),

@@ -49,8 +49,8 @@ struct Remembered {
 pub struct Publication {
     /// Where it stands.
     pub position: Position,
-    /// In how many processes it was held.
-    pub copies: u8,
+    /// Whether that is a channel that is not replicated.
+    pub is_alone: bool,
 }
 
 /// What to do with a publish.
@@ -102,6 +102,27 @@ impl Keys {
         }
     }
 
+    /// Keeps what an owner says that a publish has led to, whatever was known.
+    pub fn replace(&mut self, now: Timestamp, publish: &Idempotency, now_known: Publication) {
+        if self.known.contains_key(&publish.key) {
+            self.known.remove(&publish.key);
+            self.order.retain(|(_, key)| *key != publish.key);
+        }
+        self.remember(now, publish, now_known);
+    }
+
+    /// Forgets the keys of some publications before their time.
+    pub fn forget(&mut self, goes: impl Fn(&Publication) -> bool) {
+        let known = &mut self.known;
+        self.order.retain(|(_, key)| {
+            let stays = known.get(key).is_some_and(|known| !goes(&known.first));
+            if !stays {
+                known.remove(key);
+            }
+            stays
+        });
+    }
+
     /// Everything that is remembered, the oldest first.
     pub fn pieces(&self, now: Timestamp) -> impl Iterator<Item = KeyPiece> {
         self.order.iter().filter_map(move |(at, key)| {
@@ -111,7 +132,7 @@ impl Keys {
                 key: *key,
                 body: known.body,
                 position: known.first.position,
-                copies: known.first.copies,
+                is_alone: known.first.is_alone,
             })
         })
     }
@@ -123,7 +144,7 @@ impl Keys {
                 body: piece.body,
                 first: Publication {
                     position: piece.position,
-                    copies: piece.copies,
+                    is_alone: piece.is_alone,
                 },
             });
             let at = Timestamp(now.0.saturating_sub(piece.age_ms));
@@ -173,7 +194,7 @@ mod tests {
                 epoch: Epoch(1),
                 offset: Offset(offset),
             },
-            copies: 1,
+            is_alone: false,
         }
     }
 
@@ -230,6 +251,26 @@ mod tests {
         let in_table = (size_of::<(Digest, Remembered)>() + 1) * 16 / 7;
         let in_queue = size_of::<(Timestamp, Digest)>() * 2;
         assert!(in_table + in_queue <= ENTRY_BYTES, "{in_table} {in_queue}");
+    }
+
+    #[test]
+    fn a_key_that_is_forgotten_or_replaced_counts_from_when_it_is_used_again() {
+        let mut keys = Keys::default();
+        for (at, key) in [(0, 1), (1_000, 2)] {
+            keys.remember(Timestamp(at), &publish(key, key), publication(at));
+        }
+        keys.forget(|first| first.position.offset == Offset(0));
+        assert_eq!(keys.admit(Timestamp(2_000), &publish(1, 1)), Admission::New);
+        for key in [1, 2] {
+            keys.replace(Timestamp(60_000), &publish(key, key), publication(9));
+        }
+        assert_eq!(keys.len(), 2);
+        let later = Timestamp(1_000 + KEPT.as_millis() as u64);
+        let repeat = Admission::Repeat(publication(9));
+        assert_eq!(keys.admit(later, &publish(1, 1)), repeat);
+        assert_eq!(keys.admit(later, &publish(2, 2)), repeat);
+        keys.expire(Timestamp(60_000) + KEPT);
+        assert!(keys.is_empty() && keys.order.is_empty());
     }
 
     proptest! {

@@ -4,7 +4,7 @@
 use std::collections::VecDeque;
 
 use proto::id::ID_BYTES_MAX;
-use proto::message::{Answer, EventInfo, NodeInfo, StandbyInfo};
+use proto::inspection::{Answer, EventInfo, NodeInfo, StandbyInfo};
 use proto::shard::ShardId;
 
 use super::cluster::Cluster;
@@ -78,7 +78,8 @@ mod tests {
     use crate::core::cluster::{Assignment, Command, How, Replica, ReplicaSet, Standby};
     use proto::codec::{self, PAYLOAD_BYTES_MAX};
     use proto::id::{ID_BYTES_MAX, Incarnation, NodeRef};
-    use proto::message::{EventKind, Message, Replies, Reply};
+    use proto::inspection::EventKind;
+    use proto::message::{Message, Replies, Reply};
     use proto::shard::Fence;
     use proto::time::UnixTime;
 

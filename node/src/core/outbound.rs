@@ -198,7 +198,7 @@ impl Outbound {
                     }
                 }
             }
-            Effect::Reply { to, reply } | Effect::Acknowledge { to, reply } => {
+            Effect::Reply { to, reply } | Effect::Acknowledge { to, reply, .. } => {
                 match self.peer(now, &to) {
                     Some(peer) => peer.replies.push(reply),
                     // Of a life that has ended; it is told so.

@@ -7,7 +7,8 @@
 
 use std::collections::VecDeque;
 
-use proto::message::PublishResult;
+use proto::message::{PublishResult, Published, Refusal};
+use proto::position::Position;
 
 /// Results kept at most; a gateway has no more publishes of a shard in flight.
 pub const RESULTS_MAX: usize = 1_024;
@@ -123,6 +124,18 @@ impl PublishTable {
         self.results = VecDeque::new();
     }
 
+    /// Lets go of results that say of a publication that it is where nothing is any
+    /// more.
+    pub fn forget_results_at(&mut self, is_lost: impl Fn(&Position) -> bool) {
+        for result in &mut self.results {
+            if let Ok(Published::Accepted { position, .. }) = result
+                && is_lost(position)
+            {
+                *result = Err(Refusal::Forgotten);
+            }
+        }
+    }
+
     fn forget_below(&mut self, low_mark: u64) {
         let first = self.next - self.results.len() as u64;
         let seen = low_mark
@@ -136,7 +149,6 @@ impl PublishTable {
 mod tests {
     use super::*;
     use proptest::prelude::*;
-    use proto::message::{Published, Refusal};
 
     fn skipped() -> PublishResult {
         Ok(Published::Skipped)

@@ -9,6 +9,11 @@
 //! clocks are each machine's own.
 //!
 //! Interest is in no record. Gateways state it anew to a new owner.
+//!
+//! Of a channel that is not replicated a standby is told nothing but what its
+//! publishers were told ([`Record::Close`]). What the owner alone has of such
+//! channels goes to the next owner when the shard moves, right before
+//! [`Record::Release`].
 
 use std::sync::Arc;
 
@@ -56,6 +61,10 @@ pub enum Record {
         low_mark: u64,
         /// What its gateway is told.
         result: PublishResult,
+        /// Its publisher's key, if it was performed all the same: in a channel
+        /// that is not replicated.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        idempotency: Option<Idempotency>,
     },
     /// The state of a channel goes; it stood there.
     Evict {
@@ -63,6 +72,12 @@ pub enum Record {
         key: ChannelKey,
         /// Where.
         position: Position,
+    },
+    /// A channel is not replicated any more, or has begun anew without being: what
+    /// the standby has of it, or where it stood, goes.
+    Forget {
+        /// Which one.
+        key: ChannelKey,
     },
     /// The owner has stopped, for the standby is the owner now: it has
     /// everything, and so have these.
@@ -126,8 +141,9 @@ pub struct KeyPiece {
     pub body: Digest,
     /// Where the publication stands.
     pub position: Position,
-    /// In how many processes it was held.
-    pub copies: u8,
+    /// Whether that is a channel that is not replicated.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub is_alone: bool,
 }
 
 /// Where a channel stood.
@@ -139,6 +155,9 @@ pub struct TombstonePiece {
     pub name: u64,
     /// Where it stood.
     pub position: Position,
+    /// Whether it was not replicated.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub is_alone: bool,
 }
 
 /// A channel's state.
@@ -156,6 +175,9 @@ pub struct ChannelPiece {
     pub retired: u32,
     /// How many at the back the repair log has.
     pub held: u32,
+    /// Whether it is not replicated.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub is_alone: bool,
 }
 
 impl Record {
@@ -179,6 +201,7 @@ impl Record {
                 | Self::Create { .. }
                 | Self::Close { .. }
                 | Self::Evict { .. }
+                | Self::Forget { .. }
                 | Self::Release(_)
                 | Self::Attach(_) => 0,
             }

@@ -107,8 +107,11 @@ pub struct Row {
 pub struct Replication {
     /// How many changes there have been.
     made: u64,
+    /// How many of them have to be confirmed before anything that is decided now
+    /// is performed.
+    awaited: u64,
     peers: Vec<Peer>,
-    /// What was decided, and after how many changes.
+    /// What was decided, and how many changes have to be confirmed before.
     held: VecDeque<(u64, Effect)>,
     /// When something was released last, or began to wait when nothing did.
     moved_at: Option<Timestamp>,
@@ -201,7 +204,7 @@ impl Replication {
         };
         if let Some(held) = stays {
             // Nothing is decided before it has said that it does.
-            self.made = 1;
+            (self.made, self.awaited) = (1, 1);
             self.recruited = 1;
             let mut peer = Peer::new(held.node.clone(), 1, Stage::Counting);
             peer.push(Record::Attach(held));
@@ -221,8 +224,15 @@ impl Replication {
         self.peers.iter().any(stays)
     }
 
-    /// Notes a change, for every standby.
+    /// Notes a change, for every standby; what is decided from now on waits until
+    /// they have confirmed it.
     pub fn log(&mut self, record: impl FnOnce() -> Record) {
+        self.mention(record);
+        self.awaited = self.made;
+    }
+
+    /// Notes a change for which nothing waits but what moves the shard.
+    pub fn mention(&mut self, record: impl FnOnce() -> Record) {
         self.made += 1;
         if self.peers.is_empty() {
             return;
@@ -359,9 +369,14 @@ impl Replication {
         self.counting().any(|counting| counting == node)
     }
 
-    /// What one standby is told when it is the owner now. `None` until all that
-    /// count have confirmed everything.
-    pub fn release_to(&self, to: &NodeRef, shard: ShardId, fence: Fence) -> Option<Part> {
+    /// What one standby is told when it is the owner now, besides what `taken` has.
+    /// `None` until all that count have confirmed everything.
+    pub fn release_to(
+        &self,
+        to: &NodeRef,
+        (shard, fence): (ShardId, Fence),
+        taken: &[Arc<Record>],
+    ) -> Option<Part> {
         if self.lag() > 0 {
             return None;
         }
@@ -374,12 +389,13 @@ impl Replication {
             fill: peer.fill,
             number: peer.sent,
         });
+        let release = Arc::new(Record::Release(held.collect()));
         Some(Part {
             shard,
             fence,
             fill: peer.fill,
             first: peer.sent + 1,
-            records: vec![Arc::new(Record::Release(held.collect()))],
+            records: taken.iter().cloned().chain([release]).collect(),
         })
     }
 
@@ -450,12 +466,12 @@ impl Replication {
             return;
         }
         self.leave_out_silent(now, leases);
-        let made = self.made;
+        let awaited = self.awaited;
         if self.held.is_empty() {
             self.moved_at = Some(now);
         }
         let decided = effects.drain(first..);
-        self.held.extend(decided.map(|effect| (made, effect)));
+        self.held.extend(decided.map(|effect| (awaited, effect)));
         self.replicate((shard, fence), effects);
         if now < leases.node {
             effects.extend(self.propose(now, shard, fence));
@@ -587,7 +603,9 @@ impl Replication {
     /// Gives what is confirmed.
     fn release(&mut self, now: Timestamp, shard: ShardId, fence: Fence, effects: &mut Vec<Effect>) {
         let confirmed = self.made - self.lag();
-        let due = self.held.partition_point(|(made, _)| *made <= confirmed);
+        let due = self
+            .held
+            .partition_point(|(awaited, _)| *awaited <= confirmed);
         // Also when nothing is to be performed: what was released before may
         // still wait for the lease of a standby that has gone.
         let known = self.known_counting().cloned();
@@ -650,10 +668,13 @@ impl Replication {
 /// An acknowledgement says in how many processes the publication is, and is none
 /// if that has to be more than one and is not.
 fn with_copies(effect: Effect, count: u8) -> Effect {
-    let (to, mut reply, may_be_alone) = match effect {
-        Effect::Reply { to, reply } => (to, reply, true),
-        Effect::Acknowledge { to, reply } => (to, reply, false),
-        other => return other,
+    let Effect::Acknowledge {
+        to,
+        mut reply,
+        may_be_alone,
+    } = effect
+    else {
+        return effect;
     };
     if let Reply::Published { result, .. } = &mut reply
         && let Ok(Published::Accepted { copies, .. }) = result

@@ -1,7 +1,8 @@
 //! Where a request goes inside a node, and what it is told if it has come to
 //! the wrong one.
 
-use proto::message::{Question, Refusal, Reply, Request};
+use proto::inspection::Question;
+use proto::message::{Refusal, Reply, Request};
 use proto::shard::{ShardId, ShardMap, Sharding};
 
 /// Who answers a request.

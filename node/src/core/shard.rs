@@ -20,10 +20,11 @@ use std::time::Duration;
 
 use proto::channel::ChannelKey;
 use proto::id::{ClusterUuid, GatewayId, GatewayRef, NodeRef};
+use proto::inspection::ChannelState;
 use proto::message::{
-    ChannelState, Entry, InterestDigest, Missed, Published, Refusal, Repair, Reply, Request, Since,
+    Entry, InterestDigest, Missed, Published, Refusal, Repair, Reply, Request, Since,
 };
-use proto::namespace::Namespaces;
+use proto::namespace::{Namespaces, Standby};
 use proto::position::{Epoch, Position};
 use proto::recent::Recent;
 use proto::shard::{Fence, ShardId};
@@ -38,7 +39,7 @@ use super::pairs::Part;
 use super::publish_table::PublishTable;
 use super::record::Record;
 use super::replication::{Leases, Replication, Row};
-use super::tombstones::Tombstones;
+use super::tombstones::{Stood, Tombstones};
 
 /// Channels of one shard at most; more are refused. With 1,024 shards this is
 /// 67 million in a cluster.
@@ -115,13 +116,16 @@ pub enum Effect {
         /// The answer.
         reply: Reply,
     },
-    /// Answer a gateway that a publication was accepted, if it is in two processes
-    /// by then. Never comes out of [`Shard::gate`]: it is a reply then.
+    /// Answer a gateway that a publication was accepted, and in how many processes
+    /// it is by then: one, unless [`Shard::gate`] knows of more and makes this a
+    /// reply.
     Acknowledge {
         /// Which one.
         to: GatewayRef,
         /// The answer.
         reply: Reply,
+        /// Whether one process is enough.
+        may_be_alone: bool,
     },
     /// Let go of the link to a gateway that counts as gone.
     Forget(GatewayRef),
@@ -323,9 +327,10 @@ impl Shard {
     }
 
     /// Its owner has stopped; what is left is what its standbys have yet to
-    /// confirm.
-    pub fn into_replication(self) -> Replication {
-        self.replication
+    /// confirm, and what the next owner needs that they do not have.
+    pub fn stop(self, now: Timestamp) -> (Replication, Vec<Record>) {
+        let taken = self.alone(now);
+        (self.replication, taken)
     }
 
     /// The fence under which it is served.
@@ -372,11 +377,12 @@ impl Shard {
             });
             return;
         }
-        let mut requires_standby = false;
+        // What became of a skip is for a channel that it does not name.
+        let mut standby = Standby::Prefer;
         let reply = match request {
             Request::Publish(publish) => {
                 let place = publish.place;
-                requires_standby = self.namespaces.requires_standby(&publish.key);
+                standby = self.namespaces.standby(&publish.key);
                 let result = self.sequenced(from, place, |shard, done| {
                     shard.publish_once(now, publish, done, effects)
                 });
@@ -411,8 +417,13 @@ impl Shard {
         };
         let to = from.clone();
         let is_accepted = matches!(&reply, Reply::Published { result: Ok(_), .. });
-        effects.push(if requires_standby && is_accepted {
-            Effect::Acknowledge { to, reply }
+        effects.push(if standby != Standby::None && is_accepted {
+            let may_be_alone = standby != Standby::Require;
+            Effect::Acknowledge {
+                to,
+                reply,
+                may_be_alone,
+            }
         } else {
             Effect::Reply { to, reply }
         });
@@ -462,19 +473,26 @@ impl Shard {
                 cluster,
                 ..
             } = self.tenure;
-            let channel = match self.tombstones.lift(key) {
-                Some(position) => Channel::resumed(position),
-                None => {
+            let is_alone = self.namespaces.standby(key) == Standby::None;
+            let stood = self.tombstones.lift(key);
+            let mut channel = match stood {
+                Some(stood) if stood.is_alone == is_alone => Channel::resumed(stood.position),
+                _ => {
                     let epoch = Epoch::mint(cluster, shard, fence, self.created);
                     self.created += 1;
                     Channel::new(epoch, self.tombstones.is_forgetful())
                 }
             };
-            self.replication.log(|| Record::Create {
-                key: key.clone(),
-                position: channel.position(),
-                forgetful: channel.is_forgetful(),
-            });
+            channel.is_alone = is_alone;
+            if !is_alone {
+                self.replication.log(|| Record::Create {
+                    key: key.clone(),
+                    position: channel.position(),
+                    forgetful: channel.is_forgetful(),
+                });
+            } else if stood.is_some_and(|stood| !stood.is_alone) {
+                self.replication.log(|| Record::Forget { key: key.clone() });
+            }
             self.channels.insert(key.clone(), channel);
         }
         let channel = self.channels.get_mut(key).expect("it was just put there");
@@ -513,9 +531,13 @@ impl Shard {
             channel.expire(now, limits);
             if channel.is_idle() {
                 let position = channel.position();
-                self.tombstones.lay(now, &key, position);
+                let is_alone = channel.is_alone;
+                let stood = Stood { position, is_alone };
+                self.tombstones.lay(now, &key, stood);
                 self.channels.remove(&key);
-                self.replication.log(|| Record::Evict { key, position });
+                if !is_alone {
+                    self.replication.log(|| Record::Evict { key, position });
+                }
             } else {
                 self.set_check(now, &key);
             }

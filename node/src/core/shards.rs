@@ -13,7 +13,8 @@ use std::sync::Arc;
 
 use proto::channel::ChannelKey;
 use proto::id::{GatewayRef, NodeRef};
-use proto::message::{Answer, ChannelInfo, Question, Reply, Request, ShardInterest};
+use proto::inspection::{Answer, ChannelInfo, Question};
+use proto::message::{Reply, Request, ShardInterest};
 use proto::namespace::Namespaces;
 use proto::shard::{Fence, ShardId};
 use proto::time::Timestamp;
@@ -351,7 +352,7 @@ impl Shards {
         };
         effects.push(Effect::Stopped(id));
         let place = (id, shard.fence());
-        let handoff = Handoff::stop(now, place, shard.into_replication());
+        let handoff = Handoff::stop(now, place, shard.stop(now));
         self.leaving.extend(handoff.map(|handoff| (id, handoff)));
     }
 

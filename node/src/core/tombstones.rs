@@ -6,7 +6,7 @@ use std::collections::{HashMap, VecDeque};
 use std::time::Duration;
 
 use proto::channel::ChannelKey;
-use proto::position::Position;
+use proto::position::{Epoch, Position};
 use proto::time::Timestamp;
 
 use super::record::TombstonePiece;
@@ -29,16 +29,25 @@ pub struct Tombstones {
 
 #[derive(Debug)]
 struct Tombstone {
-    position: Position,
+    stood: Stood,
     laid_at: Timestamp,
 }
 
+/// How a channel was when its state went.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Stood {
+    /// Where it stood.
+    pub position: Position,
+    /// Whether it was not replicated.
+    pub is_alone: bool,
+}
+
 impl Tombstones {
-    /// A channel's state goes; it stood there.
-    pub fn lay(&mut self, now: Timestamp, key: &ChannelKey, position: Position) {
+    /// A channel's state goes.
+    pub fn lay(&mut self, now: Timestamp, key: &ChannelKey, stood: Stood) {
         let name = key.fingerprint();
         let laid_at = now;
-        self.stones.insert(name, Tombstone { position, laid_at });
+        self.stones.insert(name, Tombstone { stood, laid_at });
         self.order.push_back((now, name));
         while self.stones.len() > COUNT_MAX {
             self.forget_first();
@@ -50,10 +59,10 @@ impl Tombstones {
         }
     }
 
-    /// A channel gets state again: where it stood.
-    pub fn lift(&mut self, key: &ChannelKey) -> Option<Position> {
+    /// A channel gets state again: how it was.
+    pub fn lift(&mut self, key: &ChannelKey) -> Option<Stood> {
         let stone = self.stones.remove(&key.fingerprint())?;
-        Some(stone.position)
+        Some(stone.stood)
     }
 
     /// Time has passed.
@@ -67,6 +76,11 @@ impl Tombstones {
         }
     }
 
+    /// The epochs in which channels stood.
+    pub fn epochs(&self) -> impl Iterator<Item = Epoch> {
+        self.stones.values().map(|stone| stone.stood.position.epoch)
+    }
+
     /// Whether any was forgotten: then a channel of which nothing is known may
     /// be one that was.
     pub fn is_forgetful(&self) -> bool {
@@ -78,10 +92,12 @@ impl Tombstones {
         let laid = self.order.iter();
         laid.filter(|entry| is_laid(&self.stones, **entry))
             .filter_map(move |(at, name)| {
+                let Stood { position, is_alone } = self.stones.get(name)?.stood;
                 Some(TombstonePiece {
                     age_ms: now.since(*at).as_millis() as u64,
                     name: *name,
-                    position: self.stones.get(name)?.position,
+                    position,
+                    is_alone,
                 })
             })
     }
@@ -89,9 +105,11 @@ impl Tombstones {
     /// Remembers what another process remembered.
     pub fn restore(&mut self, now: Timestamp, piece: &TombstonePiece) {
         let laid_at = Timestamp(now.0.saturating_sub(piece.age_ms));
-        let position = piece.position;
-        self.stones
-            .insert(piece.name, Tombstone { position, laid_at });
+        let stood = Stood {
+            position: piece.position,
+            is_alone: piece.is_alone,
+        };
+        self.stones.insert(piece.name, Tombstone { stood, laid_at });
         self.order.push_back((laid_at, piece.name));
     }
 
@@ -128,7 +146,7 @@ fn is_laid(stones: &HashMap<u64, Tombstone>, (at, name): (Timestamp, u64)) -> bo
 #[cfg(test)]
 mod tests {
     use super::*;
-    use proto::position::{Epoch, Offset};
+    use proto::position::Offset;
 
     fn key(n: usize) -> ChannelKey {
         ChannelKey {
@@ -137,11 +155,13 @@ mod tests {
         }
     }
 
-    fn at(offset: u64) -> Position {
-        Position {
+    fn at(offset: u64) -> Stood {
+        let position = Position {
             epoch: Epoch(1),
             offset: Offset(offset),
-        }
+        };
+        let is_alone = false;
+        Stood { position, is_alone }
     }
 
     #[test]

@@ -9,7 +9,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use futures_util::future::{BoxFuture, join_all};
 use proto::id::{ClusterUuid, GatewayRef, Incarnation, NodeId, NodeRef};
-use proto::message::{Answer, Question};
+use proto::inspection::{Answer, Question};
 use proto::time::Timestamp;
 use tokio::sync::{Notify, mpsc, watch};
 

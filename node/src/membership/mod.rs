@@ -18,7 +18,7 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use proto::id::{ClusterUuid, NodeId, NodeRef};
-use proto::message::{Answer, Question};
+use proto::inspection::{Answer, Question};
 use proto::shard::{ShardMap, Sharding};
 use proto::subject::ClusterName;
 use serde::{Deserialize, Serialize};

@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
 
 use proto::id::{NodeId, NodeRef};
-use proto::message::{EventInfo, NodeInfo};
+use proto::inspection::{EventInfo, NodeInfo};
 use proto::shard::ShardMap;
 use proto::time::UnixTime;
 use tokio::sync::watch;

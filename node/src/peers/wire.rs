@@ -3,7 +3,7 @@
 
 use bytes::Bytes;
 use proto::id::{ClusterUuid, NodeId, NodeRef};
-use proto::message::{Answer, Question};
+use proto::inspection::{Answer, Question};
 use proto::subject::ClusterName;
 use serde::{Deserialize, Serialize};
 

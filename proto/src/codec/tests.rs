@@ -6,6 +6,7 @@ use proptest::prelude::*;
 use super::*;
 use crate::channel::ChannelKey;
 use crate::id::{ClusterUuid, ConnectionId, GatewayRef, Incarnation, NodeRef};
+use crate::inspection::*;
 use crate::message::*;
 use crate::namespace::{HistoryLimits, Namespace, Namespaces, Standby};
 use crate::position::{Epoch, Gap, GapReason, Offset, Position};
@@ -488,6 +489,7 @@ fn golden_inspection() {
             earliest: Offset(1),
             kept: 5,
             followers: vec![(gateway(), 2)],
+            is_alone: false,
         }),
     };
     check(

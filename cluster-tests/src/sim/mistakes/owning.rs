@@ -6,18 +6,23 @@ use std::sync::Arc;
 use node::core::agreed::Agreed;
 use node::core::interest::Interest;
 use node::core::lease::PairLease;
-use node::core::pairs::Part;
+use node::core::pairs::{Batch, Part};
 use node::core::record::{Performed, Record};
+use node::core::replicas::Succession;
 use node::core::replication::Leases;
 use node::core::shard::{Effect, Proposal};
 use node::core::shards::Shards;
 use proto::channel::ChannelKey;
 use proto::id::NodeRef;
-use proto::message::{Answer, Entry, Request, Since};
+use proto::inspection::Answer;
+use proto::message::{Entry, Published, Request, Since};
+use proto::position::Position;
 use proto::shard::{Fence, ShardId};
 use proto::time::Timestamp;
 
 use super::{AtNode, Mistake};
+use crate::sim::trace::Trace;
+use crate::sim::workload;
 
 impl AtNode {
     /// Changes what a shard worker hears of what is agreed.
@@ -71,6 +76,48 @@ impl AtNode {
             if !(0..agreed.shards.len() as u16).any(|shard| counts(&shard)) {
                 *lease = PairLease::new(Timestamp(0));
                 lease.echo(FOR_EVER, FOR_EVER);
+            }
+        }
+    }
+}
+
+/// Mistakes about channels that are not replicated.
+impl AtNode {
+    pub(super) fn note_mentioned(&mut self, batch: &Batch) {
+        let records = batch.parts.iter().flat_map(|part| &part.records);
+        for record in records {
+            if let Record::Close {
+                result: Ok(Published::Accepted { position, .. }),
+                ..
+            } = &**record
+            {
+                self.mentioned.insert(position.epoch, *position);
+            }
+        }
+    }
+
+    /// Changes what a standby begins with.
+    pub fn begin(&self, now: Timestamp, succession: &mut Succession, trace: &Trace) {
+        let Some(shard) = &mut succession.shard else {
+            return;
+        };
+        if !self.is(Mistake::AloneGoesOn) || succession.is_released {
+            return;
+        }
+        for (channel, key) in (0..).zip(workload::channels()) {
+            let is_in = |position: &&Position| trace.channel_of(position.epoch) == Some(channel);
+            let known = self.mentioned.values().filter(is_in);
+            let is_here = trace.shards[usize::from(channel)] == succession.tenure.shard.0;
+            let last = known.max_by_key(|position| trace.head(position.epoch).1);
+            if let Some(position) = last.filter(|_| is_here && workload::is_alone(channel)) {
+                shard.replay(
+                    now,
+                    Record::Create {
+                        key,
+                        position: *position,
+                        forgetful: false,
+                    },
+                );
             }
         }
     }

@@ -31,7 +31,7 @@ impl Node {
         self.obey_pairs(effects, out);
         let mut effects = Vec::new();
         self.replicas.begin(now, &mut effects);
-        self.obey_replicas(effects, trace, out);
+        self.obey_replicas(now, effects, trace, out);
         self.tell_leases();
         self.run(now, trace, out);
     }
@@ -113,7 +113,7 @@ impl Node {
         self.mistake.batch(&mut batch);
         let mut effects = Vec::new();
         self.replicas.batch(now, batch, &mut effects);
-        self.obey_replicas(effects, trace, out);
+        self.obey_replicas(now, effects, trace, out);
     }
 
     /// Something has come from a standby.
@@ -190,6 +190,7 @@ impl Node {
 
     pub(super) fn obey_replicas(
         &mut self,
+        now: Timestamp,
         effects: Vec<replicas::Effect>,
         trace: &mut Trace,
         out: &mut Outgoing,
@@ -201,7 +202,8 @@ impl Node {
                     out.echoes
                         .push((echo.to.clone(), wire::encode(&echo).into()));
                 }
-                replicas::Effect::Begin(succession) => {
+                replicas::Effect::Begin(mut succession) => {
+                    self.mistake.begin(now, &mut succession, trace);
                     inherit(self.number, &succession, trace);
                     let shard = succession.tenure.shard;
                     let worker = &mut self.workers[usize::from(shard.0) % WORKERS];

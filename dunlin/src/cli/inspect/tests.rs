@@ -173,6 +173,7 @@ fn a_channel_is_told_with_its_followers() {
         offset: 20,
         earliest: 11,
         kept: 10,
+        ack: "standby".into(),
         followers: vec![Follower {
             gateway: life("g", 1),
             subscribers: 3,
@@ -181,7 +182,7 @@ fn a_channel_is_told_with_its_followers() {
     assert_eq!(
         print_channel(&channel),
         "channel  news\napp      a\nshard    9\nowner    n (incarnation 4)\nfence    11\n\
-         epoch    00000000000000ab\noffset   20\nkept     10 publications, from offset 11\n\n\
+         epoch    00000000000000ab\noffset   20\nkept     10 publications, from offset 11\nack      standby\n\n\
          gateway  incarnation  subscribers\n\
          g                  1            3\n"
     );

@@ -3,7 +3,8 @@
 use std::time::Duration;
 
 use proto::id::NodeId;
-use proto::message::{Answer, Question, Request};
+use proto::inspection::{Answer, Question};
+use proto::message::Request;
 use proto::time::Timestamp;
 
 use super::{Edge, Effect};

@@ -6,8 +6,9 @@ use std::time::Duration;
 
 use proto::channel::ChannelKey;
 use proto::id::{ClusterUuid, GatewayRef, Incarnation, NodeRef};
-use proto::message::{Answer, Publish, Published, Reply, Request, Sequenced};
-use proto::namespace::Namespaces;
+use proto::inspection::{Answer, ChannelState};
+use proto::message::{Publish, Published, Reply, Request, Sequenced};
+use proto::namespace::{HistoryLimits, Namespace, Namespaces, Standby};
 use proto::shard::{Fence, Row as MapRow, ShardId, ShardMap, Sharding};
 use proto::time::{Timestamp, UnixTime};
 
@@ -36,9 +37,13 @@ fn gateway() -> GatewayRef {
 }
 
 fn key() -> ChannelKey {
+    named("c")
+}
+
+fn named(channel: &str) -> ChannelKey {
     ChannelKey {
         app: "app".parse().unwrap(),
-        channel: "c".parse().unwrap(),
+        channel: channel.parse().unwrap(),
     }
 }
 
@@ -96,7 +101,12 @@ impl Three {
     /// `a` owns the shard, the others stand by and have everything.
     fn new() -> Self {
         let agreed = agreed("a", 1);
-        let namespaces = Arc::new(Namespaces::default());
+        let namespaces = Arc::new(Namespaces::new(vec![Namespace {
+            pattern: "alone".into(),
+            app: None,
+            history: HistoryLimits::default(),
+            standby: Standby::None,
+        }]));
         let whole = Arc::new(agreed.clone());
         let of = |name: &'static str| {
             let part = Part { index: 0, of: 1 };
@@ -272,6 +282,10 @@ impl Three {
     }
 
     fn ask(&mut self, name: &'static str, fence: u64) {
+        self.ask_of(name, fence, key());
+    }
+
+    fn ask_of(&mut self, name: &'static str, fence: u64, key: ChannelKey) {
         self.sequence += 1;
         let place = Sequenced {
             shard: SHARD,
@@ -281,7 +295,7 @@ impl Three {
         };
         let request = Request::Publish(Publish {
             place,
-            key: key(),
+            key,
             event: "e".into(),
             data: self.sequence.to_string().into(),
             exclude: None,
@@ -323,8 +337,12 @@ impl Three {
     }
 
     fn head(&self, name: &str) -> u64 {
-        match self.nodes[name].shards.describe(&key()) {
-            Answer::Channel(info) => info.state.expect("it has state").position.offset.0,
+        self.state(name, &key()).position.offset.0
+    }
+
+    fn state(&self, name: &str, key: &ChannelKey) -> ChannelState {
+        match self.nodes[name].shards.describe(key) {
+            Answer::Channel(info) => info.state.expect("it has state"),
             other => panic!("{other:?}"),
         }
     }
@@ -376,6 +394,46 @@ fn what_the_earlier_owner_has_still_sent_is_had_by_all_who_stay() {
     three.sequence = 2;
     assert_eq!(three.publish("b", 9), 2);
     assert_eq!(three.head("b"), 4);
+}
+
+#[test]
+fn what_the_owner_alone_has_goes_along_to_the_next_one_and_to_nobody_else() {
+    let mut three = Three::new();
+    let alone = named("alone");
+    for _ in 0..300 {
+        three.ask_of("a", 1, alone.clone());
+        assert_eq!(three.copies("a"), 1);
+    }
+    let before = three.state("a", &alone);
+    assert_eq!((before.position.offset.0, before.kept), (300, 256));
+    three.move_to_b();
+    three.hear("b");
+    three.hear("c");
+    three.hear("a");
+    assert_eq!(three.state("b", &alone), before, "it goes on there");
+    three.ask_of("b", 9, alone.clone());
+    let after = three.state("b", &alone);
+    assert_eq!(after.position.epoch, before.position.epoch);
+    assert_eq!(after.position.offset.0, 301);
+    // The last one that went to `a` is known here.
+    three.sequence = 300;
+    three.ask_of("b", 9, alone.clone());
+    assert_eq!(three.copies("b"), 1);
+    assert_eq!(three.state("b", &alone), after);
+    three.sequence += 1;
+    // `c` is the owner next, and nobody has moved anything to it.
+    three.silent.insert("b");
+    three.agreed = agreed("c", 12);
+    let replicas = &mut three.agreed.shards[0];
+    replicas.promoted = true;
+    replicas.earlier = vec![node("b")];
+    three.hear("c");
+    three.pass(PAIR_LEASE_AT_STANDBY.as_millis() as u64);
+    assert_eq!(three.head("c"), three.head("b"), "all the rest is there");
+    three.ask_of("c", 12, alone.clone());
+    let anew = three.state("c", &alone);
+    assert_ne!(anew.position.epoch, before.position.epoch);
+    assert_eq!(anew.position.offset.0, 1);
 }
 
 #[test]

@@ -1,6 +1,6 @@
 //! Standbys as people see them.
 
-use proto::message::{ReplicaInfo, ReplicaState};
+use proto::inspection::{ReplicaInfo, ReplicaState};
 use proto::time::Timestamp;
 
 use super::{Leases, Peer, Replication, Stage};

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use proto::channel::ChannelKey;
 use proto::id::GatewayRef;
 use proto::message::{Entry, Idempotency, Publish, PublishResult, Published, Refusal, Sequenced};
+use proto::namespace::Standby;
 use proto::position::Epoch;
 use proto::publication::Publication;
 use proto::time::Timestamp;
@@ -15,11 +16,17 @@ use crate::core::publish_table::{Admission, PublishTable};
 use crate::core::record::{Performed, Record};
 
 /// What a publish has changed, for the standbys.
-pub(super) struct Done {
-    key: ChannelKey,
-    epoch: Epoch,
-    publication: Arc<Publication>,
-    idempotency: Option<Idempotency>,
+pub(super) enum Done {
+    /// A channel that they have, too.
+    Replicated {
+        key: ChannelKey,
+        epoch: Epoch,
+        publication: Arc<Publication>,
+        idempotency: Option<Idempotency>,
+    },
+    /// One that they do not have. They are told that it was done, and with which
+    /// key; nothing waits until they know.
+    Alone(Option<Idempotency>),
 }
 
 impl Shard {
@@ -60,24 +67,33 @@ impl Shard {
         done: Option<Done>,
         result: &PublishResult,
     ) {
-        let from = || from.clone();
-        self.replication.log(|| match done {
-            Some(done) => Record::Publish(Box::new(Performed {
-                from: from(),
-                sequence,
-                low_mark,
-                key: done.key,
-                epoch: done.epoch,
-                publication: done.publication,
-                idempotency: done.idempotency,
-            })),
-            None => Record::Close {
-                from: from(),
-                sequence,
-                low_mark,
-                result: result.clone(),
-            },
-        });
+        let closed = |idempotency| Record::Close {
+            from: from.clone(),
+            sequence,
+            low_mark,
+            result: result.clone(),
+            idempotency,
+        };
+        match done {
+            None => self.replication.log(|| closed(None)),
+            Some(Done::Alone(key)) => self.replication.mention(|| closed(key)),
+            Some(Done::Replicated {
+                key,
+                epoch,
+                publication,
+                idempotency,
+            }) => self.replication.log(|| {
+                Record::Publish(Box::new(Performed {
+                    from: from.clone(),
+                    sequence,
+                    low_mark,
+                    key,
+                    epoch,
+                    publication,
+                    idempotency,
+                }))
+            }),
+        }
     }
 
     pub(super) fn table(&mut self, from: &GatewayRef, low_mark: u64) -> &mut PublishTable {
@@ -112,7 +128,7 @@ impl Shard {
                 return Ok(Published::Accepted {
                     fence: self.tenure.fence,
                     position: first.position,
-                    copies: first.copies,
+                    copies: 1,
                 });
             }
             idempotency::Admission::Mismatch => {
@@ -125,11 +141,9 @@ impl Shard {
             }
         }
         let result = self.publish(now, publish, done, effects)?;
-        if let Published::Accepted {
-            position, copies, ..
-        } = result
-        {
-            let first = idempotency::Publication { position, copies };
+        if let Published::Accepted { position, .. } = result {
+            let is_alone = matches!(done, Some(Done::Alone(_)));
+            let first = idempotency::Publication { position, is_alone };
             self.keys.remember(now, &idempotency, first);
         }
         Ok(result)
@@ -146,7 +160,8 @@ impl Shard {
     ) -> PublishResult {
         let Tenure { shard, fence, .. } = self.tenure;
         let key = publish.key.clone();
-        if self.namespaces.requires_standby(&key) && !self.replication.is_protected() {
+        let standby = self.namespaces.standby(&key);
+        if standby == Standby::Require && !self.replication.is_protected() {
             return Err(Refusal::NoStandby);
         }
         let idempotency = publish.idempotency;
@@ -154,12 +169,15 @@ impl Shard {
         let (limits, channel) = self.channel(&key)?;
         let publication = channel.publish(now, publish, limits);
         let position = channel.position();
-        *done = is_replicated.then(|| Done {
-            key: key.clone(),
-            epoch: position.epoch,
-            publication: Arc::clone(&publication),
-            idempotency,
-        });
+        *done = match standby {
+            Standby::None => Some(Done::Alone(idempotency)),
+            _ => is_replicated.then(|| Done::Replicated {
+                key: key.clone(),
+                epoch: position.epoch,
+                publication: Arc::clone(&publication),
+                idempotency,
+            }),
+        };
         let bytes = publication.bytes();
         effects.push(Effect::Deliver {
             to: channel.interest.recipients(),

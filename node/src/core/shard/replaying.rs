@@ -1,14 +1,18 @@
 //! A shard at its standby, and on its way there.
 
+use std::collections::HashSet;
+
 use proto::channel::ChannelKey;
 use proto::id::{GatewayRef, NodeRef};
 use proto::message::Published;
-use proto::position::Position;
+use proto::namespace::Standby;
+use proto::position::{Epoch, Position};
 use proto::time::Timestamp;
 
 use super::{Channel, PublishTable, Shard, Tenure};
 use crate::core::idempotency;
-use crate::core::record::{Begin, ChannelPiece, Held, Performed, Record};
+use crate::core::record::{Begin, ChannelPiece, Held, Performed, Record, TombstonePiece};
+use crate::core::tombstones::Stood;
 
 /// Keys, or tombstones, in one piece.
 const PIECES: usize = 1_024;
@@ -17,10 +21,14 @@ impl Shard {
     /// Makes a node a standby: it gets the state, and from now on all that
     /// changes.
     pub(super) fn recruit(&mut self, now: Timestamp, node: NodeRef) {
-        let mut channels: Vec<ChannelKey> = self.channels.keys().cloned().collect();
+        let replicated = self
+            .channels
+            .iter()
+            .filter(|(_, channel)| !channel.is_alone);
+        let mut channels: Vec<ChannelKey> = replicated.map(|(key, _)| key.clone()).collect();
         // The last is sent first.
         channels.sort_unstable_by(|a, b| b.cmp(a));
-        let head = self.head(now);
+        let head = self.head(now, |stone| !stone.is_alone);
         let Some(peer) = self.replication.recruit(node, channels) else {
             return;
         };
@@ -32,7 +40,7 @@ impl Shard {
 
     /// The whole state, as a standby is sent it.
     pub fn checkpoint(&self, now: Timestamp) -> Vec<Record> {
-        let mut records = self.head(now);
+        let mut records = self.head(now, |_| true);
         let mut channels: Vec<(&ChannelKey, &Channel)> = self.channels.iter().collect();
         channels.sort_unstable_by_key(|(key, _)| *key);
         let pieces = channels
@@ -43,8 +51,29 @@ impl Shard {
         records
     }
 
-    /// The state but for its channels.
-    fn head(&self, now: Timestamp) -> Vec<Record> {
+    /// What no standby has, as the next owner is sent it.
+    pub(super) fn alone(&self, now: Timestamp) -> Vec<Record> {
+        let mut records = self.stones(now, |stone| stone.is_alone);
+        let alone = self.channels.iter().filter(|(_, channel)| channel.is_alone);
+        let mut alone: Vec<(&ChannelKey, &Channel)> = alone.collect();
+        alone.sort_unstable_by_key(|(key, _)| *key);
+        let pieces = alone.into_iter().map(|(key, channel)| {
+            Record::Channel(Box::new(channel.repairable_piece(now, key.clone())))
+        });
+        records.extend(pieces);
+        records
+    }
+
+    fn stones(&self, now: Timestamp, goes: impl Fn(&TombstonePiece) -> bool) -> Vec<Record> {
+        let stones: Vec<_> = self.tombstones.pieces(now).filter(goes).collect();
+        let stones = stones.chunks(PIECES);
+        stones
+            .map(|piece| Record::Tombstones(piece.to_vec()))
+            .collect()
+    }
+
+    /// The state but for its channels, with some of the tombstones.
+    fn head(&self, now: Timestamp, goes: impl Fn(&TombstonePiece) -> bool) -> Vec<Record> {
         let mut tables: Vec<_> = self
             .gateways
             .values()
@@ -65,9 +94,7 @@ impl Shard {
             keys.chunks(PIECES)
                 .map(|piece| Record::Keys(piece.to_vec())),
         );
-        let stones: Vec<_> = self.tombstones.pieces(now).collect();
-        let stones = stones.chunks(PIECES);
-        head.extend(stones.map(|piece| Record::Tombstones(piece.to_vec())));
+        head.extend(self.stones(now, goes));
         head
     }
 
@@ -113,14 +140,28 @@ impl Shard {
                 sequence,
                 low_mark,
                 result,
+                idempotency,
             } => {
+                if let Some(idempotency) = idempotency
+                    && let Ok(Published::Accepted { position, .. }) = result
+                {
+                    let is_alone = true;
+                    let first = idempotency::Publication { position, is_alone };
+                    self.keys.replace(now, &idempotency, first);
+                }
                 if let Some(table) = self.table_of(now, &from, low_mark) {
                     table.replay(sequence, low_mark, result);
                 }
             }
             Record::Evict { key, position } => {
                 self.channels.remove(&key);
-                self.tombstones.lay(now, &key, position);
+                let is_alone = false;
+                let stood = Stood { position, is_alone };
+                self.tombstones.lay(now, &key, stood);
+            }
+            Record::Forget { key } => {
+                self.tombstones.lift(&key);
+                self.drop_channels(&[key]);
             }
         }
     }
@@ -142,10 +183,58 @@ impl Shard {
         self.tenure = tenure;
         self.created = 0;
         self.replication.begin(stays);
+        self.drop_changed();
+        self.forget_lost();
         let mut keys: Vec<ChannelKey> = self.channels.keys().cloned().collect();
         keys.sort_unstable();
         for key in keys {
             self.set_check(now, &key);
+        }
+    }
+
+    /// Channels of which the namespace says something else now than when they were
+    /// made begin anew: neither who has followed them nor who stands by is to take
+    /// what comes now for what was then.
+    fn drop_changed(&mut self) {
+        let is_changed = |(key, channel): &(&ChannelKey, &Channel)| {
+            channel.is_alone != (self.namespaces.standby(key) == Standby::None)
+        };
+        let changed = self.channels.iter().filter(is_changed);
+        let mut changed: Vec<ChannelKey> = changed.map(|(key, _)| key.clone()).collect();
+        changed.sort_unstable();
+        for key in &changed {
+            self.replication.log(|| Record::Forget { key: key.clone() });
+        }
+        self.drop_channels(&changed);
+    }
+
+    /// What was in channels that are not replicated has gone with their owner,
+    /// unless that one has sent it: nobody is told of it that it is there.
+    fn forget_lost(&mut self) {
+        let epochs = self
+            .channels
+            .values()
+            .map(|channel| channel.position().epoch);
+        let epochs: HashSet<Epoch> = epochs.chain(self.tombstones.epochs()).collect();
+        let is_lost = |position: &Position| !epochs.contains(&position.epoch);
+        self.keys
+            .forget(|first| first.is_alone && is_lost(&first.position));
+        let met = self.gateways.values_mut();
+        let tables = met.filter_map(|gateway| gateway.publishes.as_mut());
+        for table in tables.chain(self.silent.iter_mut().map(|(_, table)| table)) {
+            table.forget_results_at(is_lost);
+        }
+    }
+
+    fn drop_channels(&mut self, keys: &[ChannelKey]) {
+        let mut dropped = HashSet::new();
+        for key in keys {
+            if self.channels.remove(key).is_some() {
+                dropped.insert(key);
+            }
+        }
+        if !dropped.is_empty() {
+            self.repair.drop_all(|key| dropped.contains(key));
         }
     }
 
@@ -206,8 +295,9 @@ impl Shard {
             self.release_repaired(now);
         }
         if let Some(idempotency) = idempotency {
-            let first = idempotency::Publication { position, copies };
-            self.keys.remember(now, &idempotency, first);
+            let is_alone = false;
+            let first = idempotency::Publication { position, is_alone };
+            self.keys.replace(now, &idempotency, first);
         }
         let fence = self.tenure.fence;
         if let Some(table) = self.table_of(now, &from, low_mark) {

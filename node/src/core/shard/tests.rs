@@ -103,7 +103,7 @@ fn ask(shard: &mut Shard, at: u64, from: GatewayRef, request: Request) -> Vec<Ef
 
 fn only_reply(effects: Vec<Effect>) -> Reply {
     match <[Effect; 1]>::try_from(effects) {
-        Ok([Effect::Reply { reply, .. }]) => reply,
+        Ok([Effect::Reply { reply, .. } | Effect::Acknowledge { reply, .. }]) => reply,
         other => panic!("one reply expected, got {other:?}"),
     }
 }
@@ -119,7 +119,7 @@ fn joined(effects: Vec<Effect>) -> Joined {
 
 fn accepted(effects: &[Effect]) -> Position {
     match effects.last() {
-        Some(Effect::Reply {
+        Some(Effect::Acknowledge {
             reply:
                 Reply::Published {
                     result: Ok(Published::Accepted { position, .. }),
@@ -136,7 +136,7 @@ fn a_publication_is_handed_to_the_links_before_it_is_acknowledged() {
     let mut shard = shard();
     ask(&mut shard, 0, gateway(1), join("c", 1, None));
     let effects = ask(&mut shard, 0, gateway(1), publish("c", 1));
-    let [Effect::Deliver { to, entry }, Effect::Reply { .. }] = &effects[..] else {
+    let [Effect::Deliver { to, entry }, Effect::Acknowledge { .. }] = &effects[..] else {
         panic!("deliver, then reply: {effects:?}");
     };
     assert_eq!(to.iter().collect::<Vec<_>>(), [&gateway(1)]);
@@ -776,7 +776,7 @@ fn a_full_table_refuses_keys_and_nothing_else() {
         };
         let first = idempotency::Publication {
             position,
-            copies: 1,
+            is_alone: false,
         };
         shard.keys.remember(Timestamp(0), &known, first);
     }

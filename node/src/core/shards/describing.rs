@@ -1,6 +1,6 @@
 //! A shard as people see it.
 
-use proto::message::{Answer, ShardInfo, ShardState};
+use proto::inspection::{Answer, ShardInfo, ShardState};
 use proto::shard::ShardId;
 use proto::time::Timestamp;
 

@@ -3,9 +3,9 @@ use crate::core::agreed::Replicas;
 use crate::core::lease::PairLease;
 use crate::core::replication;
 use proto::id::{ClusterUuid, Incarnation};
+use proto::inspection::{ReplicaState, ShardState};
 use proto::message::{
-    InterestDigest, Join, JoinResult, Publish, Published, Refusal, ReplicaState, RestateEnd,
-    Sequenced, ShardState, Since,
+    InterestDigest, Join, JoinResult, Publish, Published, Refusal, RestateEnd, Sequenced, Since,
 };
 use proto::position::Epoch;
 use proto::shard::{Row, ShardMap, Sharding};
@@ -142,7 +142,7 @@ fn published(shards: &mut Shards, shard: u16, fence: u64) -> (Epoch, u64) {
     };
     let effects = ask(shards, gateway(1), shard, Request::Publish(publish));
     match effects.last() {
-        Some(Effect::Reply {
+        Some(Effect::Acknowledge {
             reply:
                 Reply::Published {
                     result: Ok(Published::Accepted { position, .. }),
@@ -468,7 +468,7 @@ fn whoever_begins_before_it_knows_who_stands_by_waits_until_it_does() {
             })),
         );
         let answers = effects.iter().any(|effect| match effect {
-            Effect::Reply { .. } => true,
+            Effect::Reply { .. } | Effect::Acknowledge { .. } => true,
             Effect::Under(leased) => !leased.effects.is_empty(),
             _ => false,
         });

@@ -1,6 +1,6 @@
 //! Questions of a person who looks inside.
 
-use proto::message::{Answer, Question};
+use proto::inspection::{Answer, Question};
 
 use super::*;
 

@@ -9,7 +9,7 @@ use proto::message::{
     Since,
 };
 use proto::namespace::{HistoryLimits, Namespace, Namespaces, Standby};
-use proto::position::Offset;
+use proto::position::{GapReason, Offset};
 use proto::shard::{Fence, Row as MapRow, ShardId, ShardMap, Sharding};
 use proto::time::UnixTime;
 
@@ -62,6 +62,19 @@ struct Two {
 
 /// The channel that takes nothing without a standby.
 const CAREFUL: u8 = 200;
+/// The channel that no standby is to have.
+const ALONE: u8 = 3;
+
+fn namespaces() -> Arc<Namespaces> {
+    let rule = |channel: u8, standby| Namespace {
+        pattern: format!("c{channel}"),
+        app: None,
+        history: HistoryLimits::default(),
+        standby,
+    };
+    let rules = vec![rule(CAREFUL, Standby::Require), rule(ALONE, Standby::None)];
+    Arc::new(Namespaces::new(rules))
+}
 
 impl Two {
     fn new() -> Self {
@@ -72,12 +85,7 @@ impl Two {
             owner: node("a"),
             cluster: ClusterUuid(1),
         };
-        let namespaces = Arc::new(Namespaces::new(vec![Namespace {
-            pattern: format!("c{CAREFUL}"),
-            app: None,
-            history: HistoryLimits::default(),
-            standby: Standby::Require,
-        }]));
+        let namespaces = namespaces();
         let row = agreed.shards[0].row.clone();
         let mut two = Self {
             now: Timestamp(1_000),
@@ -264,8 +272,7 @@ impl Two {
         agreed.shards[0].promoted = true;
         agreed.shards[0].earlier = vec![node("a")];
         let (agreed, ago) = (Arc::new(agreed), Duration::from_secs(1));
-        let namespaces = Arc::new(Namespaces::default());
-        let mut back = Replicas::new(owner, namespaces, Arc::clone(&agreed));
+        let mut back = Replicas::new(owner, namespaces(), Arc::clone(&agreed));
         let now = self.now + ago;
         back.restore(now, ago, vec![kept]);
         let mut effects = Vec::new();
@@ -279,7 +286,7 @@ impl Two {
     fn replies(&mut self) -> Vec<Reply> {
         let performed = std::mem::take(&mut self.performed);
         let reply = |effect| match effect {
-            Effect::Reply { reply, .. } => Some(reply),
+            Effect::Reply { reply, .. } | Effect::Acknowledge { reply, .. } => Some(reply),
             _ => None,
         };
         performed.into_iter().filter_map(reply).collect()
@@ -477,12 +484,210 @@ fn the_standby_goes_on_where_the_owner_stood() {
     let effects: Vec<_> = effects
         .iter()
         .filter_map(|effect| match effect {
-            Effect::Reply { reply, .. } => Some(offset(reply)),
+            Effect::Reply { reply, .. } | Effect::Acknowledge { reply, .. } => Some(offset(reply)),
             Effect::Deliver { .. } => panic!("it is in the channel already"),
             _ => None,
         })
         .collect();
     assert_eq!(effects, [(2, 9), (1, 9)]);
+}
+
+/// Publishes at the next owner, under fence 9.
+fn publish_at(next: &mut Shard, two: &Two, sequence: u64, key: ChannelKey) -> (Reply, bool) {
+    let request = Request::Publish(Publish {
+        place: two.place(9, sequence),
+        key,
+        event: "e".into(),
+        data: "again".into(),
+        exclude: None,
+        accepted_at: UnixTime(0),
+        idempotency: KEYED,
+    });
+    let from = gateway();
+    let mut effects = Vec::new();
+    next.handle(two.now, Input::Request { from, request }, &mut effects);
+    let delivers = |effect: &Effect| matches!(effect, Effect::Deliver { .. });
+    let is_delivered = effects.iter().any(delivers);
+    let reply = effects.into_iter().find_map(|effect| match effect {
+        Effect::Reply { reply, .. } | Effect::Acknowledge { reply, .. } => Some(reply),
+        _ => None,
+    });
+    (reply.expect("it is answered"), is_delivered)
+}
+
+const KEYED: Option<Idempotency> = Some(Idempotency {
+    key: Digest(7),
+    body: Digest(8),
+});
+
+fn position(reply: &Reply) -> Position {
+    match reply {
+        Reply::Published {
+            result: Ok(Published::Accepted { position, .. }),
+            ..
+        } => *position,
+        other => panic!("{other:?}"),
+    }
+}
+
+#[test]
+fn what_the_owner_alone_is_to_have_waits_for_nobody_and_is_gone_with_it() {
+    let mut two = Two::new();
+    two.recruit();
+    two.settle();
+    two.publish(ALONE, KEYED);
+    two.publish(ALONE, None);
+    let replies = two.replies();
+    assert_eq!(copies(&replies), [1, 1], "at once, and in one process");
+    two.settle();
+    assert!(two.owner.describe(&key(ALONE)).unwrap().is_alone);
+
+    let mut next = two.promote();
+    assert_eq!(next.describe(&key(ALONE)), None);
+    // What was done is not done again in its place, and nobody says that it is
+    // there. With its key it may be asked for again.
+    let (again, is_delivered) = publish_at(&mut next, &two, 1, key(ALONE));
+    assert_eq!(
+        (refusals(vec![again]), is_delivered),
+        (vec![Refusal::Forgotten], false)
+    );
+    let (again, is_delivered) = publish_at(&mut next, &two, 3, key(ALONE));
+    assert_ne!(position(&again).epoch, position(&replies[0]).epoch);
+    assert!(is_delivered);
+    let (repeated, is_delivered) = publish_at(&mut next, &two, 4, key(ALONE));
+    assert_eq!(
+        (position(&repeated), is_delivered),
+        (position(&again), false)
+    );
+    // And whoever follows the channel is told that it begins anew.
+    let join = Request::Join(Join {
+        shard: SHARD,
+        fence: Fence(9),
+        key: key(ALONE),
+        count: 1,
+        since: Since::Delivered(position(&replies[1])),
+        version: 1,
+    });
+    let mut effects = Vec::new();
+    let from = gateway();
+    let request = Input::Request {
+        from,
+        request: join,
+    };
+    next.handle(two.now, request, &mut effects);
+    let [
+        Effect::Reply {
+            reply: Reply::Joined {
+                result: Ok(joined), ..
+            },
+            ..
+        },
+    ] = &effects[..]
+    else {
+        panic!("{effects:?}");
+    };
+    assert_ne!(joined.position.epoch, position(&replies[1]).epoch);
+    let gap =
+        |missed: &Missed| matches!(missed, Missed::Gap(gap) if gap.reason == GapReason::NewEpoch);
+    assert!(gap(&joined.missed), "{joined:?}");
+}
+
+/// Else the gateway would hear of the second, and have to send the first again
+/// to an owner that waits for the second in between.
+#[test]
+fn what_waits_for_nobody_waits_for_what_was_before_it() {
+    let mut two = Two::new();
+    two.recruit();
+    two.settle();
+    two.publish(1, None);
+    two.publish(ALONE, None);
+    two.publish(ALONE, None);
+    assert_eq!(two.performed, []);
+    two.carry();
+    two.carry_back();
+    assert_eq!(copies(&two.replies()), [2, 1, 1]);
+}
+
+#[test]
+fn a_channel_begins_anew_when_its_namespace_says_something_else_of_copies() {
+    for with_state in [true, false] {
+        let mut two = Two::new();
+        two.publish(1, None);
+        two.publish(ALONE, None);
+        if !with_state {
+            // Only where they stood is known.
+            two.pass(400_000);
+            two.tell(Input::Tick);
+            two.pass(2_000);
+            two.tell(Input::Tick);
+            assert_eq!(two.owner.channels(), 0);
+        }
+        let before = two.replies();
+        // It is given back with the settings changed: each channel has those of
+        // the other.
+        let rule = |channel: &str, standby| Namespace {
+            pattern: channel.into(),
+            app: None,
+            history: HistoryLimits::default(),
+            standby,
+        };
+        let rules = vec![
+            rule(&format!("c{ALONE}"), Standby::Prefer),
+            rule("c*", Standby::None),
+        ];
+        let mut next = Shard::new(
+            Tenure {
+                fence: Fence(9),
+                ..two.owner.tenure.clone()
+            },
+            Arc::new(Namespaces::new(rules)),
+        );
+        let mut standby = Shard::new(two.owner.tenure.clone(), namespaces());
+        for record in two.owner.checkpoint(two.now) {
+            next.replay(two.now, record.clone());
+            standby.replay(two.now, record);
+        }
+        let tenure = next.tenure.clone();
+        let stays = Held {
+            node: node("b"),
+            fence: Fence(1),
+            fill: 1,
+            number: 1,
+        };
+        next.succeed(two.now, tenure, Some(stays));
+        for (sequence, channel, known) in [(3, 1, 0), (4, ALONE, 1)] {
+            let request = Request::Publish(Publish {
+                place: two.place(9, sequence),
+                key: key(channel),
+                event: "e".into(),
+                data: "anew".into(),
+                exclude: None,
+                accepted_at: UnixTime(0),
+                idempotency: None,
+            });
+            let from = gateway();
+            let mut effects = Vec::new();
+            next.handle(two.now, Input::Request { from, request }, &mut effects);
+            let now = next.channels[&key(channel)].position();
+            assert_ne!(now.epoch, position(&before[known]).epoch);
+            assert_eq!(now.offset, Offset(1));
+        }
+        // Nor has a standby that stays the old epochs.
+        let mut effects = Vec::new();
+        next.replication.replicate((SHARD, Fence(9)), &mut effects);
+        for effect in effects {
+            if let Effect::Replicate { part, .. } = effect {
+                for record in part.records {
+                    standby.replay(two.now, Arc::unwrap_or_clone(record));
+                }
+            }
+        }
+        assert_eq!(standby.describe(&key(1)), None);
+        assert_eq!(standby.tombstones.lift(&key(1)), None);
+        let now = next.channels[&key(ALONE)].position();
+        let known = standby.channels[&key(ALONE)].position();
+        assert_eq!(known, now);
+    }
 }
 
 #[test]
@@ -555,7 +760,7 @@ fn what_a_gateway_did_in_an_earlier_life_voids_no_later_one_after_a_restart() {
         let mut effects = Vec::new();
         back.handle(two.now, Input::Request { from, request }, &mut effects);
         let reply = effects.into_iter().find_map(|effect| match effect {
-            Effect::Reply { reply, .. } => Some(reply),
+            Effect::Reply { reply, .. } | Effect::Acknowledge { reply, .. } => Some(reply),
             _ => None,
         });
         match reply {
@@ -625,11 +830,18 @@ fn moves() -> impl Strategy<Value = Vec<Move>> {
     prop::collection::vec(one, 0..60)
 }
 
-/// Whether another goes on where the owner stood.
-fn is_same(next: &Shard, owner: &Shard) -> Result<(), TestCaseError> {
-    prop_assert_eq!(next.channels(), owner.channels());
+/// Whether another goes on where the owner stood; with or without what the owner
+/// alone has.
+fn is_same(next: &Shard, owner: &Shard, alone_too: bool) -> Result<(), TestCaseError> {
+    let goes_on = |key: &ChannelKey| alone_too || *key != self::key(ALONE);
+    let channels = owner.channels.keys().filter(|key| goes_on(key));
+    prop_assert_eq!(next.channels(), channels.count());
     for channel in 0..8 {
         let key = key(channel);
+        if !goes_on(&key) {
+            prop_assert_eq!(next.describe(&key), None);
+            continue;
+        }
         let position = |shard: &Shard| shard.channels.get(&key).map(Channel::position);
         prop_assert_eq!(position(next), position(owner));
         let past = |shard: &Shard| {
@@ -652,7 +864,11 @@ fn is_same(next: &Shard, owner: &Shard) -> Result<(), TestCaseError> {
         known.or_else(silent).map(PublishTable::piece)
     };
     prop_assert_eq!(tables(next).map(|t| t.0), tables(owner).map(|t| t.0));
-    let keys = |shard: &Shard| shard.keys.len();
+    let keys = |shard: &Shard| {
+        let known = shard.keys.pieces(Timestamp(0));
+        known.filter(|piece| alone_too || !piece.is_alone).count()
+    };
+    prop_assert_eq!(next.keys.len(), keys(next));
     prop_assert_eq!(keys(next), keys(owner));
     Ok(())
 }
@@ -707,8 +923,8 @@ proptest! {
         prop_assert_eq!(two.owner.replication().held(), 0, "{:?}", two.owner.replication());
         let back = two.come_back();
         let mut next = two.promote();
-        is_same(&next, &two.owner)?;
-        is_same(&back, &two.owner)?;
+        is_same(&next, &two.owner, false)?;
+        is_same(&back, &two.owner, true)?;
         // What goes on here has other epochs only where nothing was before.
         let mut effects = Vec::new();
         next.handle(two.now, Input::Tick, &mut effects);
