@@ -4,12 +4,12 @@
 use std::net::SocketAddr;
 use std::path::Path;
 
-use anyhow::{Context, Result};
-use cluster_tests::client::{metric_at, post_event};
+use anyhow::{Context, Result, bail};
+use cluster_tests::client::{EventStream, metric_at, post_event};
 use cluster_tests::cluster::Cluster;
 use cluster_tests::eventually;
 use cluster_tests::nats::Folder;
-use cluster_tests::process::{command, run_command};
+use cluster_tests::process::{command, run, run_command};
 use serde_json::json;
 
 const WARNING: &str = "DIFFERENT NAMESPACES";
@@ -104,6 +104,81 @@ async fn a_namespace_that_requires_a_standby_refuses_without_one() -> Result<()>
     cluster.add_node("n2", &options).await?;
     cluster.protected().await;
     assert_eq!(published(&cluster, "pay-1").await?, in_two);
+    Ok(())
+}
+
+/// Channels that begin so and belong to a node.
+async fn channel_of(cluster: &Cluster, kind: &str, node: &str) -> Result<String> {
+    let admin = &cluster.gateway("g1").admin;
+    for number in 0..1_000 {
+        let name = format!("{kind}-{number}");
+        let channel = Cluster::inspect_channel(admin, &name).await?;
+        if channel["owner"]["id"] == node {
+            return Ok(name);
+        }
+    }
+    bail!("{node} owns no channel that begins with {kind}")
+}
+
+/// What comes next on a stream: a publication or a gap, without its id.
+async fn next(stream: &mut EventStream) -> Result<String> {
+    let block = stream.block().await?;
+    let lines = block.lines().filter(|line| !line.starts_with("id: "));
+    Ok(lines.collect::<Vec<_>>().join("\n"))
+}
+
+#[tokio::test]
+async fn what_the_owner_alone_is_to_have_moves_with_its_shard_and_dies_with_its_owner() -> Result<()>
+{
+    let folder = Folder::new()?;
+    let text = "[[namespaces]]\nmatch = \"cursor-*\"\nack = \"owner\"\n";
+    let file = folder.file("cursors.toml", text)?;
+    let options = ["--config", Path::to_str(&file).context("a path")?];
+    let mut cluster = Cluster::empty(&["n1", "n2", "n3"]).await?;
+    for name in ["n1", "n2", "n3"] {
+        cluster.add_node(name, &options).await?;
+    }
+    cluster.add_gateway("g1", &[]).await?;
+    cluster.ready().await;
+    cluster.protected().await;
+    let cursor = channel_of(&cluster, "cursor", "n2").await?;
+    let room = channel_of(&cluster, "room", "n2").await?;
+    let clients = cluster.gateway("g1").clients.clone();
+    let open = async |channel: &str| {
+        let mut stream = EventStream::open_at(&clients, &format!("channel={channel}"), "").await?;
+        assert!(stream.block().await?.starts_with("id: "), "attached");
+        anyhow::Ok(stream)
+    };
+    let (mut follows_cursor, mut follows_room) = (open(&cursor).await?, open(&room).await?);
+    let accepted = |copies: &str| (200, String::new(), Some(copies.to_owned()));
+    let came = "event: e\ndata: x";
+    for _ in 0..5 {
+        assert_eq!(published(&cluster, &cursor).await?, accepted("1"));
+        assert_eq!(published(&cluster, &room).await?, accepted("2"));
+        assert_eq!(next(&mut follows_cursor).await?, came);
+        assert_eq!(next(&mut follows_room).await?, came);
+    }
+
+    let at = &cluster.node("n2").admin;
+    let drained = run(["nodes", "drain", "n2", "--admin", at]).await?;
+    assert!(drained.status.success(), "{drained:?}");
+    for _ in 0..5 {
+        assert_eq!(published(&cluster, &cursor).await?, accepted("1"));
+        assert_eq!(next(&mut follows_cursor).await?, came, "it goes on");
+    }
+    let shown = Cluster::inspect_channel(&cluster.gateway("g1").admin, &cursor).await?;
+    assert_eq!(shown["state"]["ack"], "owner");
+    assert_eq!(shown["state"]["offset"], 10);
+
+    let owner = shown["owner"]["id"].as_str().context("an owner")?;
+    cluster.kill_node(owner).await?;
+    let gap = next(&mut follows_cursor).await?;
+    assert!(gap.starts_with("event: gap\n"), "{gap}");
+    assert!(gap.contains("\"reason\":\"epoch\""), "{gap}");
+    assert_eq!(published(&cluster, &cursor).await?, accepted("1"));
+    assert_eq!(next(&mut follows_cursor).await?, came);
+    assert_eq!(published(&cluster, &room).await?.0, 200);
+    assert_eq!(next(&mut follows_room).await?, came, "no gap");
     Ok(())
 }
 
