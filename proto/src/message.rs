@@ -84,6 +84,20 @@ pub enum Request {
     Repair(Repair),
 }
 
+impl Request {
+    /// Under which fence the gateway believes the owner to be whom it asks.
+    pub fn fence(&self) -> Option<Fence> {
+        match self {
+            Self::Publish(publish) => Some(publish.place.fence),
+            Self::Skip(place) => Some(place.fence),
+            Self::Join(join) => Some(join.fence),
+            Self::Leave(leave) => Some(leave.fence),
+            Self::RestateEnd(end) => Some(end.fence),
+            Self::Map { .. } | Self::Inspect { .. } | Self::Repair(_) => None,
+        }
+    }
+}
+
 /// The place of a publish in its gateway's sequence for one shard.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Sequenced {

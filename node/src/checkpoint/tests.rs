@@ -44,7 +44,7 @@ fn key(number: u64) -> KeyPiece {
             epoch: Epoch(1),
             offset: Offset(number),
         },
-        is_alone: false,
+        copies: 2,
     }
 }
 

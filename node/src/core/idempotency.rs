@@ -132,7 +132,7 @@ impl Keys {
                 key: *key,
                 body: known.body,
                 position: known.first.position,
-                is_alone: known.first.is_alone,
+                copies: if known.first.is_alone { 1 } else { 2 },
             })
         })
     }
@@ -144,7 +144,7 @@ impl Keys {
                 body: piece.body,
                 first: Publication {
                     position: piece.position,
-                    is_alone: piece.is_alone,
+                    is_alone: piece.copies < 2,
                 },
             });
             let at = Timestamp(now.0.saturating_sub(piece.age_ms));

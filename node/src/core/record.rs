@@ -141,9 +141,8 @@ pub struct KeyPiece {
     pub body: Digest,
     /// Where the publication stands.
     pub position: Position,
-    /// Whether that is a channel that is not replicated.
-    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
-    pub is_alone: bool,
+    /// In how many processes that is to be: 1 for a channel that is not replicated.
+    pub copies: u8,
 }
 
 /// Where a channel stood.

@@ -4,12 +4,14 @@
 //! another life of this node, or a higher fence, the shard's state goes, and
 //! what is served after that has new epochs. Whoever asks for a shard that is
 //! not served here is told who serves it, by the same map; if that is this node,
-//! the request waits until the shard has come.
+//! the request waits until the shard has come, and if whoever asks knows a later
+//! map, until that has.
 
 mod describing;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::time::Duration;
 
 use proto::channel::ChannelKey;
 use proto::id::{GatewayRef, NodeRef};
@@ -37,6 +39,8 @@ const HELD_MAX: usize = 65_536;
 /// Requests that may wait for one shard that is to come; more are not heard, and
 /// come again. As many as one gateway has unanswered.
 const WAITING_MAX: usize = 1_024;
+/// For how long one waits at most: then its gateway has given it up.
+const WAITS: Duration = Duration::from_secs(5);
 
 /// What a worker is told.
 #[derive(Debug)]
@@ -110,9 +114,17 @@ pub struct Shards {
     /// Shards that another node is to serve, or will be.
     leaving: BTreeMap<ShardId, Handoff>,
     /// What waits for shards that are to come, in order.
-    waiting: BTreeMap<ShardId, Vec<(GatewayRef, Request)>>,
+    waiting: BTreeMap<ShardId, Vec<Waiting>>,
     /// Nothing is served any more.
     rests: bool,
+}
+
+/// A request that waits.
+#[derive(Debug)]
+struct Waiting {
+    since: Timestamp,
+    from: GatewayRef,
+    request: Request,
 }
 
 impl Shards {
@@ -161,7 +173,15 @@ impl Shards {
                 from,
                 shard,
                 request,
-            } => self.request(now, from, shard, request, effects),
+            } => {
+                let since = now;
+                let asked = Waiting {
+                    since,
+                    from,
+                    request,
+                };
+                self.request(now, shard, asked, effects);
+            }
             Input::Beat { from, .. } if self.agreed.gone.contains(&from) => {}
             Input::Beat { from, interest } => {
                 let digest = interest.digest;
@@ -178,6 +198,10 @@ impl Shards {
             Input::Tick => {
                 self.all(now, || shard::Input::Tick, effects);
                 self.hand_over(now, || handoff::Input::Tick, effects);
+                self.waiting.retain(|_, waiting| {
+                    waiting.retain(|asked| now.since(asked.since) < WAITS);
+                    !waiting.is_empty()
+                });
             }
         }
     }
@@ -391,8 +415,8 @@ impl Shards {
         let gone = Arc::clone(&self.agreed.gone);
         self.one(now, id, shard::Input::Gone(gone), effects);
         self.tell_agreed(now, id, effects);
-        for (from, request) in self.waiting.remove(&id).unwrap_or_default() {
-            self.request(now, from, id, request, effects);
+        for asked in self.waiting.remove(&id).unwrap_or_default() {
+            self.request(now, id, asked, effects);
         }
     }
 
@@ -415,14 +439,12 @@ impl Shards {
         }
     }
 
-    fn request(
-        &mut self,
-        now: Timestamp,
-        from: GatewayRef,
-        id: ShardId,
-        request: Request,
-        effects: &mut Vec<Effect>,
-    ) {
+    fn request(&mut self, now: Timestamp, id: ShardId, asked: Waiting, effects: &mut Vec<Effect>) {
+        let Waiting {
+            since,
+            from,
+            request,
+        } = asked;
         if let Some(through) = self.agreed.gone.through(&from) {
             // Its publish table has gone, so what it asks again would be done again.
             let reply = Reply::DeclaredGone { through };
@@ -450,11 +472,15 @@ impl Shards {
                 shard.handle(now, shard::Input::Request { from, request }, effects);
                 shard.gate(now, &self.leases, first, effects);
             }
-        } else if self.agreed.fence_of(id, &self.me).is_some() {
+        } else if self.agreed.fence_of(id, &self.me).is_some() || self.is_ahead(id, &request) {
             // It is to come, or has gone and who has it now is to be heard of.
             let waiting = self.waiting.entry(id).or_default();
             if waiting.len() < WAITING_MAX {
-                waiting.push((from, request));
+                waiting.push(Waiting {
+                    since,
+                    from,
+                    request,
+                });
             }
         } else {
             effects.extend(match elsewhere(&self.agreed.map, id, &request) {
@@ -463,6 +489,12 @@ impl Shards {
                 Elsewhere::Unroutable => Some(Effect::Unroutable),
             });
         }
+    }
+
+    /// Whether who asks knows of a later owner of a shard, which this node may be.
+    fn is_ahead(&self, id: ShardId, request: &Request) -> bool {
+        let known = self.agreed.map.owner(id).map(|(_, fence)| fence);
+        known.is_some_and(|known| request.fence().is_some_and(|fence| fence > known))
     }
 
     fn follow(&mut self, now: Timestamp, agreed: Arc<Agreed>, effects: &mut Vec<Effect>) {
@@ -520,8 +552,8 @@ impl Shards {
         let known = self.waiting.extract_if(.., |id, _| is_known(id));
         let known: Vec<_> = known.collect();
         for (id, waiting) in known {
-            for (from, request) in waiting {
-                self.request(now, from, id, request, effects);
+            for asked in waiting {
+                self.request(now, id, asked, effects);
             }
         }
     }

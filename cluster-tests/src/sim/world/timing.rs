@@ -102,9 +102,12 @@ impl World {
     }
 
     /// A process that stands still goes on, in this life, and hears of what is
-    /// agreed some time later.
+    /// agreed some time later; of what was agreed until now perhaps at once.
     pub(super) fn go_on(&mut self, at: usize, life: u32) {
         self.resume(at, life);
+        if self.random.chance(500) {
+            self.catch_up(at);
+        }
         let later = self.soon(500, 800_000);
         if self.slots[at].life == life {
             self.slots[at].deaf_until = later;

@@ -320,6 +320,43 @@ fn a_request_that_comes_after_its_shard_has_gone_is_told_where_to() {
     assert_eq!(outside, [Effect::Unroutable]);
 }
 
+/// Who asks has heard of a move sooner. It would come again only much later.
+#[test]
+fn a_request_of_who_knows_more_waits_until_that_is_known_here() {
+    let (a, b) = (node("a", 1), node("b", 1));
+    let mut shards = shards(ALL);
+    told(&mut shards, agreed(&map(1, [(&b, 1); 4])));
+    for version in 1..=1_200 {
+        assert_eq!(ask(&mut shards, gateway(1), 0, join(0, 9, version)), []);
+    }
+    assert_eq!(ask(&mut shards, gateway(1), 1, join(1, 12, 1)), []);
+    let first = [(&a, 9), (&b, 9), (&b, 1), (&b, 1)];
+    let effects = told(&mut shards, agreed(&map(9, first)));
+    let joined_in = |effect: &&Effect| {
+        matches!(
+            effect,
+            Effect::Reply { reply: Reply::Joined { result: Ok(joined), .. }, .. }
+                if joined.fence == Fence(9)
+        )
+    };
+    assert_eq!(effects.iter().filter(joined_in).count(), 1_024, "in bounds");
+    // That of the other shard still waits; somebody else has it.
+    let then = [(&a, 9), (&b, 12), (&b, 1), (&b, 1)];
+    let effects = told(&mut shards, agreed(&map(12, then)));
+    let refusal = Refusal::NotOwner {
+        owner: b.clone(),
+        fence: Fence(12),
+    };
+    assert_eq!(joined(&effects), &Err(refusal));
+
+    // What nobody has ever heard of is forgotten.
+    assert_eq!(ask(&mut shards, gateway(1), 1, join(1, 99, 2)), []);
+    let mut effects = Vec::new();
+    shards.handle(Timestamp(5_000), Input::Tick, &mut effects);
+    let last = [(&a, 9), (&b, 99), (&b, 1), (&b, 1)];
+    assert_eq!(told(&mut shards, agreed(&map(99, last))), []);
+}
+
 #[test]
 fn a_new_life_of_a_gateway_voids_the_old_one_in_all_shards() {
     let a = node("a", 1);

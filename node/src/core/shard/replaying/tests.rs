@@ -866,7 +866,7 @@ fn is_same(next: &Shard, owner: &Shard, alone_too: bool) -> Result<(), TestCaseE
     prop_assert_eq!(tables(next).map(|t| t.0), tables(owner).map(|t| t.0));
     let keys = |shard: &Shard| {
         let known = shard.keys.pieces(Timestamp(0));
-        known.filter(|piece| alone_too || !piece.is_alone).count()
+        known.filter(|piece| alone_too || piece.copies > 1).count()
     };
     prop_assert_eq!(next.keys.len(), keys(next));
     prop_assert_eq!(keys(next), keys(owner));
