@@ -14,6 +14,9 @@ use cluster_tests::sim::world::World;
 const SEEDS: u64 = 500;
 /// Within so many seeds each planted mistake is found.
 const MISTAKE_SEEDS: u64 = 200;
+/// Within so many, one that needs a lease to be asked for in the moment in which a
+/// shard is given away.
+const RARE_MISTAKE_SEEDS: u64 = 500;
 
 #[test]
 fn no_seed_breaks_a_promise() {
@@ -57,12 +60,12 @@ fn other_sizes_of_cluster_keep_the_promises_too() {
 }
 
 /// The promise by which a mistake is found.
-fn found(mistake: Mistake) -> String {
+fn found(mistake: Mistake, seeds: u64) -> String {
     let options = Options {
         mistake: Some(mistake),
         ..Options::default()
     };
-    let swept = sweep(0, MISTAKE_SEEDS, &options, false);
+    let swept = sweep(0, seeds, &options, false);
     let first = swept.failures.first();
     let (seed, report) = first.unwrap_or_else(|| panic!("{mistake:?} is not found"));
     println!("{mistake:?}: seed {seed}");
@@ -70,7 +73,11 @@ fn found(mistake: Mistake) -> String {
 }
 
 fn breaks(mistake: Mistake, promises: &[&str]) {
-    let report = found(mistake);
+    breaks_within(MISTAKE_SEEDS, mistake, promises);
+}
+
+fn breaks_within(seeds: u64, mistake: Mistake, promises: &[&str]) {
+    let report = found(mistake, seeds);
     let named = promises
         .iter()
         .any(|promise| report.contains(&format!("breaks {promise} ")));
@@ -289,4 +296,18 @@ fn an_owner_that_fans_out_before_its_standby_confirms_is_found() {
 #[test]
 fn a_channel_that_goes_on_though_nobody_has_it_is_found() {
     breaks(Mistake::AloneGoesOn, &["contiguous_offsets"]);
+}
+
+#[test]
+fn a_leader_that_grants_while_it_gives_away_is_found() {
+    breaks_within(
+        RARE_MISTAKE_SEEDS,
+        Mistake::GrantedMeanwhile,
+        &["one_owner"],
+    );
+}
+
+#[test]
+fn a_leader_that_waits_for_the_last_owner_alone_is_found() {
+    breaks(Mistake::EarlierNotWaited, &["one_owner"]);
 }

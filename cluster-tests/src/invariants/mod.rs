@@ -1,9 +1,7 @@
 //! What the system promises, one file for each promise: a check of a trace of
 //! the simulation, and tests that it notices a bad one.
 //!
-//! To come, each with what it is about: `one_owner` (never two accept under one
-//! fence), `no_stale_answer` (nothing is answered that a later owner does not
-//! hold), `no_ghost` (nobody stays in a roster who has gone).
+//! To come with presence: `no_ghost` (nobody stays in a roster who has gone).
 
 pub mod acked_is_recoverable;
 pub mod acked_survives_one_crash;
@@ -16,6 +14,7 @@ pub mod no_duplicate_delivery;
 pub mod no_ghost_interest;
 pub mod no_needless_death;
 pub mod no_silent_gap;
+pub mod no_stale_answer;
 pub mod one_owner;
 pub mod same_order_everywhere;
 
@@ -37,8 +36,9 @@ pub type Verdict = Result<(), Violation>;
 pub type Check = fn(&Trace) -> Verdict;
 
 /// Every promise, by name.
-pub const ALL: [(&str, Check); 13] = [
+pub const ALL: [(&str, Check); 14] = [
     ("one_owner", one_owner::check),
+    ("no_stale_answer", no_stale_answer::check),
     ("acked_survives_one_crash", acked_survives_one_crash::check),
     ("contiguous_offsets", contiguous_offsets::check),
     ("exactly_once", exactly_once::check),

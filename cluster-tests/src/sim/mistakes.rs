@@ -98,11 +98,9 @@ pub enum Mistake {
     FillingPromoted,
     /// A node that was restarted goes on as the owner of what it had.
     OwnershipKept,
-    /// A leader goes on granting leases to those whose shards it gives away. Not
-    /// found within as many seeds as the others.
+    /// A leader goes on granting leases to those whose shards it gives away.
     GrantedMeanwhile,
     /// Of all earlier owners of a shard only the last one's lease is waited for.
-    /// Not found within as many seeds as the others.
     EarlierNotWaited,
     /// An owner needs the lease of a standby only while it is agreed, as far as
     /// it has heard, that this one is in sync.
