@@ -2,6 +2,9 @@
 SHELL := /bin/sh
 export RUST_BACKTRACE ?= 0
 
+# The oldest version whose processes may be in one cluster with those of this one.
+OLDER ?= 3a3c33f0
+
 .PHONY: help dev cluster test verify fix sim reproduce soak bench
 
 help:
@@ -47,6 +50,7 @@ soak:
 	for n in 1 2 3 4 5 6 7 8 9 10; do cargo test --release --workspace --test delivery || exit 1; done
 	for n in 1 2 3; do cargo test --release --workspace --test cluster --test cluster_growth --test cluster_restarts --test cluster_bus --test cluster_refusals || exit 1; done
 	SOAK=1 cargo test --release --workspace --test faults --test faults_interest --test faults_nodes --test faults_voters --test moves --test clean_stops -- --test-threads=1 --nocapture
+	older=$$(scripts/older $(OLDER)) && OLDER_BINARY=$$older cargo test --release --workspace --test moves -- --nocapture restarted
 	cargo test --release --workspace --test cluster_bars -- --test-threads=1 --nocapture
 	ulimit -Sn 4096 && CHANNELS=100000 cargo test --release --workspace --test cluster_scale -- --nocapture
 	cargo run --release -- bench fanout --subscribers 10000 --rate 5 --seconds 20

@@ -13,7 +13,7 @@ use tokio::time::{Instant, sleep};
 
 use crate::client::{get, metric_at};
 use crate::nats::{Folder, NatsServer, free_address};
-use crate::process::{Dev, NodeProcess, command, run};
+use crate::process::{Dev, NodeProcess, binary, command_of, older_binary, run};
 use crate::proxy::UdpProxy;
 use crate::{PATIENCE, SETTLES};
 
@@ -40,6 +40,8 @@ pub struct Cluster {
     buses: BTreeMap<String, String>,
     /// Where a gateway listens that comes back at the same place.
     places: BTreeMap<String, String>,
+    /// Which binary processes run that are started from now on.
+    binary: PathBuf,
     folder: Folder,
 }
 
@@ -69,12 +71,30 @@ impl Cluster {
             detours: BTreeMap::new(),
             buses: BTreeMap::new(),
             places: BTreeMap::new(),
+            binary: binary().to_owned(),
             folder,
         };
         let made = run(["certs", "init", cluster.certs_text()?]).await?;
         if !made.status.success() {
             bail!("no authority: {made:?}");
         }
+        Ok(cluster)
+    }
+
+    /// Three nodes and two gateways of an earlier version, if the environment names
+    /// one, ready. What is started later is of this version.
+    ///
+    /// # Errors
+    /// When anything does not start.
+    pub async fn start_older() -> Result<Self> {
+        let mut cluster = Self::empty(&["n1", "n2", "n3"]).await?;
+        if let Some(older) = older_binary() {
+            println!("begins with {}", older.display());
+            cluster.binary = older;
+        }
+        cluster.add_all().await?;
+        cluster.ready().await;
+        cluster.binary = binary().to_owned();
         Ok(cluster)
     }
 
@@ -192,7 +212,8 @@ impl Cluster {
             Some(address) => address.clone(),
             None => free_udp_address()?,
         };
-        let mut command = command(["node", "--name", name, "--bus", &self.bus_url(name)]);
+        let bus = self.bus_url(name);
+        let mut command = command_of(&self.binary, ["node", "--name", name, "--bus", &bus]);
         command
             .args(["--admin", "127.0.0.1:0", "--quic", &address])
             .args(["--join", &founders, "--certs", certs])
@@ -229,7 +250,8 @@ impl Cluster {
 
     /// The command that runs a gateway, with further arguments.
     pub fn gateway_command(&self, name: &str, arguments: &[&str]) -> Command {
-        let mut command = command(["gateway", "--name", name, "--bus", &self.bus_url(name)]);
+        let bus = self.bus_url(name);
+        let mut command = command_of(&self.binary, ["gateway", "--name", name, "--bus", &bus]);
         let place = self.places.get(name).map_or("127.0.0.1:0", String::as_str);
         command
             .args(["--listen", place, "--admin", "127.0.0.1:0"])

@@ -56,10 +56,23 @@ pub fn binary() -> &'static Path {
     })
 }
 
+/// The binary of an earlier version, if `OLDER_BINARY` names one.
+pub fn older_binary() -> Option<PathBuf> {
+    std::env::var_os("OLDER_BINARY").map(PathBuf::from)
+}
+
 /// A command of the binary, with nothing from our own environment that would
 /// configure it.
 pub fn command<S: AsRef<OsStr>>(arguments: impl IntoIterator<Item = S>) -> Command {
-    let mut command = Command::new(binary());
+    command_of(binary(), arguments)
+}
+
+/// The same of another binary.
+pub fn command_of<S: AsRef<OsStr>>(
+    binary: &Path,
+    arguments: impl IntoIterator<Item = S>,
+) -> Command {
+    let mut command = Command::new(binary);
     for (name, _) in std::env::vars_os() {
         if name.to_string_lossy().starts_with("DUNLIN_") || name == "RUST_LOG" {
             command.env_remove(name);

@@ -17,7 +17,7 @@
 //! out in the order in which they must be performed: a publication is handed to
 //! the links before its publisher hears of it, and the driver keeps that order.
 //!
-//! Standbys, whose shells are not built yet:
+//! Standbys:
 //!
 //! ```text
 //!   owner                                              standby
@@ -38,6 +38,8 @@ pub mod detection;
 pub mod events;
 pub mod formation;
 pub mod gateways;
+#[cfg(test)]
+mod golden;
 pub mod gone;
 pub mod gossip;
 pub mod handoff;
