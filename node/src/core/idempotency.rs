@@ -111,6 +111,14 @@ impl Keys {
         self.remember(now, publish, now_known);
     }
 
+    /// Where publications stand in channels that are not replicated.
+    pub fn alone(&self) -> impl Iterator<Item = &Position> {
+        let known = self.known.values().map(|known| &known.first);
+        known
+            .filter(|first| first.is_alone)
+            .map(|first| &first.position)
+    }
+
     /// Forgets the keys of some publications before their time.
     pub fn forget(&mut self, goes: impl Fn(&Publication) -> bool) {
         let known = &mut self.known;

@@ -124,6 +124,14 @@ impl PublishTable {
         self.results = VecDeque::new();
     }
 
+    /// Where publications stand of which results are known.
+    pub fn positions(&self) -> impl Iterator<Item = &Position> {
+        self.results.iter().filter_map(|result| match result {
+            Ok(Published::Accepted { position, .. }) => Some(position),
+            _ => None,
+        })
+    }
+
     /// Lets go of results that say of a publication that it is where nothing is any
     /// more.
     pub fn forget_results_at(&mut self, is_lost: impl Fn(&Position) -> bool) {

@@ -211,19 +211,28 @@ impl Shard {
     /// What was in channels that are not replicated has gone with their owner,
     /// unless that one has sent it: nobody is told of it that it is there.
     fn forget_lost(&mut self) {
-        let epochs = self
-            .channels
-            .values()
-            .map(|channel| channel.position().epoch);
-        let epochs: HashSet<Epoch> = epochs.chain(self.tombstones.epochs()).collect();
-        let is_lost = |position: &Position| !epochs.contains(&position.epoch);
-        self.keys
-            .forget(|first| first.is_alone && is_lost(&first.position));
         let met = self.gateways.values_mut();
-        let tables = met.filter_map(|gateway| gateway.publishes.as_mut());
-        for table in tables.chain(self.silent.iter_mut().map(|(_, table)| table)) {
+        let met = met.filter_map(|gateway| gateway.publishes.as_mut());
+        let silent = self.silent.iter_mut().map(|(_, table)| table);
+        let mut tables: Vec<&mut PublishTable> = met.chain(silent).collect();
+        let named = tables.iter().flat_map(|table| table.positions());
+        let named = named.chain(self.keys.alone());
+        let mut lost: HashSet<Epoch> = named.map(|position| position.epoch).collect();
+        if lost.is_empty() {
+            return;
+        }
+        for channel in self.channels.values() {
+            lost.remove(&channel.position().epoch);
+        }
+        for epoch in self.tombstones.epochs() {
+            lost.remove(&epoch);
+        }
+        let is_lost = |position: &Position| lost.contains(&position.epoch);
+        for table in &mut tables {
             table.forget_results_at(is_lost);
         }
+        self.keys
+            .forget(|first| first.is_alone && is_lost(&first.position));
     }
 
     fn drop_channels(&mut self, keys: &[ChannelKey]) {
