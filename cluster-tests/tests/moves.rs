@@ -60,6 +60,17 @@ async fn probes(cluster: &Cluster) -> Result<Probes> {
     Probes::start(&g1.clients, &g2.clients, channels).await
 }
 
+/// Says which shards waited for leases, for nobody released them: the reason, where
+/// somebody has waited for long.
+fn tell_waits(cluster: &Cluster, after: &str) {
+    for (name, node) in &cluster.nodes {
+        let log = node.log();
+        for line in log.lines().filter(|line| line.contains("takes over")) {
+            println!("{name}, when {after} was restarted: {line}");
+        }
+    }
+}
+
 /// Every probe was answered, and how long the slowest took.
 async fn judge(what: &str, probes: Probes) -> Result<()> {
     let took = probes.end().await?;
@@ -99,6 +110,7 @@ async fn nodes_are_restarted_one_after_another_and_nobody_notices() -> Result<()
             cluster.ready().await;
             spread(&cluster).await;
             cluster.protected().await;
+            tell_waits(&cluster, name);
         }
     }
     judge("restarted one after another", probes).await?;

@@ -16,7 +16,7 @@ const SEEDS: u64 = 500;
 const MISTAKE_SEEDS: u64 = 200;
 /// Within so many, one that needs a lease to be asked for in the moment in which a
 /// shard is given away.
-const RARE_MISTAKE_SEEDS: u64 = 500;
+const RARE_MISTAKE_SEEDS: u64 = 2_000;
 
 #[test]
 fn no_seed_breaks_a_promise() {

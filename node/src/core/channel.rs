@@ -152,7 +152,9 @@ impl Channel {
     }
 
     /// Where the channel stands, and what came before that and is wanted. The
-    /// publications end early when they would be too many for one message.
+    /// publications end early when they would be too many for one message. Who has
+    /// a position of an earlier epoch has seen nothing of this one: the gap that it
+    /// is told of ends before the first publication that there is.
     pub fn since(&self, since: Since) -> (Position, Missed) {
         let head = self.position();
         let (have, audience) = match since {
@@ -160,25 +162,26 @@ impl Channel {
             Since::Delivered(position) => (position, Audience::Gateway),
             Since::Cursor(position) => (position, Audience::Client),
         };
-        let gap = |reason| {
+        let gap = |reason, offset| {
             let gap = Gap {
                 reason,
                 earliest: self.history.earliest(self.head),
-                latest: head,
+                latest: Position { offset, ..head },
             };
             (head, Missed::Gap(gap))
         };
         if have.epoch != self.epoch {
-            return gap(self.stranger);
+            let first = self.history.first(self.head, audience);
+            return gap(self.stranger, Offset(first.0.saturating_sub(1)));
         }
         if have.offset > self.head {
-            return gap(GapReason::Ahead);
+            return gap(GapReason::Ahead, self.head);
         }
         let past = self
             .history
             .since(have.offset, self.head, audience, MISSED_BYTES_MAX);
         match past {
-            Past::Expired => gap(GapReason::Expired),
+            Past::Expired => gap(GapReason::Expired, self.head),
             Past::Publications(publications) => (head, Missed::Publications(publications)),
         }
     }

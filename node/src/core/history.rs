@@ -124,14 +124,8 @@ impl History {
         if after == head {
             return Past::Publications(Vec::new());
         }
-        let first = match audience {
-            Audience::Gateway => 0,
-            Audience::Client => self.retired as usize,
-        };
-        let earliest = self
-            .ring
-            .get(first)
-            .map_or(head.next(), |(_, publication)| publication.offset);
+        let first = self.begin(audience);
+        let earliest = self.first(head, audience);
         if after.next() < earliest {
             return Past::Expired;
         }
@@ -167,9 +161,21 @@ impl History {
     /// The earliest publication that clients can have; the next one of the
     /// channel when there is none.
     pub fn earliest(&self, head: Offset) -> Offset {
+        self.first(head, Audience::Client)
+    }
+
+    /// The earliest that these can have.
+    pub fn first(&self, head: Offset, audience: Audience) -> Offset {
         self.ring
-            .get(self.retired as usize)
+            .get(self.begin(audience))
             .map_or(head.next(), |(_, publication)| publication.offset)
+    }
+
+    fn begin(&self, audience: Audience) -> usize {
+        match audience {
+            Audience::Gateway => 0,
+            Audience::Client => self.retired as usize,
+        }
     }
 
     /// How many are kept for clients.

@@ -281,6 +281,15 @@ impl Shards {
         (!are_all_held && served.any(waits)).then_some(Lease::Pair)
     }
 
+    /// What people ask of one channel or shard. `None`: that is not asked here.
+    fn inspect(&self, now: Timestamp, question: &Question) -> Option<Answer> {
+        match question {
+            Question::Channel { key } => Some(self.describe(key)),
+            Question::Shard { shard } => Some(self.describe_shard(now, *shard)),
+            _ => None,
+        }
+    }
+
     /// One channel, for those who look inside.
     pub fn describe(&self, key: &ChannelKey) -> Answer {
         let map = &self.agreed.map;
@@ -449,22 +458,10 @@ impl Shards {
             // Its publish table has gone, so what it asks again would be done again.
             let reply = Reply::DeclaredGone { through };
             effects.push(Effect::Reply { to: from, reply });
-        } else if let Request::Inspect {
-            id,
-            question: Question::Channel { key },
-        } = &request
-        {
-            let (id, answer) = (*id, self.describe(key));
-            let reply = Reply::Inspected { id, answer };
-            effects.push(Effect::Reply { to: from, reply });
-        } else if let Request::Inspect {
-            id,
-            question: Question::Shard { shard },
-        } = &request
-        {
-            let (id, answer) = (*id, self.describe_shard(now, *shard));
-            let reply = Reply::Inspected { id, answer };
-            effects.push(Effect::Reply { to: from, reply });
+        } else if let Request::Inspect { id, question } = &request {
+            let (id, answer) = (*id, self.inspect(now, question));
+            let reply = answer.map(|answer| Reply::Inspected { id, answer });
+            effects.extend(reply.map(|reply| Effect::Reply { to: from, reply }));
         } else if let Some(shard) = self.served.get_mut(&id) {
             // Whoever asks will ask again, when less is waiting.
             if shard.replication().held() < HELD_MAX {

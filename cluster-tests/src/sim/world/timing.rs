@@ -32,7 +32,7 @@ impl Timing {
         Self {
             promotions: rate(crashes, [0, 500, 1_000]),
             decisions: rate(pauses, [0, 20, 100]),
-            surrenders: rate(pauses, [0, 500, 1_000]),
+            surrenders: rate(pauses, [500, 1_000, 1_000]),
         }
     }
 }
@@ -105,7 +105,7 @@ impl World {
     /// agreed some time later; of what was agreed until now perhaps at once.
     pub(super) fn go_on(&mut self, at: usize, life: u32) {
         self.resume(at, life);
-        if self.random.chance(500) {
+        if self.random.chance(800) {
             self.catch_up(at);
         }
         let later = self.soon(500, 800_000);
