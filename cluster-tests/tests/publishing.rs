@@ -199,13 +199,13 @@ impl World {
         for effect in effects {
             match effect {
                 Effect::Deliver { entry, .. } => self.publish(&entry),
-                Effect::Reply {
-                    reply:
-                        Reply::Published {
-                            sequence, result, ..
-                        },
-                    ..
-                } => {
+                Effect::Reply { reply, .. } | Effect::Acknowledge { reply, .. } => {
+                    let Reply::Published {
+                        sequence, result, ..
+                    } = reply
+                    else {
+                        panic!("{reply:?}");
+                    };
                     let reply = Message::Reply(gateway, self.fence, sequence, result);
                     self.messages.push(reply);
                 }
