@@ -384,7 +384,7 @@ impl Shard {
                 let place = publish.place;
                 standby = self.namespaces.standby(&publish.key);
                 let result = self.sequenced(from, place, |shard, done| {
-                    shard.publish_once(now, publish, done, effects)
+                    shard.publish_once(now, publish, standby, done, effects)
                 });
                 Reply::Published {
                     shard: place.shard,

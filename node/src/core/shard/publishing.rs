@@ -115,11 +115,12 @@ impl Shard {
         &mut self,
         now: Timestamp,
         publish: Publish,
+        standby: Standby,
         done: &mut Option<Done>,
         effects: &mut Vec<Effect>,
     ) -> PublishResult {
         let Some(idempotency) = publish.idempotency else {
-            return self.publish(now, publish, done, effects);
+            return self.publish(now, publish, standby, done, effects);
         };
         match self.keys.admit(now, &idempotency) {
             idempotency::Admission::New => {}
@@ -140,7 +141,7 @@ impl Shard {
                 return Err(Refusal::IdempotencyFull);
             }
         }
-        let result = self.publish(now, publish, done, effects)?;
+        let result = self.publish(now, publish, standby, done, effects)?;
         if let Published::Accepted { position, .. } = result {
             let is_alone = matches!(done, Some(Done::Alone(_)));
             let first = idempotency::Publication { position, is_alone };
@@ -155,12 +156,12 @@ impl Shard {
         &mut self,
         now: Timestamp,
         publish: Publish,
+        standby: Standby,
         done: &mut Option<Done>,
         effects: &mut Vec<Effect>,
     ) -> PublishResult {
         let Tenure { shard, fence, .. } = self.tenure;
         let key = publish.key.clone();
-        let standby = self.namespaces.standby(&key);
         if standby == Standby::Require && !self.replication.is_protected() {
             return Err(Refusal::NoStandby);
         }

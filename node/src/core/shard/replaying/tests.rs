@@ -1,3 +1,5 @@
+mod alone;
+
 use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
@@ -43,6 +45,23 @@ fn key(channel: u8) -> ChannelKey {
         app: "app".parse().unwrap(),
         channel: format!("c{channel}").parse().unwrap(),
     }
+}
+
+fn publish(
+    place: Sequenced,
+    key: ChannelKey,
+    data: &str,
+    idempotency: Option<Idempotency>,
+) -> Request {
+    Request::Publish(Publish {
+        place,
+        key,
+        event: "e".into(),
+        data: data.into(),
+        exclude: None,
+        accepted_at: UnixTime(0),
+        idempotency,
+    })
 }
 
 /// An owner, its standby, and the way between them, on one clock.
@@ -213,15 +232,12 @@ impl Two {
 
     fn publish(&mut self, channel: u8, idempotency: Option<Idempotency>) {
         self.sequence += 1;
-        let request = Request::Publish(Publish {
-            place: self.place(1, self.sequence),
-            key: key(channel),
-            event: "e".into(),
-            data: self.sequence.to_string().into(),
-            exclude: None,
-            accepted_at: UnixTime(0),
+        let request = publish(
+            self.place(1, self.sequence),
+            key(channel),
+            &self.sequence.to_string(),
             idempotency,
-        });
+        );
         self.ask(request);
     }
 
@@ -455,15 +471,7 @@ fn the_standby_goes_on_where_the_owner_stood() {
     assert_eq!(next.describe(&key(1)), two.owner.describe(&key(1)));
     let mut effects = Vec::new();
     let mut ask = |sequence, idempotency| {
-        let request = Request::Publish(Publish {
-            place: two.place(9, sequence),
-            key: key(1),
-            event: "e".into(),
-            data: "again".into(),
-            exclude: None,
-            accepted_at: UnixTime(0),
-            idempotency,
-        });
+        let request = publish(two.place(9, sequence), key(1), "again", idempotency);
         let from = gateway();
         next.handle(two.now, Input::Request { from, request }, &mut effects);
     };
@@ -490,204 +498,6 @@ fn the_standby_goes_on_where_the_owner_stood() {
         })
         .collect();
     assert_eq!(effects, [(2, 9), (1, 9)]);
-}
-
-/// Publishes at the next owner, under fence 9.
-fn publish_at(next: &mut Shard, two: &Two, sequence: u64, key: ChannelKey) -> (Reply, bool) {
-    let request = Request::Publish(Publish {
-        place: two.place(9, sequence),
-        key,
-        event: "e".into(),
-        data: "again".into(),
-        exclude: None,
-        accepted_at: UnixTime(0),
-        idempotency: KEYED,
-    });
-    let from = gateway();
-    let mut effects = Vec::new();
-    next.handle(two.now, Input::Request { from, request }, &mut effects);
-    let delivers = |effect: &Effect| matches!(effect, Effect::Deliver { .. });
-    let is_delivered = effects.iter().any(delivers);
-    let reply = effects.into_iter().find_map(|effect| match effect {
-        Effect::Reply { reply, .. } | Effect::Acknowledge { reply, .. } => Some(reply),
-        _ => None,
-    });
-    (reply.expect("it is answered"), is_delivered)
-}
-
-const KEYED: Option<Idempotency> = Some(Idempotency {
-    key: Digest(7),
-    body: Digest(8),
-});
-
-fn position(reply: &Reply) -> Position {
-    match reply {
-        Reply::Published {
-            result: Ok(Published::Accepted { position, .. }),
-            ..
-        } => *position,
-        other => panic!("{other:?}"),
-    }
-}
-
-#[test]
-fn what_the_owner_alone_is_to_have_waits_for_nobody_and_is_gone_with_it() {
-    let mut two = Two::new();
-    two.recruit();
-    two.settle();
-    two.publish(ALONE, KEYED);
-    two.publish(ALONE, None);
-    let replies = two.replies();
-    assert_eq!(copies(&replies), [1, 1], "at once, and in one process");
-    two.settle();
-    assert!(two.owner.describe(&key(ALONE)).unwrap().is_alone);
-
-    let mut next = two.promote();
-    assert_eq!(next.describe(&key(ALONE)), None);
-    // What was done is not done again in its place, and nobody says that it is
-    // there. With its key it may be asked for again.
-    let (again, is_delivered) = publish_at(&mut next, &two, 1, key(ALONE));
-    assert_eq!(
-        (refusals(vec![again]), is_delivered),
-        (vec![Refusal::Forgotten], false)
-    );
-    let (again, is_delivered) = publish_at(&mut next, &two, 3, key(ALONE));
-    assert_ne!(position(&again).epoch, position(&replies[0]).epoch);
-    assert!(is_delivered);
-    let (repeated, is_delivered) = publish_at(&mut next, &two, 4, key(ALONE));
-    assert_eq!(
-        (position(&repeated), is_delivered),
-        (position(&again), false)
-    );
-    // And whoever follows the channel is told that it begins anew.
-    let join = Request::Join(Join {
-        shard: SHARD,
-        fence: Fence(9),
-        key: key(ALONE),
-        count: 1,
-        since: Since::Delivered(position(&replies[1])),
-        version: 1,
-    });
-    let mut effects = Vec::new();
-    let from = gateway();
-    let request = Input::Request {
-        from,
-        request: join,
-    };
-    next.handle(two.now, request, &mut effects);
-    let [
-        Effect::Reply {
-            reply: Reply::Joined {
-                result: Ok(joined), ..
-            },
-            ..
-        },
-    ] = &effects[..]
-    else {
-        panic!("{effects:?}");
-    };
-    assert_ne!(joined.position.epoch, position(&replies[1]).epoch);
-    let gap =
-        |missed: &Missed| matches!(missed, Missed::Gap(gap) if gap.reason == GapReason::NewEpoch);
-    assert!(gap(&joined.missed), "{joined:?}");
-}
-
-/// Else the gateway would hear of the second, and have to send the first again
-/// to an owner that waits for the second in between.
-#[test]
-fn what_waits_for_nobody_waits_for_what_was_before_it() {
-    let mut two = Two::new();
-    two.recruit();
-    two.settle();
-    two.publish(1, None);
-    two.publish(ALONE, None);
-    two.publish(ALONE, None);
-    assert_eq!(two.performed, []);
-    two.carry();
-    two.carry_back();
-    assert_eq!(copies(&two.replies()), [2, 1, 1]);
-}
-
-#[test]
-fn a_channel_begins_anew_when_its_namespace_says_something_else_of_copies() {
-    for with_state in [true, false] {
-        let mut two = Two::new();
-        two.publish(1, None);
-        two.publish(ALONE, None);
-        if !with_state {
-            // Only where they stood is known.
-            two.pass(400_000);
-            two.tell(Input::Tick);
-            two.pass(2_000);
-            two.tell(Input::Tick);
-            assert_eq!(two.owner.channels(), 0);
-        }
-        let before = two.replies();
-        // It is given back with the settings changed: each channel has those of
-        // the other.
-        let rule = |channel: &str, standby| Namespace {
-            pattern: channel.into(),
-            app: None,
-            history: HistoryLimits::default(),
-            standby,
-        };
-        let rules = vec![
-            rule(&format!("c{ALONE}"), Standby::Prefer),
-            rule("c*", Standby::None),
-        ];
-        let mut next = Shard::new(
-            Tenure {
-                fence: Fence(9),
-                ..two.owner.tenure.clone()
-            },
-            Arc::new(Namespaces::new(rules)),
-        );
-        let mut standby = Shard::new(two.owner.tenure.clone(), namespaces());
-        for record in two.owner.checkpoint(two.now) {
-            next.replay(two.now, record.clone());
-            standby.replay(two.now, record);
-        }
-        let tenure = next.tenure.clone();
-        let stays = Held {
-            node: node("b"),
-            fence: Fence(1),
-            fill: 1,
-            number: 1,
-        };
-        next.succeed(two.now, tenure, Some(stays));
-        for (sequence, channel, known) in [(3, 1, 0), (4, ALONE, 1)] {
-            let request = Request::Publish(Publish {
-                place: two.place(9, sequence),
-                key: key(channel),
-                event: "e".into(),
-                data: "anew".into(),
-                exclude: None,
-                accepted_at: UnixTime(0),
-                idempotency: None,
-            });
-            let from = gateway();
-            let mut effects = Vec::new();
-            next.handle(two.now, Input::Request { from, request }, &mut effects);
-            let now = next.channels[&key(channel)].position();
-            assert_ne!(now.epoch, position(&before[known]).epoch);
-            assert_eq!(now.offset, Offset(1));
-        }
-        // Nor has a standby that stays the old epochs.
-        let mut effects = Vec::new();
-        next.replication.replicate((SHARD, Fence(9)), &mut effects);
-        for effect in effects {
-            if let Effect::Replicate { part, .. } = effect {
-                for record in part.records {
-                    standby.replay(two.now, Arc::unwrap_or_clone(record));
-                }
-            }
-        }
-        assert_eq!(standby.describe(&key(1)), None);
-        assert_eq!(standby.tombstones.lift(&key(1)), None);
-        let now = next.channels[&key(ALONE)].position();
-        let known = standby.channels[&key(ALONE)].position();
-        assert_eq!(known, now);
-    }
 }
 
 #[test]
@@ -748,15 +558,7 @@ fn what_a_gateway_did_in_an_earlier_life_voids_no_later_one_after_a_restart() {
     two.publish(1, None);
     let mut back = two.come_back();
     let mut answer = |from: GatewayRef, sequence| {
-        let request = Request::Publish(Publish {
-            place: two.place(9, sequence),
-            key: key(1),
-            event: "e".into(),
-            data: "d".into(),
-            exclude: None,
-            accepted_at: UnixTime(0),
-            idempotency: None,
-        });
+        let request = publish(two.place(9, sequence), key(1), "d", None);
         let mut effects = Vec::new();
         back.handle(two.now, Input::Request { from, request }, &mut effects);
         let reply = effects.into_iter().find_map(|effect| match effect {
