@@ -240,6 +240,11 @@ fn a_leader_that_gives_up_what_an_unreachable_node_has_is_found() {
 }
 
 #[test]
+fn a_leader_that_does_not_ask_whether_others_hear_whom_it_does_not_is_found() {
+    breaks(Mistake::OneJudges, &["acked_survives_one_crash"]);
+}
+
+#[test]
 fn whoever_does_not_hear_itself_judges_nobody() {
     breaks(Mistake::DeafJudges, &["no_needless_death"]);
 }

@@ -103,8 +103,11 @@ impl Agreement {
     }
 
     /// Sends a sign of life to all who vote. Called on a runtime.
-    pub(crate) fn beat(&self, beat: &Beat) {
-        let voters = self.known.borrow().voters.clone();
-        self.host.beat(&voters, beat);
+    pub(crate) fn beat(&self, beat: Beat) {
+        let (cluster, voters) = {
+            let known = self.known.borrow();
+            (Arc::clone(&known.cluster), known.voters.clone())
+        };
+        self.host.beat(&cluster, &voters, beat);
     }
 }

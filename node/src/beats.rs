@@ -89,7 +89,8 @@ impl Beats {
             from: self.me.clone(),
             leaves,
             has_lease: Timestamp::now() < self.duty.borrow().leases.node,
+            misses: None,
         };
-        self.agreement.beat(&beat);
+        self.agreement.beat(beat);
     }
 }

@@ -378,6 +378,19 @@ impl Drawing<'_> {
         } else if self.random.chance(700) {
             let (from, to) = (self.node(), self.node());
             self.window(100, 12_000, Fault::PeerCut(from, to));
+            // Then both give it up.
+            if self.random.chance(300)
+                && let Some(window) = self.windows.last_mut()
+            {
+                let fault = Fault::PeerCut(to, from);
+                let from = Moment((window.from.0 + 3_000_000).min(window.to.0));
+                let window = Window {
+                    from,
+                    fault,
+                    ..*window
+                };
+                self.windows.push(window);
+            }
         } else {
             let permille = *self.random.pick(&[50, 300, 1_000]);
             self.window(500, 12_000, Fault::PeerLoss(permille));

@@ -85,6 +85,8 @@ pub enum Mistake {
     DeafLeaderJudges,
     /// What a node has that lives and can be told nothing is given up.
     UnreachableForsaken,
+    /// A leader takes whom it does not hear for dead, whoever else hears it.
+    OneJudges,
     /// A node says of gateways that they are silent while it does not hear itself.
     DeafJudges,
     /// A node takes it that gateways were silent while the bus was away.
@@ -115,7 +117,7 @@ pub enum Mistake {
 
 impl Mistake {
     /// All of them.
-    pub const ALL: [Self; 37] = [
+    pub const ALL: [Self; 38] = [
         Self::NoTailBeat,
         Self::UnversionedInterest,
         Self::NoDigests,
@@ -142,6 +144,7 @@ impl Mistake {
         Self::StaleCheckpoint,
         Self::DeafLeaderJudges,
         Self::UnreachableForsaken,
+        Self::OneJudges,
         Self::DeafJudges,
         Self::OutageIsSilence,
         Self::ResentInNextLife,

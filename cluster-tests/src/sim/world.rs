@@ -21,6 +21,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use node::core::checkpoint::ShardCheckpoint;
 use node::core::cluster::{Command, Founding};
+use node::core::detection::Word;
 use node::core::gateways::Silence;
 use node::core::lease::Grant;
 use proto::channel::ChannelKey;
@@ -74,7 +75,7 @@ enum Event {
         bytes: Bytes,
     },
     Way(Passage),
-    Beat(usize, u32, NodeRef, bool),
+    Beat(usize, u32, NodeRef, Word),
     /// What a node hears of gateways comes to one who believes to lead.
     Report(usize, u32, NodeRef, Silence),
     Renewal(usize, u32, NodeRef, u64),
@@ -477,7 +478,7 @@ impl World {
                 }
             }
             Event::Way(passage) => self.passage(passage),
-            Event::Beat(to, life, from, has_lease) => self.beat(to, life, &from, has_lease),
+            Event::Beat(to, life, from, word) => self.beat(to, life, &from, word),
             Event::Report(to, life, from, silence) => self.reported(to, life, from, silence),
             Event::Renewal(to, life, from, number) => self.renewal(to, life, from, number),
             Event::Round(at, life, read_index) => self.round_ended(at, life, read_index),

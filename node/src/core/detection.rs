@@ -10,7 +10,9 @@
 //! for that would be everybody, and lets others lead. And a node may be heard that
 //! cannot be told anything: it says itself that it has no lease, so it serves
 //! nothing, and after some time others take over what they have as well. It has the
-//! rest, and that is waited for.
+//! rest, and that is waited for. The same holds for one whom the leader does not
+//! hear, and another voter does: every voter says with its beats whom it
+//! [misses](Beats::missed).
 
 pub mod bus;
 pub mod judge;
@@ -40,6 +42,9 @@ const LEASELESS: Duration = Duration::from_secs(1);
 /// A voter that has not looked at its table for this long has slept, or nearly:
 /// then the silence may have been its own.
 const SLEPT: Duration = Duration::from_millis(250);
+/// Of so many a voter says at most that it does not hear them: a beat is a datagram.
+/// Of the others it is not known, which has them waited for.
+const MISSED_MAX: usize = 64;
 
 /// When each node was last heard of. It has to be [shown](Self::observe) the
 /// members every 100 ms or so.
@@ -56,7 +61,7 @@ pub struct Beats {
 }
 
 /// What is known of one life.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone)]
 struct Heard {
     /// When it was heard of last, or became a member.
     at: Timestamp,
@@ -64,6 +69,17 @@ struct Heard {
     once: bool,
     /// Since when it says that it has no lease.
     leaseless: Option<Timestamp>,
+    /// Whom it does not hear, if it says so.
+    misses: Option<BTreeSet<RaftId>>,
+}
+
+/// What a node says of itself when it beats.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Word {
+    /// Whether the leader lets it serve.
+    pub has_lease: bool,
+    /// Whom it does not hear. `None`: that is not known.
+    pub misses: Option<BTreeSet<RaftId>>,
 }
 
 /// Who does not serve, as far as a leader has heard.
@@ -71,7 +87,7 @@ struct Heard {
 pub struct Out {
     /// What these had is gone.
     pub dead: BTreeSet<NodeRef>,
-    /// These live and can be told nothing.
+    /// These live, and can be told nothing, or are not heard by the leader.
     pub unreachable: BTreeSet<NodeRef>,
 }
 
@@ -105,18 +121,19 @@ pub struct Leader<'a> {
 }
 
 impl Beats {
-    /// A node has beaten, and says whether it has a lease.
-    pub fn beat(&mut self, now: Timestamp, from: &NodeRef, has_lease: bool) {
+    /// A node has beaten.
+    pub fn beat(&mut self, now: Timestamp, from: &NodeRef, word: Word) {
         // Who is no member, or not yet known to be one, is not remembered: it
         // has all its time from when it is.
         if let Some(heard) = self.heard.get_mut(from) {
             heard.at = now.max(heard.at);
             heard.once = true;
-            heard.leaseless = if has_lease {
+            heard.leaseless = if word.has_lease {
                 None
             } else {
                 heard.leaseless.or(Some(now))
             };
+            heard.misses = word.misses;
         }
     }
 
@@ -147,8 +164,9 @@ impl Beats {
                     at: now,
                     once: false,
                     leaseless: None,
+                    misses: None,
                 };
-                let heard = before.get(&node).copied().unwrap_or(new);
+                let heard = before.get(&node).cloned().unwrap_or(new);
                 (node, heard)
             })
             .collect();
@@ -217,6 +235,46 @@ impl Beats {
         2 * heard.count() > voters.len()
     }
 
+    /// The members that have not been heard for as long as makes a leader take them
+    /// for dead, or never.
+    pub fn missed(&self, now: Timestamp, cluster: &Cluster) -> BTreeSet<RaftId> {
+        let members = cluster.members().iter();
+        let missed = members.filter(|(name, member)| {
+            let node = NodeRef {
+                id: (*name).clone(),
+                incarnation: member.incarnation,
+            };
+            let heard = self.heard.get(&node);
+            heard.is_none_or(|heard| !heard.once || now.since(heard.at) >= NODE_SILENCE)
+        });
+        let missed = missed.map(|(_, member)| member.registration.raft_id);
+        missed.take(MISSED_MAX).collect()
+    }
+
+    /// Whether a voter that the leader hears says that it hears this life.
+    pub fn is_heard_by_another(
+        &self,
+        now: Timestamp,
+        cluster: &Cluster,
+        leader: Leader<'_>,
+        node: &NodeRef,
+    ) -> bool {
+        let Some(member) = cluster.members().get(&node.id) else {
+            return false;
+        };
+        let raft_id = member.registration.raft_id;
+        let others = self.heard.iter().filter(|(other, heard)| {
+            let votes = cluster.members().get(&other.id).is_some_and(|other| {
+                let other = other.registration.raft_id;
+                other != leader.me && other != raft_id && leader.voters.contains(&other)
+            });
+            let is_fresh = heard.once && now.since(heard.at) < FRESH;
+            votes && is_fresh && !self.left.contains(other)
+        });
+        let mut words = others.filter_map(|(_, heard)| heard.misses.as_ref());
+        words.any(|misses| !misses.contains(&raft_id))
+    }
+
     fn is_over(&self, cluster: &Cluster, node: &NodeRef) -> bool {
         !cluster.is_living(node) || self.left.contains(node)
     }
@@ -248,9 +306,14 @@ impl Beats {
         let all: BTreeSet<&NodeRef> = self.heard.keys().chain(named).collect();
         let mut out = Out::default();
         for node in all {
-            if self.is_over(cluster, node) || hears && self.is_silent(now, node, NODE_SILENCE) {
+            let is_silent = self.is_silent(now, node, NODE_SILENCE);
+            if self.is_over(cluster, node) {
                 out.dead.insert(node.clone());
-            } else if hears && self.is_leaseless(now, leader.since, node) {
+            } else if !hears {
+                // It is this one, perhaps, that hears nothing.
+            } else if is_silent && !self.is_heard_by_another(now, cluster, leader, node) {
+                out.dead.insert(node.clone());
+            } else if is_silent || self.is_leaseless(now, leader.since, node) {
                 out.unreachable.insert(node.clone());
             }
         }
@@ -269,6 +332,14 @@ mod tests {
         Timestamp(millis)
     }
 
+    /// It has a lease, and does not say whom it hears.
+    fn well() -> Word {
+        Word {
+            has_lease: true,
+            misses: None,
+        }
+    }
+
     fn cluster(names: &[&str]) -> Cluster {
         let mut cluster = Cluster::default();
         for (at, name) in names.iter().enumerate() {
@@ -281,7 +352,8 @@ mod tests {
     fn go_on(beats: &mut Beats, cluster: &Cluster, from: u64, to: u64, hear: &[&NodeRef]) {
         for now in (from..=to).step_by(100) {
             beats.observe(at(now), cluster);
-            hear.iter().for_each(|node| beats.beat(at(now), node, true));
+            hear.iter()
+                .for_each(|node| beats.beat(at(now), node, well()));
         }
     }
 
@@ -317,7 +389,7 @@ mod tests {
         go_on(&mut beats, &cluster, 1_100, 1_400, &[&a]);
         assert!(!beats.is_dead(at(1_499), &cluster, &b));
         assert_eq!(dead(&beats, 1_500, &cluster), [b.clone()].into());
-        beats.beat(at(1_500), &b, true);
+        beats.beat(at(1_500), &b, well());
         assert_eq!(dead(&beats, 1_500, &cluster), [].into());
     }
 
@@ -410,7 +482,7 @@ mod tests {
         // What was said is believed all the same.
         beats.leave(&b);
         assert_eq!(out(&beats, 2_000), [b].into());
-        beats.beat(at(2_000), &c, true);
+        beats.beat(at(2_000), &c, well());
         assert!(!deaf(&beats, 2_000));
         // Its own beats need not come to it, and who does not vote is not missed.
         let alone = [id("a")].into();
@@ -448,7 +520,7 @@ mod tests {
             [].into(),
             "it is the leader that hears nothing"
         );
-        beats.beat(at(1_700), &node("c", 9), true);
+        beats.beat(at(1_700), &node("c", 9), well());
         assert_eq!(out(&beats), [b].into());
     }
 
@@ -469,7 +541,11 @@ mod tests {
         };
         for now in (0..=1_900).step_by(100) {
             go_on(&mut beats, &cluster, now, now, &[&a]);
-            beats.beat(at(now), &b, now < 1_000);
+            let word = Word {
+                has_lease: now < 1_000,
+                ..well()
+            };
+            beats.beat(at(now), &b, word);
         }
         assert_eq!(unreachable(&beats, 1_999, 0), [].into());
         assert_eq!(unreachable(&beats, 2_000, 0), [b.clone()].into());
@@ -478,7 +554,62 @@ mod tests {
             [].into(),
             "a new leader waits"
         );
-        beats.beat(at(2_000), &b, true);
+        beats.beat(at(2_000), &b, well());
         assert_eq!(unreachable(&beats, 2_000, 0), [].into());
+    }
+
+    #[test]
+    fn one_that_another_voter_hears_is_not_dead_and_is_once_nobody_does() {
+        let (mut cluster, mut beats) = (cluster(&["a", "b", "c", "d"]), Beats::default());
+        let [a, b, c, d] = [("a", 2), ("b", 3), ("c", 4), ("d", 5)].map(|(n, i)| node(n, i));
+        cluster.apply(6, Command::Found(founding(1, 3)));
+        let id = |name: &str| registration(name, 1).raft_id;
+        let voters = [id("a"), id("b"), id("c")].into();
+        let leader = Leader {
+            me: id("a"),
+            since: at(0),
+            voters: &voters,
+        };
+        go_on(&mut beats, &cluster, 0, 1_000, &[&a, &b, &c, &d]);
+        let say = |beats: &mut Beats, now, from: &NodeRef, misses: Option<&[RaftId]>| {
+            let misses = misses.map(|misses| misses.iter().copied().collect());
+            beats.beat(at(now), from, Word { misses, ..well() });
+            beats.out(at(now), &cluster, leader)
+        };
+        let of = |dead: &[&NodeRef], unreachable: &[&NodeRef]| Out {
+            dead: dead.iter().copied().cloned().collect(),
+            unreachable: unreachable.iter().copied().cloned().collect(),
+        };
+        go_on(&mut beats, &cluster, 1_100, 1_600, &[&a, &b, &d]);
+        assert_eq!(say(&mut beats, 1_600, &b, None), of(&[&c], &[]), "not said");
+        assert_eq!(say(&mut beats, 1_600, &b, Some(&[])), of(&[], &[&c]));
+        let misses = &[id("c")];
+        assert_eq!(say(&mut beats, 1_600, &b, Some(misses)), of(&[&c], &[]));
+        // Who does not vote hears nobody's beats.
+        say(&mut beats, 1_600, &d, Some(&[]));
+        assert_eq!(say(&mut beats, 1_600, &b, Some(misses)), of(&[&c], &[]));
+        // What was said a while ago does not count.
+        say(&mut beats, 1_600, &b, Some(&[]));
+        go_on(&mut beats, &cluster, 1_700, 1_900, &[&a]);
+        beats.observe(at(1_950), &cluster);
+        let wide = [id("a"), id("d")].into();
+        let late = Leader {
+            voters: &wide,
+            ..leader
+        };
+        say(&mut beats, 1_950, &d, None);
+        assert_eq!(beats.out(at(1_950), &cluster, late), of(&[&c], &[]));
+    }
+
+    #[test]
+    fn a_voter_misses_whom_it_has_not_heard_for_half_a_second_or_ever() {
+        let (cluster, mut beats) = (cluster(&["a", "b", "c"]), Beats::default());
+        let (a, b) = (node("a", 2), node("b", 3));
+        let id = |name: &str| registration(name, 1).raft_id;
+        go_on(&mut beats, &cluster, 0, 1_000, &[&a, &b]);
+        assert_eq!(beats.missed(at(1_000), &cluster), [id("c")].into());
+        go_on(&mut beats, &cluster, 1_100, 1_500, &[&a]);
+        assert_eq!(beats.missed(at(1_499), &cluster), [id("c")].into());
+        assert_eq!(beats.missed(at(1_500), &cluster), [id("b"), id("c")].into());
     }
 }

@@ -19,10 +19,20 @@ pub fn encode(value: &impl Serialize) -> Vec<u8> {
 /// # Errors
 /// What is wrong with them, for people.
 pub fn decode<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, String> {
+    decode_first(bytes).map(|(value, _)| value)
+}
+
+/// The same, and what follows it: a later version may have added something there,
+/// which an earlier one does not look at.
+///
+/// # Errors
+/// What is wrong with the value, for people.
+pub fn decode_first<T: DeserializeOwned>(bytes: &[u8]) -> Result<(T, &[u8]), String> {
     match bytes.split_first() {
-        Some((&VERSION, body)) => {
-            rmp_serde::from_slice(body).map_err(|error| format!("not understood: {error}"))
-        }
+        Some((&VERSION, mut body)) => match rmp_serde::from_read(&mut body) {
+            Ok(value) => Ok((value, body)),
+            Err(error) => Err(format!("not understood: {error}")),
+        },
         Some((version, _)) => Err(format!(
             "it speaks version {version} of the protocol between nodes, this node {VERSION}"
         )),

@@ -19,7 +19,7 @@ use crate::addresses::Addresses;
 use crate::core::cluster::{Cluster, Command, Outcome, RaftId, Registration};
 use crate::core::detection::bus::Buses;
 use crate::core::detection::judge::Judge;
-use crate::core::detection::{Beats, Cause, Leader, Out};
+use crate::core::detection::{Beats, Cause, Leader, Out, Word};
 use crate::core::formation::{Pledge, Status, may_pledge, may_release};
 use crate::core::gateways::Silence;
 use crate::core::gossip::{News, Rumours};
@@ -390,14 +390,19 @@ impl Host {
         self.judges.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Sends a sign of life to those who vote.
-    pub(crate) fn beat(&self, voters: &BTreeSet<RaftId>, beat: &Beat) {
+    /// Sends a sign of life to those who vote. Says whom this node does not hear, if
+    /// it votes: else nobody beats to it.
+    pub(crate) fn beat(&self, cluster: &Cluster, voters: &BTreeSet<RaftId>, beat: Beat) {
         let Some(peers) = self.peers() else {
             return;
         };
-        let mut bytes = BEAT.to_vec();
-        bytes.extend(encode(beat));
-        let bytes = Bytes::from(bytes);
+        let votes = voters.contains(&self.identity.raft_id);
+        let misses = votes.then(|| {
+            let beats = self.beats.lock().unwrap_or_else(PoisonError::into_inner);
+            beats.missed(Timestamp::now(), cluster)
+        });
+        let beat = Beat { misses, ..beat };
+        let bytes = Bytes::from(beat.encode());
         for voter in voters {
             if *voter == self.identity.raft_id {
                 self.hear_beat(beat.clone());
@@ -443,7 +448,11 @@ impl Host {
     pub(super) fn hear_beat(&self, beat: Beat) {
         let now = Timestamp::now();
         let mut beats = self.beats.lock().unwrap_or_else(PoisonError::into_inner);
-        beats.beat(now, &beat.from, beat.has_lease);
+        let word = Word {
+            has_lease: beat.has_lease,
+            misses: beat.misses,
+        };
+        beats.beat(now, &beat.from, word);
         if beat.leaves {
             beats.leave(&beat.from);
         }

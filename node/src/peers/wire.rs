@@ -1,6 +1,8 @@
 //! What nodes say to each other over QUIC: a hello when they meet, then calls
 //! with one reply each, every one on a stream of its own, and signs of life.
 
+use std::collections::BTreeSet;
+
 use bytes::Bytes;
 use proto::id::{ClusterUuid, NodeId, NodeRef};
 use proto::inspection::{Answer, Question};
@@ -11,6 +13,7 @@ use crate::core::cluster::{Command, Outcome, RaftId, Registration};
 use crate::core::formation::{Pledge, Status};
 use crate::core::gateways::Silence;
 use crate::core::lease::Grant;
+use crate::core::wire::decode_first;
 pub(crate) use crate::core::wire::{decode, encode};
 
 /// Bytes of a call or reply at most: a Raft snapshot is far below.
@@ -31,6 +34,32 @@ pub(crate) struct Beat {
     /// its best.
     #[serde(default = "yes")]
     pub(crate) has_lease: bool,
+    /// Whom it does not hear, if it votes. Follows the rest, so that a version that
+    /// does not know it reads the rest.
+    #[serde(skip)]
+    pub(crate) misses: Option<BTreeSet<RaftId>>,
+}
+
+impl Beat {
+    /// What is sent of it.
+    pub(crate) fn encode(&self) -> Vec<u8> {
+        let mut bytes = BEAT.to_vec();
+        bytes.extend(encode(self));
+        if let Some(misses) = &self.misses {
+            bytes.extend(encode(misses));
+        }
+        bytes
+    }
+
+    /// Of bytes without the [`BEAT`] before them.
+    ///
+    /// # Errors
+    /// What is wrong with them, for people.
+    pub(crate) fn decode(bytes: &[u8]) -> Result<Self, String> {
+        let (beat, rest) = decode_first(bytes)?;
+        let misses = decode(rest).ok();
+        Ok(Self { misses, ..beat })
+    }
 }
 
 fn yes() -> bool {
@@ -200,6 +229,29 @@ mod tests {
     }
 
     #[test]
+    fn a_version_that_knows_less_of_beats_understands_them_and_is_understood() {
+        let says_nothing = Beat {
+            from: NodeRef {
+                id: "a".parse().unwrap(),
+                incarnation: proto::id::Incarnation(7),
+            },
+            leaves: false,
+            has_lease: true,
+            misses: None,
+        };
+        let beat = Beat {
+            misses: Some([3, u64::MAX].into()),
+            ..says_nothing.clone()
+        };
+        let bytes = beat.encode();
+        let bytes = bytes.strip_prefix(&BEAT).unwrap();
+        assert_eq!(Beat::decode(bytes), Ok(beat));
+        // As the earlier version read it, and as it wrote it.
+        assert_eq!(decode::<Beat>(bytes), Ok(says_nothing.clone()));
+        assert_eq!(Beat::decode(&encode(&says_nothing)), Ok(says_nothing));
+    }
+
+    #[test]
     fn hellos_tell_who_cannot_be_in_one_cluster() {
         let me = Hello {
             cluster: "c".parse().unwrap(),
@@ -254,6 +306,7 @@ mod tests {
         fn any_bytes_may_come(bytes in prop::collection::vec(any::<u8>(), 0..200)) {
             let _ = decode::<Call>(&bytes);
             let _ = decode::<Hello>(&bytes);
+            let _ = Beat::decode(&bytes);
         }
     }
 }

@@ -30,6 +30,12 @@ impl World {
         lives(at) && (0..self.nodes()).filter(heard).count() > self.nodes() / 2
     }
 
+    /// Whether a node hears whoever leads, who alone tells what is decided.
+    fn hears_leader(&self, at: usize) -> bool {
+        let heard = |leader| usize::from(leader) == at || self.network.connected(at as u8, leader);
+        self.has_majority(at) && self.agreement.leader.is_some_and(heard)
+    }
+
     /// Whether a leader does not hear a majority of the others' beats: then it lets
     /// another lead.
     fn is_deaf(&self, at: usize) -> bool {
@@ -63,8 +69,13 @@ impl World {
             voters: &self.voters(at),
         };
         let mut out = node.beats.out(now, cluster, leader);
-        if self.options.mistake == Some(Mistake::UnreachableForsaken) {
-            out.dead.append(&mut out.unreachable);
+        match self.options.mistake {
+            Some(Mistake::UnreachableForsaken) => out.dead.append(&mut out.unreachable),
+            Some(Mistake::OneJudges) => {
+                let silent = |life: &NodeRef| node.beats.is_dead(now, cluster, life);
+                out.dead.extend(out.unreachable.extract_if(.., silent));
+            }
+            _ => {}
         }
         out
     }
@@ -202,16 +213,23 @@ impl World {
         let Program::Node(node) = &self.slots[at].program else {
             return;
         };
+        let leader = Leader {
+            me: self.slots[at].raft_id,
+            since: node.table.since().unwrap_or(now),
+            voters: &self.voters(at),
+        };
         for assignment in &plan.afresh {
             let row = cluster.rows().get(usize::from(assignment.shard.0));
             let Some(Some(row)) = row else {
                 continue;
             };
             // Who is there, and is only not heard because the leader hears nobody, is
-            // no less there.
+            // no less there; and who is heard by another one.
             let is_seen = |holder: &&NodeRef| {
                 let is_deaf = self.network.deaf[at] && self.is_awake(holder);
-                is_deaf || !node.beats.is_dead(now, cluster, holder)
+                is_deaf
+                    || !node.beats.is_dead(now, cluster, holder)
+                    || node.beats.is_heard_by_another(now, cluster, leader, holder)
             };
             let passed_over = row.in_sync().chain([&row.owner]).find(is_seen);
             if let Some(standby) = passed_over.and_then(|standby| self.place_of(standby)) {
@@ -385,7 +403,7 @@ impl World {
     /// A node applies what is agreed, if it can hear of it.
     pub(super) fn catch_up(&mut self, at: usize) {
         let slot = &self.slots[at];
-        if at >= self.nodes() || slot.lags || self.now < slot.deaf_until || !self.has_majority(at) {
+        if at >= self.nodes() || slot.lags || self.now < slot.deaf_until || !self.hears_leader(at) {
             return;
         }
         let now = self.timestamp(at);

@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use node::core::detection::Word;
 use node::core::lease::Grant;
 use proto::id::NodeRef;
 use proto::time::Timestamp;
@@ -33,7 +34,10 @@ impl World {
             return;
         };
         let me = node.me.clone();
-        let has_lease = node.has_lease(now);
+        let word = Word {
+            has_lease: node.has_lease(now),
+            misses: Some(node.beats.missed(now, &cluster)),
+        };
         let renewal = node.tick_membership(now, &cluster);
         let begins = self.agreement.believes[at] && node.table.begin_round(now);
         for to in 0..self.nodes() {
@@ -44,7 +48,7 @@ impl World {
             };
             if let Some(arrival) = arrival {
                 let life = self.slots[to].life;
-                self.schedule(arrival, Event::Beat(to, life, me.clone(), has_lease));
+                self.schedule(arrival, Event::Beat(to, life, me.clone(), word.clone()));
             }
         }
         if let Some(number) = renewal {
@@ -98,14 +102,14 @@ impl World {
         self.schedule(soon, Event::Renewal(to, life, me, number));
     }
 
-    pub(super) fn beat(&mut self, to: usize, life: u32, from: &NodeRef, has_lease: bool) {
+    pub(super) fn beat(&mut self, to: usize, life: u32, from: &NodeRef, word: Word) {
         let now = self.timestamp(to);
         let slot = &mut self.slots[to];
         if slot.life != life || slot.pause.is_some() {
             return;
         }
         if let Program::Node(node) = &mut slot.program {
-            node.beats.beat(now, from, has_lease);
+            node.beats.beat(now, from, word);
         }
     }
 

@@ -53,7 +53,7 @@ impl Serve for Host {
     }
 
     fn heard(&self, from: &Hello, beat: &[u8]) {
-        match decode::<Beat>(beat) {
+        match Beat::decode(beat) {
             Ok(beat) if beat.from.id == from.name => self.hear_beat(beat),
             Ok(_) => tracing::debug!(from = %from.name, "a sign of life for another node"),
             Err(error) => tracing::debug!(from = %from.name, error, "a sign of life"),
