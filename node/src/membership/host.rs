@@ -27,7 +27,7 @@ use crate::core::lease::{Grant, NODE_LEASE};
 use crate::metrics::ClusterMetrics;
 use crate::peers::Peers;
 use crate::peers::ways::Way;
-use crate::peers::wire::{BEAT, Beat, Call, Reply, encode};
+use crate::peers::wire::{Beat, Call, Reply};
 use crate::raft::store::{Store, StoreError};
 use crate::raft::{Consensus, Peer, ProposeError, Standing};
 

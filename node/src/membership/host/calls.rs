@@ -12,7 +12,7 @@ use crate::core::gateways::Silence;
 use crate::core::gossip::Rumour;
 use crate::peers::Serve;
 use crate::peers::ways::Way;
-use crate::peers::wire::{Beat, Call, Hello, Refusal, Reply, decode, may_meet};
+use crate::peers::wire::{Beat, Call, Hello, Refusal, Reply, may_meet};
 use crate::raft::store::StoreError;
 use crate::raft::{Consensus, Peer, ProposeError};
 
