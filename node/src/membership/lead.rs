@@ -48,7 +48,7 @@ impl Leader {
         if let Err(error) = result {
             tracing::debug!(%error, "a decision was not made");
         }
-        self.warn(cluster);
+        self.warn(cluster, standing);
     }
 
     async fn found(&self, consensus: &Consensus, standing: &Standing) -> Result<(), ProposeError> {
@@ -240,8 +240,9 @@ impl Leader {
         }
     }
 
-    fn warn(&mut self, cluster: &Cluster) {
-        let two = cluster.members().len() == 2;
+    fn warn(&mut self, cluster: &Cluster, standing: &Standing) {
+        // A third that votes is a founder that has not registered yet.
+        let two = cluster.members().len() == 2 && standing.voters.len() < 3;
         if two && !self.warned {
             tracing::warn!(
                 "two nodes without a witness: if either fails, nothing can be decided until it is back; start a third with --witness"

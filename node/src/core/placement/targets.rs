@@ -111,13 +111,16 @@ pub fn targets(cluster: &Cluster, given_up: &BTreeSet<RaftId>) -> Targets {
 }
 
 /// Which shards can be given to the owners to which they move: they and those
-/// who stay have everything, and nobody who has to do with it is out.
+/// who stay have everything, and nobody who has to do with it is out. Their owners
+/// serve already, and have said so: only the last owner releases a shard, so for
+/// the leases of those before it the next one would have to wait.
 pub fn moves(cluster: &Cluster, targets: &Targets, out: &Out) -> Vec<Assignment> {
     let ready = |(shard, target): (&ShardId, &Target)| {
         let row = cluster.rows().get(usize::from(shard.0))?.as_ref()?;
         let owner = target.owner.clone()?;
         let has_all = |node: &NodeRef| row.is_in_sync(node) && !out.has(node);
-        let is_ready = target.standbys().all(has_all) && !out.has(&row.owner);
+        let serves = row.earlier.is_empty() && !out.has(&row.owner);
+        let is_ready = serves && target.standbys().all(has_all);
         is_ready.then(|| Assignment {
             shard: *shard,
             owner,

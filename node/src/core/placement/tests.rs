@@ -332,8 +332,8 @@ proptest! {
     }
 }
 
-/// Owners do what they should: they recruit, and let go of whoever should not
-/// stand by once another does. Returns whether there was anything to do.
+/// Owners do what they should: they recruit, let go of whoever should not stand by
+/// once another does, and say that they serve. Returns whether there was anything to do.
 fn obey(cluster: &mut Cluster, index: u64) -> bool {
     let targets = targets(cluster, &BTreeSet::new());
     let sets = targets.iter().filter_map(|(shard, target)| {
@@ -356,7 +356,8 @@ fn obey(cluster: &mut Cluster, index: u64) -> bool {
                 });
             }
         }
-        (standbys != row.standbys).then_some(ReplicaSet {
+        let is_news = standbys != row.standbys || !row.earlier.is_empty();
+        is_news.then_some(ReplicaSet {
             shard: *shard,
             owner: row.owner,
             fence: row.fence,
@@ -538,6 +539,27 @@ fn a_node_is_removed_when_it_has_nothing_and_in_the_life_that_is_meant() {
     cluster.apply(2_506, Command::Register(registration("a", 2)));
     assert_eq!(settle(&mut cluster, 13_000), 0);
     assert!(is_protected(&cluster), "it is back and stands by");
+}
+
+#[test]
+fn a_shard_moves_on_only_once_its_owner_has_said_that_it_serves() {
+    let mut cluster = replicated();
+    let moving = |cluster: &Cluster| {
+        let targets = targets(cluster, &BTreeSet::new());
+        moves(cluster, &targets, &Out::default())
+    };
+    cluster.apply(500, Command::Drain(node("a", 2)));
+    obey(&mut cluster, 501);
+    cluster.apply(502, Command::Assign(moving(&cluster)));
+    cluster.apply(503, Command::Drain(node("b", 3)));
+    // `c` stands by for what has come to `b`, and would have to wait for `a`.
+    let anew = |moves: Vec<Assignment>| {
+        let anew = |to: &&Assignment| to.under == Some(Fence(502));
+        moves.iter().filter(anew).count()
+    };
+    assert_eq!(anew(moving(&cluster)), 0);
+    obey(&mut cluster, 504);
+    assert_eq!(anew(moving(&cluster)), 2);
 }
 
 #[test]
