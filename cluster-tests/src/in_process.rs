@@ -8,6 +8,7 @@ use std::time::Duration;
 use anyhow::Result;
 use gateway::Gateway;
 use gateway::app::{App, Apps};
+use gateway::core::leaving::Pace;
 use node::Node;
 use prometheus::Registry;
 use proto::bus::BusHandle;
@@ -107,6 +108,7 @@ pub async fn begin_gateway(
         activity_timeout: Duration::from_secs(120),
         // No client is too slow here.
         outbox_bytes_max: 64 * 1_024 * 1_024,
+        leaving: Pace::AT_ONCE,
         playground: false,
     };
     Ok(gateway::start(config, Arc::clone(bus), metrics, shutdown).await?)

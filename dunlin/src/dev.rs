@@ -5,6 +5,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 
 use gateway::app::Apps;
+use gateway::core::leaving::Pace;
 use proto::bus::{BusHandle, MemoryBus};
 use proto::id::{ClusterUuid, GatewayRef, Incarnation, NodeRef};
 use proto::inspection::NodeInfo;
@@ -55,6 +56,7 @@ async fn serve(config: Dev, tokens: Option<Arc<Tokens>>) -> Result<(), Failure> 
         workers,
         activity_timeout: config.clients.activity_timeout(),
         outbox_bytes_max: config.clients.outbox_bytes_max,
+        leaving: Pace::AT_ONCE,
         playground: true,
     };
     let map = ShardMap::standalone(identity.cluster, identity.seed, identity.node.clone());
@@ -100,6 +102,7 @@ async fn serve(config: Dev, tokens: Option<Arc<Tokens>>) -> Result<(), Failure> 
         }),
         inspector: Arc::new(gateway.inspector.clone()),
         nodes: None,
+        leave: None,
     };
     let admin = tokio::spawn(admin.run(admin_listener, shutdown));
     let (ended, mut first_ended) = mpsc::channel::<()>(1);

@@ -27,6 +27,8 @@ pub(crate) fn run(options: &GatewayOptions) -> Result<(), Failure> {
 async fn serve(config: Gateway, tokens: Option<Arc<Tokens>>) -> Result<(), Failure> {
     let mut signals = Signals::listen()?;
     let (stop, shutdown) = watch::channel(false);
+    let (stop_admin, admin_shutdown) = watch::channel(false);
+    let (leave, mut told_to_leave) = mpsc::channel(1);
     let bus = connect(&config.bus, format!("gateway {}", config.name)).await?;
     let apps = Arc::new(Apps::new(config.clients.apps()));
     let bug = |error: prometheus::Error| Exit::Software.with(error);
@@ -46,6 +48,7 @@ async fn serve(config: Gateway, tokens: Option<Arc<Tokens>>) -> Result<(), Failu
         workers: config::workers(config.clients.workers),
         activity_timeout: config.clients.activity_timeout(),
         outbox_bytes_max: config.clients.outbox_bytes_max,
+        leaving: config.leaving(),
         playground: false,
     };
     let gateway = gateway::start(gateway_config, Arc::clone(&bus), metrics, shutdown.clone());
@@ -72,19 +75,28 @@ async fn serve(config: Gateway, tokens: Option<Arc<Tokens>>) -> Result<(), Failu
         }),
         inspector: Arc::new(gateway.inspector.clone()),
         nodes: None,
+        leave: Some(leave),
     };
-    let admin = tokio::spawn(admin.run(admin_listener, shutdown));
+    let admin = tokio::spawn(admin.run(admin_listener, admin_shutdown));
     let (ended, mut first_ended) = mpsc::channel::<()>(1);
     let gateway = tokio::spawn(telling(gateway.join(), ended));
-    let by_signal = signals.or_first_end(&mut first_ended).await;
+    let as_told = tokio::select! {
+        by_signal = signals.or_first_end(&mut first_ended) => by_signal,
+        Some(()) = told_to_leave.recv() => true,
+    };
     tracing::info!("shutting down");
     let _ = stop.send(true);
     let rest = async {
         let gateway = gateway.await.map_err(|error| Exit::Software.with(error))?;
+        // Until the last client has gone it can be looked at.
+        let _ = stop_admin.send(true);
         let _ = admin.await;
         gateway.map_err(failed)
     };
-    signals.end(by_signal, rest).await
+    // There are no more clients than open files.
+    let clients = process::file_limit().unwrap_or(u64::from(u32::MAX)) as usize;
+    let patience = process::SHUTDOWN_PATIENCE + config.leaving().takes(clients);
+    signals.end_within(patience, as_told, rest).await
 }
 
 /// The bus of a cluster. Connects in the background, and again and again.

@@ -73,6 +73,7 @@ async fn serve(config: Node, tokens: Option<Arc<Tokens>>) -> Result<(), Failure>
         }),
         inspector: Arc::new(inside.clone()),
         nodes: Some(Arc::new(inside.clone())),
+        leave: None,
     };
     let admin = tokio::spawn(admin.run(admin_listener, shutdown.clone()));
     let lived = tokio::select! {

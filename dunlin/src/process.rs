@@ -20,7 +20,7 @@ use crate::telemetry;
 /// File descriptors that are not clients: listeners, the epoll sets, logs.
 const RESERVED_FILES: u64 = 64;
 /// How long everything may take to end after a signal.
-const SHUTDOWN_PATIENCE: Duration = Duration::from_secs(5);
+pub(crate) const SHUTDOWN_PATIENCE: Duration = Duration::from_secs(5);
 
 /// Runs a server to its end.
 pub(crate) fn run<F>(
@@ -109,14 +109,24 @@ impl Signals {
     /// Waits for the rest to end, though not for ever, and not after a second
     /// signal.
     pub(crate) async fn end(
+        self,
+        by_signal: bool,
+        rest: impl Future<Output = Result<(), Failure>>,
+    ) -> Result<(), Failure> {
+        self.end_within(SHUTDOWN_PATIENCE, by_signal, rest).await
+    }
+
+    /// The same, for those who have more to do.
+    pub(crate) async fn end_within(
         mut self,
+        patience: Duration,
         by_signal: bool,
         rest: impl Future<Output = Result<(), Failure>>,
     ) -> Result<(), Failure> {
         tokio::select! {
             ended = rest => ended,
             () = self.next() => Ok(()),
-            () = tokio::time::sleep(SHUTDOWN_PATIENCE) => {
+            () = tokio::time::sleep(patience) => {
                 tracing::warn!("not everything ended in time");
                 if by_signal { Ok(()) } else { Err(Exit::Software.because("a part of the server failed")) }
             }

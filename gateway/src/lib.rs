@@ -69,6 +69,8 @@ pub struct Config {
     /// Bytes that may wait for one client; one that is further behind is
     /// disconnected.
     pub outbox_bytes_max: usize,
+    /// How clients are sent away at the end.
+    pub leaving: core::leaving::Pace,
     /// Serves the page at `/` and `POST /dev/publish`.
     pub playground: bool,
 }
@@ -141,7 +143,8 @@ impl Inspector {
 }
 
 /// Starts a gateway: listens and subscribes. It looks for a node by itself and
-/// serves as soon as it has learnt the map, until `shutdown` turns true.
+/// serves as soon as it has learnt the map, until `shutdown` turns true. Then it
+/// takes no new clients, and sends those it has away at their pace.
 ///
 /// # Errors
 /// [`Error::Listen`] and [`Error::Subscribe`].

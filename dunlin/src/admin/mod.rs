@@ -25,7 +25,7 @@ use proto::id::{NodeId, NodeRef};
 use proto::inspection::{Answer, Question};
 use serde_json::json;
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::watch;
+use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
 use tower_service::Service;
 
@@ -82,6 +82,9 @@ pub(crate) struct Admin {
     pub(crate) inspector: Arc<dyn Inspect>,
     /// `None`: this process is no node of a cluster.
     pub(crate) nodes: Option<Arc<dyn Nodes>>,
+    /// Told when the process is to send its clients away and end. `None`: it has
+    /// none that could go elsewhere.
+    pub(crate) leave: Option<mpsc::Sender<()>>,
 }
 
 impl Admin {
@@ -130,6 +133,7 @@ impl Admin {
                 guard,
             ));
         let changing = Router::new()
+            .route("/admin/drain", post(leave))
             .route("/admin/nodes/{name}/drain", post(drain))
             .route("/admin/nodes/{name}/remove", post(remove))
             .layer(from_fn_with_state(
@@ -184,6 +188,16 @@ async fn metrics(State(admin): State<Admin>) -> Response {
 
 async fn status(State(admin): State<Admin>) -> Response {
     Json(admin.status).into_response()
+}
+
+async fn leave(State(admin): State<Admin>) -> Response {
+    let Some(leave) = &admin.leave else {
+        let error = "this is no gateway: POST /admin/nodes/NAME/drain has a node give away its shards, and SIGTERM ends it";
+        return problem(StatusCode::NOT_FOUND, error.to_owned());
+    };
+    // Full, or closed: it has been told before.
+    let _ = leave.try_send(());
+    (StatusCode::ACCEPTED, Json(json!({ "draining": true }))).into_response()
 }
 
 async fn drain(State(admin): State<Admin>, Path(name): Path<String>) -> Response {

@@ -125,6 +125,7 @@ fn admin(ready: Result<(), String>) -> Admin {
         status: json!({}),
         inspector: Arc::new(Cluster),
         nodes: Some(Arc::new(Cluster)),
+        leave: None,
     }
 }
 
@@ -186,6 +187,33 @@ async fn nodes_are_drained_by_name_and_not_by_a_page() {
     assert!(body.contains("no node of a cluster"), "{body}");
     let asked = get(admin(Ok(())), "/admin/nodes/n/drain").await;
     assert_eq!(asked.0, 405);
+}
+
+#[tokio::test]
+async fn a_gateway_is_told_to_leave_by_whoever_may_and_a_node_is_not() {
+    let (leave, mut told) = mpsc::channel(1);
+    let gateway = || Admin {
+        leave: Some(leave.clone()),
+        ..admin(Ok(()))
+    };
+    let ask = |origin: Option<&str>| {
+        let mut request = Request::post("/admin/drain").header(HOST, "127.0.0.1:9601");
+        if let Some(origin) = origin {
+            request = request.header(ORIGIN, origin);
+        }
+        request.body(Body::empty()).unwrap()
+    };
+    let page = answer(gateway(), ask(Some("http://127.0.0.1:9601"))).await;
+    assert_eq!(page.0, 401);
+    assert!(told.try_recv().is_err(), "it was not told");
+    for _ in 0..2 {
+        let (status, body) = answer(gateway(), ask(None)).await;
+        assert_eq!((status, body.as_str()), (202, r#"{"draining":true}"#));
+    }
+    assert!(told.try_recv().is_ok());
+    let (status, body) = answer(admin(Ok(())), ask(None)).await;
+    assert_eq!(status, 404);
+    assert!(body.contains("no gateway"), "{body}");
 }
 
 #[tokio::test]

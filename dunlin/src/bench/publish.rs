@@ -12,6 +12,7 @@ use anyhow::{Context, anyhow, bail};
 use clap::Args;
 use gateway::Publisher;
 use gateway::app::Apps;
+use gateway::core::leaving::Pace;
 use gateway::core::uplink::Order;
 use hdrhistogram::Histogram;
 use hyper::StatusCode;
@@ -188,6 +189,7 @@ async fn join(
         workers: 0,
         activity_timeout: Duration::ZERO,
         outbox_bytes_max: 0,
+        leaving: Pace::AT_ONCE,
         playground: false,
     };
     let publisher = Publisher::join(config, bus, Arc::new(metrics), shutdown).await?;

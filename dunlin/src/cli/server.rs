@@ -105,6 +105,13 @@ pub(crate) struct GatewayOptions {
     pub(crate) server: ServerOptions,
     #[command(flatten)]
     pub(crate) clients: ClientOptions,
+    /// Over how long the gateway spreads that its clients are sent away when it is told to end, in
+    /// seconds; 0: all at once, as far as --drain-per-s goes [default: 10].
+    #[arg(long, env = "DUNLIN_DRAIN_WINDOW_S", value_name = "SECONDS")]
+    pub(crate) drain_window_s: Option<u64>,
+    /// How many clients a second it sends away at most, however long that takes [default: 1000].
+    #[arg(long, env = "DUNLIN_DRAIN_PER_S", value_name = "N")]
+    pub(crate) drain_per_s: Option<u32>,
 }
 
 /// `dunlin node`.
@@ -220,6 +227,8 @@ impl GatewayOptions {
     pub(crate) fn overrule(&self, file: &mut File) -> Result<(), Failure> {
         self.server.overrule(file);
         self.bus.overrule(file)?;
+        overrule(&mut file.drain_window_s, &self.drain_window_s);
+        overrule(&mut file.drain_per_s, &self.drain_per_s);
         self.clients.overrule(file)
     }
 }

@@ -71,6 +71,10 @@ pub(crate) struct File {
     pub(crate) witness: Option<bool>,
     /// How many seconds a node that is told to end may take to give its shards to others, 0 to 3600. 0: it ends at once, and they take over by themselves.
     pub(crate) drain_timeout_s: Option<u64>,
+    /// Over how many seconds a gateway that is told to end spreads that its clients are sent away, 0 to 3600.
+    pub(crate) drain_window_s: Option<u64>,
+    /// How many clients a second it sends away at most, however long that takes; at least 1.
+    pub(crate) drain_per_s: Option<u32>,
     /// Where the node finds `ca.crt`, `NAME.crt` and `NAME.key`, made by `dunlin certs`.
     pub(crate) certs: Option<PathBuf>,
     /// The apps that are served.
@@ -258,6 +262,16 @@ impl File {
             "drain_timeout_s",
             self.drain_timeout_s.is_none_or(|secs| secs <= 3_600),
             "0 to 3600",
+        )?;
+        within(
+            "drain_window_s",
+            self.drain_window_s.is_none_or(|secs| secs <= 3_600),
+            "0 to 3600",
+        )?;
+        within(
+            "drain_per_s",
+            self.drain_per_s.is_none_or(|clients| clients > 0),
+            "at least 1",
         )?;
         within(
             "workers",

@@ -9,6 +9,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use gateway::app::{App, Secret};
+use gateway::core::leaving::Pace;
 use proto::id::{GatewayId, NodeId};
 use proto::namespace::Namespaces;
 use proto::subject::ClusterName;
@@ -85,6 +86,8 @@ pub(crate) struct Gateway {
     pub(crate) server: Server,
     #[serde(flatten)]
     pub(crate) clients: Clients,
+    pub(crate) drain_window_s: u64,
+    pub(crate) drain_per_s: u32,
 }
 
 /// `dunlin node`.
@@ -247,7 +250,17 @@ impl Gateway {
             bus: Bus::from_file(file)?,
             server,
             clients,
+            drain_window_s: file.drain_window_s.unwrap_or(10),
+            drain_per_s: file.drain_per_s.unwrap_or(1_000),
         })
+    }
+
+    /// How clients are sent away at the end.
+    pub(crate) fn leaving(&self) -> Pace {
+        Pace {
+            window: Duration::from_secs(self.drain_window_s),
+            per_s: self.drain_per_s,
+        }
     }
 }
 

@@ -75,6 +75,8 @@ fn contradictions_are_found() {
     assert!(message.contains("apps[1].key"), "{message}");
     assert!(problem("activity_timeout_s = 0").1.contains("1 to 3600"));
     assert!(problem("drain_timeout_s = 3601").1.contains("0 to 3600"));
+    assert!(problem("drain_window_s = 3601").1.contains("0 to 3600"));
+    assert!(problem("drain_per_s = 0").1.contains("at least 1"));
     assert!(problem("workers = 65").1.contains("0 to 64"));
     assert!(problem("outbox_bytes_max = 1").1.contains("65536"));
     assert!(
@@ -201,6 +203,8 @@ fn flags_overrule_the_file_and_replace_its_apps() {
         bus: bus.clone(),
         server: server.clone(),
         clients,
+        drain_per_s: Some(7),
+        ..GatewayOptions::default()
     });
     let node = Node::resolve(&NodeOptions {
         bus,
@@ -210,7 +214,9 @@ fn flags_overrule_the_file_and_replace_its_apps() {
         ..NodeOptions::default()
     });
     std::fs::remove_file(file).unwrap();
-    for clients in [dev.unwrap().clients, gateway.unwrap().clients] {
+    let gateway = gateway.unwrap();
+    assert_eq!((gateway.drain_window_s, gateway.drain_per_s), (10, 7));
+    for clients in [dev.unwrap().clients, gateway.clients] {
         assert_eq!(clients.listen.port(), 3);
         assert_eq!(clients.apps.len(), 1);
         assert_eq!(clients.apps[0].id.as_str(), "b");

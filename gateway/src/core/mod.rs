@@ -27,6 +27,7 @@ pub mod edge;
 pub mod fanout;
 pub mod hub;
 pub mod idempotency;
+pub mod leaving;
 pub mod limits;
 pub mod outbox;
 pub mod requests;

@@ -49,6 +49,8 @@ const ROUND: usize = 64;
 const TICK: Duration = Duration::from_secs(1);
 /// How soon a follow that found the mesh's mailbox full is tried again.
 const RETRY: Duration = Duration::from_millis(5);
+/// How often clients are sent away at the end.
+const SEND_AWAY: Duration = Duration::from_millis(20);
 /// How long clients have to take their close frames at shutdown.
 const FAREWELL: Duration = Duration::from_millis(500);
 
@@ -149,6 +151,9 @@ async fn run(
 ) {
     let mut tick = tokio::time::interval(TICK);
     tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    let mut send_away = tokio::time::interval(SEND_AWAY);
+    send_away.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    let mut leaving = None;
     let mut mail = Vec::with_capacity(ROUND);
     loop {
         let wants_mail = !worker.is_full();
@@ -156,7 +161,14 @@ async fn run(
         // Not biased: a storm of connections must not hold up deliveries, nor
         // the other way round.
         tokio::select! {
-            _ = shutdown.wait_for(|stop| *stop) => break,
+            _ = shutdown.wait_for(|stop| *stop), if leaving.is_none() => {
+                leaving = Some(worker.begin_to_leave());
+            }
+            _ = send_away.tick(), if leaving.is_some() => {
+                if let Some(leaving) = &mut leaving && worker.send_away(leaving) {
+                    break;
+                }
+            }
             Some(takeover) = takeovers.recv() => worker.accept(takeover),
             _ = tick.tick() => worker.tick().await,
             count = mailbox.recv_many(&mut mail, ROUND), if wants_mail => {
@@ -177,7 +189,8 @@ async fn run(
             tokio::task::yield_now().await;
         }
     }
-    worker.say_goodbye();
+    // Also when it was the mesh that ended.
+    worker.send_away_all();
     // Bounded: whoever has not read its close frame by then will not.
     let _ = tokio::time::timeout(FAREWELL, worker.all_gone()).await;
 }

@@ -23,7 +23,7 @@ use crate::core::hub::{ConnectionIndex, Hub};
 use crate::core::workers::WorkerId;
 use crate::mesh;
 use crate::metrics::Metrics;
-use crate::protocol::sse;
+use crate::protocol::{Close, CloseCode, sse};
 
 /// How long a closed connection may take to read what waits for it.
 const CLOSE_PATIENCE: Duration = Duration::from_secs(3);
@@ -36,7 +36,7 @@ const KEEP_ALIVE: Duration = Duration::from_secs(25);
 /// Why a connection has ended, as metrics name it.
 pub(super) const CLIENT_CLOSED: &str = "client_closed";
 pub(super) const CLIENT_GONE: &str = "client_gone";
-pub(super) const SHUTDOWN: &str = "shutdown";
+const SHUTDOWN: &str = "shutdown";
 
 pub(super) struct State {
     pub(super) id: WorkerId,
@@ -88,6 +88,23 @@ impl State {
             spread: Vec::new(),
             spread_in: Vec::new(),
             reported: (0, 0),
+        }
+    }
+
+    /// The connections that do not end already.
+    pub(super) fn staying(&self) -> impl Iterator<Item = usize> {
+        let sockets = self.sockets.iter();
+        let staying = sockets.filter(|(_, socket)| socket.closing_since.is_none());
+        staying.map(|(key, _)| key)
+    }
+
+    /// Closes so many of them, telling their clients to connect again.
+    pub(super) fn send_away(&mut self, count: usize) {
+        let keys: Vec<usize> = self.staying().take(count).collect();
+        for key in keys {
+            let message = "the server is shutting down; connect again".to_owned();
+            let code = CloseCode::GoingAway;
+            self.end(key, Close { code, message }, SHUTDOWN);
         }
     }
 

@@ -13,13 +13,13 @@ use tokio::net::TcpStream;
 use tokio::sync::Notify;
 
 use super::socket::Write;
-use super::state::{CLIENT_GONE, SHUTDOWN, State};
+use super::state::{CLIENT_GONE, State};
 use super::{Mail, Takeover};
 use crate::Config;
-use crate::core::workers::WorkerId;
+use crate::core::leaving::Leaving;
+use crate::core::workers::{WORKERS_MAX, WorkerId};
 use crate::mesh;
 use crate::metrics::Metrics;
-use crate::protocol::{Close, CloseCode};
 
 /// Bytes that one read takes; one buffer for all connections.
 const READ_BYTES: usize = 16 * 1_024;
@@ -146,22 +146,30 @@ impl Worker {
         }
     }
 
-    /// Closes all connections, telling their clients to connect again.
-    pub(super) fn say_goodbye(self: &Rc<Self>) {
+    /// From now on clients are sent away.
+    pub(super) fn begin_to_leave(&self) -> Leaving {
+        let state = self.state.borrow();
+        let pace = state.config.leaving;
+        let workers = state.config.workers.clamp(1, WORKERS_MAX);
+        Leaving::begin(Timestamp::now(), state.staying().count(), pace, workers)
+    }
+
+    /// Closes the connections that are due, telling their clients to connect again.
+    /// Whether none stays.
+    pub(super) fn send_away(self: &Rc<Self>, leaving: &mut Leaving) -> bool {
         let mut state = self.state.borrow_mut();
-        let keys: Vec<usize> = state.sockets.iter().map(|(key, _)| key).collect();
-        let message = "the server is shutting down; connect again".to_owned();
-        for key in keys {
-            state.end(
-                key,
-                Close {
-                    code: CloseCode::GoingAway,
-                    message: message.clone(),
-                },
-                SHUTDOWN,
-            );
-        }
+        state.now = Timestamp::now();
+        let there = state.staying().count();
+        let due = leaving.due(state.now, there);
+        state.send_away(due);
         drop(state);
+        self.arm_writers();
+        there == due
+    }
+
+    /// Closes all that are left.
+    pub(super) fn send_away_all(self: &Rc<Self>) {
+        self.state.borrow_mut().send_away(usize::MAX);
         self.arm_writers();
     }
 
