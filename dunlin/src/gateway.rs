@@ -26,6 +26,7 @@ pub(crate) fn run(options: &GatewayOptions) -> Result<(), Failure> {
 
 async fn serve(config: Gateway, tokens: Option<Arc<Tokens>>) -> Result<(), Failure> {
     let mut signals = Signals::listen()?;
+    process::tell_file_limit();
     let (stop, shutdown) = watch::channel(false);
     let (stop_admin, admin_shutdown) = watch::channel(false);
     let (leave, mut told_to_leave) = mpsc::channel(1);

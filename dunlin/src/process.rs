@@ -38,7 +38,7 @@ where
     for name in environment::unknown_variables() {
         tracing::warn!(%name, "a variable of the environment that means nothing here; a typing error?");
     }
-    raise_file_limit();
+    file_limit();
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .enable_all()
         .build()
@@ -144,8 +144,8 @@ pub(crate) fn fill_random(buffer: &mut [u8]) -> std::io::Result<()> {
     Ok(())
 }
 
-/// Each client is a file descriptor.
-fn raise_file_limit() {
+/// Each client is a file descriptor: how many fit, for those who serve any.
+pub(crate) fn tell_file_limit() {
     if let Some(limit) = file_limit() {
         let clients = limit.saturating_sub(RESERVED_FILES);
         tracing::warn!(
