@@ -9,28 +9,56 @@ use cluster_tests::sim::sweep::sweep;
 use cluster_tests::sim::world::World;
 use cluster_tests::sim::{Options, run};
 
+/// What to run.
+#[derive(Default)]
+struct Wanted {
+    seeds: Option<u64>,
+    first: u64,
+    reproduce: Option<u64>,
+    options: Options,
+}
+
 fn main() -> ExitCode {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
-    let words: Vec<&str> = arguments.iter().map(String::as_str).collect();
-    let number = |text: &str| text.parse::<u64>().ok();
-    match words[..] {
-        ["--seeds", count] if number(count).is_some() => seeds(0, number(count).unwrap_or(0), None),
-        ["--seeds", count, "--mistake", mistake]
-            if number(count).is_some() && planted(mistake).is_some() =>
-        {
-            seeds(0, number(count).unwrap_or(0), planted(mistake))
-        }
-        ["--seeds", count, "--from", first]
-            if number(count).is_some() && number(first).is_some() =>
-        {
-            seeds(number(first).unwrap_or(0), number(count).unwrap_or(0), None)
-        }
-        ["--reproduce", seed] if number(seed).is_some() => reproduce(number(seed).unwrap_or(0)),
+    match wanted(&arguments) {
+        Some(Wanted {
+            reproduce: Some(seed),
+            options,
+            ..
+        }) => reproduce(seed, &options),
+        Some(Wanted {
+            seeds: Some(count),
+            first,
+            options,
+            ..
+        }) => seeds(first, count, &options),
         _ => {
-            eprintln!("usage: sim --seeds COUNT [--from SEED | --mistake NAME] | --reproduce SEED");
+            eprintln!(
+                "usage: sim (--seeds COUNT [--from SEED] | --reproduce SEED) \
+                 [--nodes COUNT] [--gateways COUNT] [--mistake NAME]"
+            );
             ExitCode::from(2)
         }
     }
+}
+
+fn wanted(arguments: &[String]) -> Option<Wanted> {
+    let mut wanted = Wanted::default();
+    for pair in arguments.chunks(2) {
+        let [name, value] = pair else {
+            return None;
+        };
+        match name.as_str() {
+            "--seeds" => wanted.seeds = Some(value.parse().ok()?),
+            "--from" => wanted.first = value.parse().ok()?,
+            "--reproduce" => wanted.reproduce = Some(value.parse().ok()?),
+            "--nodes" => wanted.options.nodes = value.parse().ok()?,
+            "--gateways" => wanted.options.gateways = value.parse().ok()?,
+            "--mistake" => wanted.options.mistake = Some(planted(value)?),
+            _ => return None,
+        }
+    }
+    Some(wanted)
 }
 
 fn planted(name: &str) -> Option<Mistake> {
@@ -38,12 +66,8 @@ fn planted(name: &str) -> Option<Mistake> {
     all.find(|mistake| format!("{mistake:?}") == name)
 }
 
-fn seeds(first: u64, count: u64, mistake: Option<Mistake>) -> ExitCode {
-    let options = Options {
-        mistake,
-        ..Options::default()
-    };
-    let swept = sweep(first, count, &options, true);
+fn seeds(first: u64, count: u64, options: &Options) -> ExitCode {
+    let swept = sweep(first, count, options, true);
     for (_, report) in &swept.failures {
         println!("{report}\n");
     }
@@ -63,14 +87,13 @@ fn seeds(first: u64, count: u64, mistake: Option<Mistake>) -> ExitCode {
     }
 }
 
-fn reproduce(seed: u64) -> ExitCode {
-    let options = Options::default();
-    let mut world = World::new(seed, &options);
+fn reproduce(seed: u64, options: &Options) -> ExitCode {
+    let mut world = World::new(seed, options);
     world.run(u64::MAX);
     for entry in &world.trace.entries {
         println!("{entry}");
     }
-    match run(seed, &options) {
+    match run(seed, options) {
         Ok(()) => {
             println!("seed {seed} ({:?}) keeps every promise", world.profile());
             ExitCode::SUCCESS

@@ -1,6 +1,7 @@
 //! Once no fault is left and every process runs, everything works again within
-//! 10 s: whoever subscribed is attached, whoever published was answered, and a
-//! publication into any channel is acknowledged and reaches everyone there.
+//! 10 s: whoever subscribed is attached, whoever published was answered, every shard
+//! is where it should be, and a publication into any channel is acknowledged and
+//! reaches everyone there.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 
@@ -90,6 +91,12 @@ impl Reading {
                 self.awaited.remove(&(*connection, *channel, *order));
             }
             Fact::Whole => self.whole = true,
+            Fact::Unsettled(shards) => {
+                return broken(
+                    entry,
+                    format!("{shards} shards are not where they should be"),
+                );
+            }
             Fact::Settled => {
                 self.settled = true;
                 self.has_settled(entry)?;

@@ -256,6 +256,9 @@ pub enum Fact {
     Healing,
     /// And every process runs. From here on all promises of healing count.
     Whole,
+    /// So many shards are not where they should be, nor were all of them at any time
+    /// since every process runs.
+    Unsettled(usize),
     /// Everything must have healed. Then come the probes.
     Settled,
     /// The last one.
@@ -582,6 +585,9 @@ impl fmt::Display for Fact {
             Self::Ends(fault) => write!(f, "--- over: {fault}"),
             Self::Healing => f.write_str("=== no fault is left"),
             Self::Whole => f.write_str("=== every process runs"),
+            Self::Unsettled(shards) => {
+                write!(f, "{shards} shards are not where they should be")
+            }
             Self::Settled => f.write_str("=== everything must have healed"),
             Self::End => f.write_str("=== the end"),
         }

@@ -283,6 +283,8 @@ pub struct World {
     lives_since: Vec<Moment>,
     healing: Option<Moment>,
     is_whole: bool,
+    /// Every shard was where it should be, once.
+    is_placed: bool,
     is_over: bool,
     /// What happened.
     pub trace: Trace,
@@ -363,6 +365,7 @@ impl World {
             lives_since: vec![Moment(0); usize::from(options.gateways)],
             healing: None,
             is_whole: false,
+            is_placed: false,
             is_over: false,
             trace: Trace::default(),
             node_out: nodes::Outgoing::default(),

@@ -25,6 +25,8 @@
 //! in between it may be made the owner by what was agreed earlier.
 
 mod describing;
+#[cfg(test)]
+mod tests;
 
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
@@ -333,7 +335,8 @@ impl Replication {
     }
 
     /// These should stand by: whoever else does is let go of, once one of them
-    /// is agreed to be in sync. Returns who is still to be recruited.
+    /// is agreed to be in sync, or to make room for one of them if another stays.
+    /// Returns who is still to be recruited.
     pub fn want<'a>(&mut self, wanted: &[&'a NodeRef]) -> Vec<&'a NodeRef> {
         let version = self.row.version;
         let is_wanted = |node: &NodeRef| wanted.contains(&node);
@@ -354,9 +357,32 @@ impl Replication {
                 peer.stage = Stage::Counting;
             }
         }
+        let is_known = |node: &NodeRef| self.peers.iter().any(|peer| peer.node == *node);
+        if self.peers.len() >= STANDBYS_MAX && !wanted.iter().all(|node| is_known(node)) {
+            self.make_room(wanted);
+        }
         let room = STANDBYS_MAX.saturating_sub(self.peers.len());
         let is_new = |node: &&&NodeRef| self.peers.iter().all(|peer| peer.node != ***node);
         wanted.iter().filter(is_new).take(room).copied().collect()
+    }
+
+    /// Lets go of one that nobody wants: of one that has not everything yet, or of
+    /// one of two that have. Who is the only one stays.
+    fn make_room(&mut self, wanted: &[&NodeRef]) {
+        let version = self.row.version;
+        let is_unwanted = |peer: &Peer| !wanted.contains(&&peer.node);
+        let is_filling = |peer: &Peer| is_unwanted(peer) && !peer.counts();
+        if let Some(at) = self.peers.iter().rposition(is_filling) {
+            self.peers.remove(at);
+            return;
+        }
+        let in_sync = &self.row.in_sync;
+        let has_all = |peer: &Peer| peer.stage == Stage::Counting && in_sync.contains(&peer.node);
+        if self.peers.iter().all(has_all)
+            && let Some(peer) = self.peers.iter_mut().rfind(|peer| is_unwanted(peer))
+        {
+            peer.stage = Stage::Retiring { version };
+        }
     }
 
     /// The owner has stopped: what it has decided is performed no more.

@@ -188,7 +188,16 @@ impl Shards {
                 let input = shard::Input::Beat { from, digest };
                 self.one(now, interest.shard, input, effects);
             }
-            Input::Met(gateway) => self.all(now, || shard::Input::Met(gateway.clone()), effects),
+            Input::Met(gateway) => {
+                self.waiting.retain(|_, waiting| {
+                    // Nobody is there for what its earlier life asked.
+                    waiting.retain(|Waiting { from, .. }| {
+                        from.id != gateway.id || from.incarnation >= gateway.incarnation
+                    });
+                    !waiting.is_empty()
+                });
+                self.all(now, || shard::Input::Met(gateway.clone()), effects);
+            }
             Input::Forget(gateway) => {
                 self.all(now, || shard::Input::Forget(gateway.clone()), effects);
                 // Behind what this worker has still sent it: the last worker

@@ -1,8 +1,9 @@
 //! What nobody tells: what the world looks at from time to time, to write it
 //! down.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeSet, VecDeque};
 
+use node::core::placement;
 use proto::id::GatewayRef;
 
 use super::{Event, HEALING, PROBING, Program, RUNNING, SAMPLE, SUBSCRIPTION, Slot, World};
@@ -25,6 +26,7 @@ impl World {
         self.measure_queues();
         if let Some(healing) = self.healing {
             self.see_whether_whole(healing);
+            self.is_placed |= self.is_whole && self.unsettled() == 0;
         }
     }
 
@@ -147,7 +149,23 @@ impl World {
         }
     }
 
+    /// How many shards are not where they should be; of those that are to have no
+    /// standby that much is right.
+    fn unsettled(&self) -> usize {
+        let cluster = &self.agreement.last().cluster;
+        let mut targets = placement::targets(cluster, &BTreeSet::new());
+        for (shard, target) in &mut targets {
+            if self.is_bare(*shard) {
+                target.standby = None;
+            }
+        }
+        placement::unsettled(cluster, &targets)
+    }
+
     pub(super) fn settle(&mut self) {
+        if !self.is_placed {
+            self.trace.add(Fact::Unsettled(self.unsettled()));
+        }
         self.trace.add(Fact::Settled);
         for channel in 0..CHANNELS {
             if let Some(at) = self.open_gateway() {

@@ -223,6 +223,12 @@ impl World {
         }
     }
 
+    /// Whether a shard is to have no standby in this world.
+    pub(super) fn is_bare(&self, shard: ShardId) -> bool {
+        let every = self.bare_every;
+        every.is_some_and(|every| shard.0.is_multiple_of(every))
+    }
+
     /// A node looks for standbys of what it owns.
     pub(super) fn recruit(&mut self, at: usize) {
         let applied = self.slots[at].applied;
@@ -231,9 +237,8 @@ impl World {
         };
         let cluster = &self.agreement.state(applied).cluster;
         let targets = placement::targets(cluster, &BTreeSet::new());
-        let is_bare = |shard: &ShardId| self.bare_every.is_some_and(|n| shard.0.is_multiple_of(n));
         let mut differing = node.differing(&targets);
-        differing.retain(|(shard, _)| !is_bare(shard));
+        differing.retain(|(shard, _)| !self.is_bare(*shard));
         if let Program::Node(node) = &mut self.slots[at].program {
             for (shard, standbys) in differing {
                 node.want(shard, standbys);

@@ -17,7 +17,9 @@
 //! zone that fails takes everything in it at once, a node that takes over more
 //! than its share is only busier. Within that, the standbys of one node's shards
 //! are spread over all nodes, which are at least [`SPREAD`] if there are so many,
-//! and among equals the least loaded is taken.
+//! and among equals the least loaded is taken. A node that comes back stands by for
+//! nothing: when nothing moves any more, standbys of shards are replaced until it
+//! has nearly as many as the others.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -33,6 +35,9 @@ use crate::core::detection::Out;
 pub const SPREAD: usize = 8;
 /// Shards that move at a time, in the whole cluster.
 pub const MOVES_MAX: usize = 64;
+/// The part of a node's shards by which one may stand by for more of them than
+/// another does: what replacing a standby costs has to be worth it.
+const UNEVEN: usize = 8;
 
 /// What should become of each shard; those are left out with which nothing can
 /// be done.
@@ -106,6 +111,9 @@ pub fn targets(cluster: &Cluster, given_up: &BTreeSet<RaftId>) -> Targets {
     });
     if is_calm {
         spread(cluster, &mut choice, &mut targets);
+        if targets.values().all(|target| target.owner.is_none()) {
+            scatter(cluster, &mut choice, &mut targets);
+        }
     }
     targets
 }
@@ -171,13 +179,20 @@ fn owned(cluster: &Cluster) -> impl Iterator<Item = (ShardId, &Row)> {
     owned.filter(|(_, row)| cluster.may_hold(&row.owner))
 }
 
-/// The standby that a shard has already and keeps: of two, one in another zone.
+/// The standby that a shard has already and keeps: of two, one in another zone, or
+/// the newer one, which came to replace the other. A shard that its owner gives away
+/// goes to the older one.
 fn recorded<'a>(cluster: &Cluster, choice: &Choice<'_>, row: &'a Row) -> Option<&'a NodeRef> {
     let standbys = row.standbys.iter().map(|standby| &standby.node);
     let able = standbys.filter(|node| {
         node.id != row.owner.id && cluster.may_hold(node) && !cluster.gives_away(node)
     });
-    able.min_by_key(|node| !choice.are_apart(node, &row.owner))
+    let is_near = |node: &&NodeRef| !choice.are_apart(node, &row.owner);
+    if cluster.gives_away(&row.owner) {
+        able.min_by_key(is_near)
+    } else {
+        able.rev().min_by_key(is_near)
+    }
 }
 
 /// A shard whose owner drains goes to its standby, which has everything already,
@@ -235,6 +250,41 @@ fn spread(cluster: &Cluster, choice: &mut Choice<'_>, targets: &mut Targets) {
             standby: Some(standby),
         };
         targets.insert(shard, target);
+    }
+}
+
+/// Chooses shards that get another standby, so that those of one node's shards are
+/// spread over all. Shards in their order, so that those whose next standby is
+/// being filled are chosen again until it has everything.
+fn scatter(cluster: &Cluster, choice: &mut Choice<'_>, targets: &mut Targets) {
+    let mut owns = choice.none();
+    for (_, row) in owned(cluster) {
+        *owns.entry(row.owner.clone()).or_default() += 1;
+    }
+    let mut best_for: BTreeMap<&NodeRef, Option<NodeRef>> = BTreeMap::new();
+    let mut room = MOVES_MAX;
+    for (shard, row) in owned(cluster) {
+        let target = targets.get_mut(&shard);
+        let Some(standby) = target.and_then(|target| target.standby.as_mut()) else {
+            continue;
+        };
+        let owner = &row.owner;
+        let best = best_for.entry(owner);
+        let Some(best) = best.or_insert_with(|| choice.best(&[owner])) else {
+            continue;
+        };
+        let is_as_far = choice.are_apart(best, owner) == choice.are_apart(standby, owner);
+        let uneven = (owns[owner] / UNEVEN).max(2);
+        if is_as_far && choice.pairs(owner, standby) >= choice.pairs(owner, best) + uneven {
+            choice.discount(owner, standby);
+            choice.count(owner, best);
+            standby.clone_from(best);
+            best_for.clear();
+            room -= 1;
+            if room == 0 {
+                return;
+            }
+        }
     }
 }
 
@@ -307,14 +357,29 @@ impl<'a> Choice<'a> {
         *self.pairs.entry(pair).or_default() += 1;
     }
 
+    fn discount(&mut self, owner: &NodeRef, standby: &NodeRef) {
+        if let Some(load) = self.load.get_mut(standby) {
+            *load -= 1;
+        }
+        let pair = (owner.clone(), standby.clone());
+        if let Some(pairs) = self.pairs.get_mut(&pair) {
+            *pairs -= 1;
+        }
+    }
+
+    /// For how many shards of one node another stands by.
+    fn pairs(&self, owner: &NodeRef, standby: &NodeRef) -> usize {
+        let pair = (owner.clone(), standby.clone());
+        self.pairs.get(&pair).copied().unwrap_or(0)
+    }
+
     /// Who should stand by for the first of these; it is none of them.
     fn best(&self, beside: &[&NodeRef]) -> Option<NodeRef> {
         let owner = *beside.first()?;
         let is_other = |node: &NodeRef| beside.iter().all(|beside| beside.id != node.id);
         let others = self.load.iter().filter(|(node, _)| is_other(node));
         let best = others.min_by_key(|(node, load)| {
-            let pair = (owner.clone(), (*node).clone());
-            let pairs = self.pairs.get(&pair).copied().unwrap_or(0);
+            let pairs = self.pairs(owner, node);
             (!self.are_apart(node, owner), pairs, **load)
         });
         best.map(|(node, _)| node.clone())

@@ -2,6 +2,7 @@ use super::*;
 use crate::core::cluster::tests::{founding, node, registration};
 use crate::core::cluster::{Command, Outcome, RaftId, Registration, Replica, ReplicaSet, Standby};
 use proptest::prelude::*;
+use proto::id::NodeId;
 use proto::shard::Fence;
 
 pub(super) fn cluster(shards: u16, expect: u16, names: &[&str]) -> Cluster {
@@ -346,6 +347,8 @@ fn obey(cluster: &mut Cluster, index: u64) -> bool {
             .any(|standby| wanted.contains(&&standby.node))
         {
             standbys.retain(|standby| wanted.contains(&&standby.node));
+        } else {
+            standbys.truncate(1);
         }
         for node in wanted {
             let is_new = standbys.iter().all(|standby| standby.node != *node);
@@ -539,6 +542,46 @@ fn a_node_is_removed_when_it_has_nothing_and_in_the_life_that_is_meant() {
     cluster.apply(2_506, Command::Register(registration("a", 2)));
     assert_eq!(settle(&mut cluster, 13_000), 0);
     assert!(is_protected(&cluster), "it is back and stands by");
+}
+
+/// For how many shards of each node each other one stands by.
+fn pairs(cluster: &Cluster) -> BTreeMap<(NodeId, NodeId), usize> {
+    let owners = || cluster.members().values().filter_map(owner);
+    let none = owners().flat_map(|one| owners().map(move |other| ((one.id.clone(), other.id), 0)));
+    let mut pairs: BTreeMap<_, _> = none.filter(|((one, other), _)| one != other).collect();
+    for row in cluster.rows().iter().flatten() {
+        for standby in row.in_sync() {
+            *pairs
+                .entry((row.owner.id.clone(), standby.id.clone()))
+                .or_default() += 1;
+        }
+    }
+    pairs
+}
+
+#[test]
+fn after_all_have_been_restarted_everybody_stands_by_for_everybody() {
+    let mut cluster = cluster(96, 3, &["a", "b", "c"]);
+    cluster.apply(10, Command::Assign(to_do(&cluster)));
+    stand_by(&mut cluster, 11);
+    for (turn, (name, life)) in [("a", 2), ("b", 3), ("c", 4)].into_iter().enumerate() {
+        let index = 10_000 * (turn as u64 + 1);
+        cluster.apply(index, Command::Drain(node(name, life)));
+        settle(&mut cluster, index + 1);
+        cluster.apply(index + 5_000, Command::Register(registration(name, 2)));
+        settle(&mut cluster, index + 5_001);
+        assert!(is_protected(&cluster));
+    }
+    assert!(
+        counts(&cluster)
+            .values()
+            .all(|owns| (31..=33).contains(owns))
+    );
+    let pairs = pairs(&cluster);
+    assert!(
+        pairs.values().all(|stands_by| *stands_by >= 14),
+        "{pairs:?}"
+    );
 }
 
 #[test]

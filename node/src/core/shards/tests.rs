@@ -378,6 +378,19 @@ fn a_new_life_of_a_gateway_voids_the_old_one_in_all_shards() {
     assert_eq!(interest(&shards), 0);
 }
 
+#[test]
+fn what_waits_of_an_earlier_life_of_a_gateway_is_not_done_after_it_has_another() {
+    let (a, b) = (node("a", 1), node("b", 1));
+    let mut shards = shards(ALL);
+    told(&mut shards, agreed(&map(1, [(&b, 1); 4])));
+    assert_eq!(ask(&mut shards, gateway(1), 0, join(0, 9, 1)), [], "waits");
+    assert_eq!(ask(&mut shards, gateway(2), 1, join(1, 9, 1)), [], "waits");
+    told(&mut shards, Input::Met(gateway(2)));
+    told(&mut shards, agreed(&map(9, [(&a, 9); 4])));
+    let followed = shards.served().map(|(id, shard)| (id.0, shard.interest()));
+    assert!(followed.eq([(0, 0), (1, 1), (2, 0), (3, 0)]));
+}
+
 /// What is agreed with this map, and that one life of the gateway is over.
 fn bereft(map: &Arc<ShardMap>, incarnation: u64) -> Input {
     let mut gone = Gone::default();
