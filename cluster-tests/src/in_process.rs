@@ -6,9 +6,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Result;
-use gateway::Gateway;
 use gateway::app::{App, Apps};
 use gateway::core::leaving::Pace;
+use gateway::{Gateway, OutboxLimits};
 use node::Node;
 use prometheus::Registry;
 use proto::bus::BusHandle;
@@ -107,7 +107,11 @@ pub async fn begin_gateway(
         workers: 2,
         activity_timeout: Duration::from_secs(120),
         // No client is too slow here.
-        outbox_bytes_max: 64 * 1_024 * 1_024,
+        outbox: OutboxLimits {
+            bytes_max: 64 * 1_024 * 1_024,
+            ..OutboxLimits::default()
+        },
+        namespaces: Namespaces::default(),
         leaving: Pace::AT_ONCE,
         playground: false,
     };

@@ -56,7 +56,8 @@ async fn serve(config: Dev, tokens: Option<Arc<Tokens>>) -> Result<(), Failure> 
         apps,
         workers,
         activity_timeout: config.clients.activity_timeout(),
-        outbox_bytes_max: config.clients.outbox_bytes_max,
+        outbox: config.clients.outbox(),
+        namespaces: config.namespaces(),
         leaving: Pace::AT_ONCE,
         playground: true,
     };

@@ -48,7 +48,8 @@ async fn serve(config: Gateway, tokens: Option<Arc<Tokens>>) -> Result<(), Failu
         apps,
         workers: config::workers(config.clients.workers),
         activity_timeout: config.clients.activity_timeout(),
-        outbox_bytes_max: config.clients.outbox_bytes_max,
+        outbox: config.clients.outbox(),
+        namespaces: config.namespaces(),
         leaving: config.leaving(),
         playground: false,
     };

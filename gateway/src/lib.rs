@@ -44,6 +44,7 @@ use std::time::Duration;
 use proto::bus::BusHandle;
 use proto::id::{GatewayRef, Incarnation};
 use proto::inspection::{Answer, Question};
+use proto::namespace::Namespaces;
 use proto::subject::{ClusterName, Subject};
 use tokio::sync::watch;
 use tokio::task::{JoinHandle, JoinSet};
@@ -66,13 +67,38 @@ pub struct Config {
     pub workers: usize,
     /// Silence after which a client is pinged.
     pub activity_timeout: Duration,
-    /// Bytes that may wait for one client; one that is further behind is
-    /// disconnected.
-    pub outbox_bytes_max: usize,
+    /// What may wait to be written.
+    pub outbox: OutboxLimits,
+    /// What becomes of clients that read too slowly, by channel.
+    pub namespaces: Namespaces,
     /// How clients are sent away at the end.
     pub leaving: core::leaving::Pace,
     /// Serves the page at `/` and `POST /dev/publish`.
     pub playground: bool,
+}
+
+/// What may wait to be written, before slow clients are acted upon.
+#[derive(Debug, Clone)]
+pub struct OutboxLimits {
+    /// Bytes for one client; one that is further behind is disconnected.
+    pub bytes_max: usize,
+    /// How long anything may wait; likewise.
+    pub age_max: Duration,
+    /// Bytes for all clients of this gateway; beyond, the slowest are disconnected.
+    pub total_bytes_max: usize,
+    /// Bytes that the kernel keeps for one client.
+    pub send_buffer_bytes: usize,
+}
+
+impl Default for OutboxLimits {
+    fn default() -> Self {
+        Self {
+            bytes_max: 1_024 * 1_024,
+            age_max: Duration::from_secs(20),
+            total_bytes_max: 256 * 1_024 * 1_024,
+            send_buffer_bytes: 64 * 1_024,
+        }
+    }
 }
 
 /// Why a gateway did not start, or stopped by itself.

@@ -57,8 +57,11 @@ pub struct Metrics {
     pub(crate) recoveries_recovered: IntCounter,
     pub(crate) recoveries_not_needed: IntCounter,
     pub(crate) recoveries_gap: IntCounter,
-    pub(crate) slow_consumers: IntCounter,
+    pub(crate) slow_disconnected: IntCounter,
+    pub(crate) slow_gap: IntCounter,
+    pub(crate) outbox_bytes: IntGauge,
     pub(crate) writes_skipped_closing: IntCounter,
+    pub(crate) writes_skipped_backpressure: IntCounter,
     pub(crate) fanout_recipients: Histogram,
     pub(crate) fanout_share: Histogram,
     pub(crate) fanout_batches: IntCounter,
@@ -132,6 +135,16 @@ impl Metrics {
             "Publications times clients: written or queued (ok), the client was gone, or too slow.",
             &["result"],
         )?;
+        let slow = r.counters(
+            "dunlin_slow_consumers_total",
+            "Clients that were too slow, by what was done: told so and disconnected, or left out until they had read what waited and then given what they had missed (gap).",
+            &["action"],
+        )?;
+        let skipped = r.counters(
+            "dunlin_writes_skipped_total",
+            "Deliveries not attempted, by reason: the connection was closing, or so much waited for it that it is given them later (backpressure).",
+            &["reason"],
+        )?;
         let subscribes = r.counters(
             "dunlin_channel_subscribes_total",
             "Subscriptions asked for, by result.",
@@ -170,12 +183,11 @@ impl Metrics {
             recoveries_recovered: recoveries.with_label_values(&["recovered"]),
             recoveries_not_needed: recoveries.with_label_values(&["not_needed"]),
             recoveries_gap: recoveries.with_label_values(&["gap"]),
-            slow_consumers: r
-                .counters("dunlin_slow_consumers_total", "Clients that were too slow, by what was done.", &["action"])?
-                .with_label_values(&["disconnected"]),
-            writes_skipped_closing: r
-                .counters("dunlin_writes_skipped_total", "Deliveries not attempted, by reason.", &["reason"])?
-                .with_label_values(&["closing"]),
+            slow_disconnected: slow.with_label_values(&["disconnected"]),
+            slow_gap: slow.with_label_values(&["gap"]),
+            outbox_bytes: r.gauge("dunlin_outbox_bytes", "Bytes that wait to be written to clients whose sockets are full.")?,
+            writes_skipped_closing: skipped.with_label_values(&["closing"]),
+            writes_skipped_backpressure: skipped.with_label_values(&["backpressure"]),
             fanout_recipients: r.histogram(
                 "dunlin_fanout_recipients",
                 "Connections that one worker sent one publication to.",

@@ -50,6 +50,17 @@ impl Standby {
     }
 }
 
+/// What becomes of a client that reads a channel more slowly than it is published.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum Slow {
+    /// It is told so and disconnected.
+    #[default]
+    Disconnect,
+    /// It stays, and is given what it missed when it has read what waits; what
+    /// history has no more is announced as a gap.
+    Gap,
+}
+
 /// Settings for the channels whose name matches a pattern.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Namespace {
@@ -63,6 +74,10 @@ pub struct Namespace {
     /// Whether its channels may be, or are to be, in one process only.
     #[serde(default, skip_serializing_if = "Standby::is_default")]
     pub standby: Standby,
+    /// What becomes of slow clients. A matter of each gateway: nodes neither tell nor
+    /// compare it.
+    #[serde(skip)]
+    pub slow: Slow,
 }
 
 /// All namespaces, in order: the first match wins.
@@ -101,6 +116,11 @@ impl Namespaces {
         }
         self.rule(key)
             .map_or(Standby::default(), |rule| rule.standby)
+    }
+
+    /// What becomes of the slow clients of a channel.
+    pub fn slow(&self, key: &ChannelKey) -> Slow {
+        self.rule(key).map_or(Slow::default(), |rule| rule.slow)
     }
 
     fn rule(&self, key: &ChannelKey) -> Option<&Namespace> {
@@ -172,6 +192,10 @@ mod tests {
                 3 => Standby::None,
                 _ => Standby::Prefer,
             },
+            slow: match publications {
+                2 => Slow::Gap,
+                _ => Slow::Disconnect,
+            },
         };
         let namespaces = Namespaces::new(vec![
             rule("chat-*", Some("a"), 1),
@@ -186,15 +210,37 @@ mod tests {
             (
                 namespaces.history(&key).publications,
                 namespaces.standby(&key),
+                namespaces.slow(&key),
             )
         };
         assert_eq!(
             settings(&namespaces, "a", "private-chat-1"),
-            (1, Standby::Prefer)
+            (1, Standby::Prefer, Slow::Disconnect)
         );
-        assert_eq!(settings(&namespaces, "b", "chat-1"), (2, Standby::Require));
-        assert_eq!(settings(&namespaces, "b", "news"), (3, Standby::None));
+        assert_eq!(
+            settings(&namespaces, "b", "chat-1"),
+            (2, Standby::Require, Slow::Gap)
+        );
+        assert_eq!(
+            settings(&namespaces, "b", "news"),
+            (3, Standby::None, Slow::Disconnect)
+        );
         let none = Namespaces::default();
-        assert_eq!(settings(&none, "a", "x"), (256, Standby::Prefer));
+        assert_eq!(
+            settings(&none, "a", "x"),
+            (256, Standby::Prefer, Slow::Disconnect)
+        );
+        let slow = |slow| {
+            let rule = Namespace {
+                slow,
+                ..rule("*", None, 1)
+            };
+            Namespaces::new(vec![rule]).digest()
+        };
+        assert_eq!(
+            slow(Slow::Gap),
+            slow(Slow::Disconnect),
+            "nodes and gateways may differ in it"
+        );
     }
 }

@@ -98,6 +98,7 @@ pub fn is_keyed(order: Order) -> bool {
 /// What channels keep.
 pub fn namespaces() -> Namespaces {
     let namespace = |pattern: &str, channel| Namespace {
+        slow: Default::default(),
         pattern: pattern.into(),
         app: None,
         history: kept(channel),

@@ -10,15 +10,16 @@ use std::time::Duration;
 
 use anyhow::{Context, anyhow, bail};
 use clap::Args;
-use gateway::Publisher;
 use gateway::app::Apps;
 use gateway::core::leaving::Pace;
 use gateway::core::uplink::Order;
+use gateway::{OutboxLimits, Publisher};
 use hdrhistogram::Histogram;
 use hyper::StatusCode;
 use proto::bus::BusHandle;
 use proto::channel::{ChannelKey, ChannelName};
 use proto::id::{AppId, GatewayRef, Incarnation};
+use proto::namespace::Namespaces;
 use proto::subject::ClusterName;
 use proto::time::UnixTime;
 use tokio::sync::watch;
@@ -188,7 +189,8 @@ async fn join(
         apps,
         workers: 0,
         activity_timeout: Duration::ZERO,
-        outbox_bytes_max: 0,
+        outbox: OutboxLimits::default(),
+        namespaces: Namespaces::default(),
         leaving: Pace::AT_ONCE,
         playground: false,
     };

@@ -57,6 +57,15 @@ pub(crate) struct ClientOptions {
     /// Bytes that may wait for one client, at least 65536 [default: 1048576].
     #[arg(long, env = "DUNLIN_OUTBOX_BYTES_MAX", value_name = "N")]
     pub(crate) outbox_bytes_max: Option<usize>,
+    /// Seconds that anything may wait for one client [default: 20].
+    #[arg(long, env = "DUNLIN_OUTBOX_AGE_MAX_S", value_name = "SECONDS", value_parser = clap::value_parser!(u64).range(1..=3_600))]
+    pub(crate) outbox_age_max_s: Option<u64>,
+    /// Bytes that may wait for all clients together [default: 268435456].
+    #[arg(long, env = "DUNLIN_OUTBOX_BYTES_TOTAL_MAX", value_name = "N")]
+    pub(crate) outbox_bytes_total_max: Option<usize>,
+    /// Bytes that the kernel keeps for one client that does not read [default: 65536].
+    #[arg(long, env = "DUNLIN_SEND_BUFFER_BYTES", value_name = "N")]
+    pub(crate) send_buffer_bytes: Option<usize>,
 }
 
 /// Of all servers in a cluster.
@@ -192,6 +201,12 @@ impl ClientOptions {
         overrule(&mut file.listen, &self.listen);
         overrule(&mut file.activity_timeout_s, &self.activity_timeout_s);
         overrule(&mut file.outbox_bytes_max, &self.outbox_bytes_max);
+        overrule(&mut file.outbox_age_max_s, &self.outbox_age_max_s);
+        overrule(
+            &mut file.outbox_bytes_total_max,
+            &self.outbox_bytes_total_max,
+        );
+        overrule(&mut file.send_buffer_bytes, &self.send_buffer_bytes);
         if !self.apps.is_empty() {
             let apps = self.apps.iter().map(AppConfig::from_text);
             file.apps = apps.collect::<Result<_, _>>()?;

@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use gateway::app::{App, PAYLOAD_BYTES_DEFAULT, PAYLOAD_BYTES_LIMIT, Secret};
 use proto::id::{AppId, NodeId};
-use proto::namespace::{HistoryLimits, Namespace, Standby};
+use proto::namespace::{HistoryLimits, Namespace, Slow, Standby};
 use schemars::JsonSchema;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
@@ -39,6 +39,12 @@ pub(crate) struct File {
     pub(crate) activity_timeout_s: Option<u64>,
     /// Bytes that may wait for one client. One that is further behind is disconnected. At least 65536.
     pub(crate) outbox_bytes_max: Option<usize>,
+    /// Seconds that anything may wait for one client. One that has not read it by then is disconnected. 1 to 3600.
+    pub(crate) outbox_age_max_s: Option<u64>,
+    /// Bytes that may wait for all clients of a gateway. Beyond, those are disconnected for whom most waits. At least `outbox_bytes_max`.
+    pub(crate) outbox_bytes_total_max: Option<usize>,
+    /// Bytes that the kernel keeps for one client that does not read, before they wait here. 4096 to 16777216.
+    pub(crate) send_buffer_bytes: Option<usize>,
     /// The cluster's name on the bus; several can share a bus.
     #[schemars(with = "Option<String>")]
     pub(crate) cluster: Option<NodeId>,
@@ -138,6 +144,20 @@ pub(crate) struct NamespaceConfig {
     /// their acknowledgements say that they are in one process; `require` refuses them with `no_standby`.
     #[serde(default)]
     pub(crate) standby: StandbyConfig,
+    /// What a gateway does with a client that reads more slowly than is published: `disconnect` tells it so; `gap`
+    /// leaves it out, and gives it what it missed when it has read what waits. What history has no more by then is
+    /// announced as a gap.
+    #[serde(default)]
+    pub(crate) slow: SlowConfig,
+}
+
+/// What becomes of clients that read too slowly.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub(crate) enum SlowConfig {
+    #[default]
+    Disconnect,
+    Gap,
 }
 
 /// Who has a publication when it is acknowledged.
@@ -286,6 +306,18 @@ impl File {
             "at least 65536",
         )?;
         within(
+            "outbox_age_max_s",
+            self.outbox_age_max_s
+                .is_none_or(|secs| (1..=3_600).contains(&secs)),
+            "1 to 3600",
+        )?;
+        within(
+            "send_buffer_bytes",
+            self.send_buffer_bytes
+                .is_none_or(|bytes| (4_096..=16 * 1_024 * 1_024).contains(&bytes)),
+            "4096 to 16777216",
+        )?;
+        within(
             "bootstrap_expect",
             self.bootstrap_expect.is_none_or(|n| (1..=7).contains(&n)),
             "1 to 7",
@@ -426,6 +458,10 @@ impl NamespaceConfig {
                 (AckConfig::Owner, _) => Standby::None,
                 (AckConfig::Standby, StandbyConfig::Prefer) => Standby::Prefer,
                 (AckConfig::Standby, StandbyConfig::Require) => Standby::Require,
+            },
+            slow: match self.slow {
+                SlowConfig::Disconnect => Slow::Disconnect,
+                SlowConfig::Gap => Slow::Gap,
             },
         }
     }

@@ -8,6 +8,7 @@ use std::net::{Ipv4Addr, SocketAddr};
 use std::path::PathBuf;
 use std::time::Duration;
 
+use gateway::OutboxLimits;
 use gateway::app::{App, Secret};
 use gateway::core::leaving::Pace;
 use proto::id::{GatewayId, NodeId};
@@ -49,6 +50,9 @@ pub(crate) struct Clients {
     pub(crate) workers: u8,
     pub(crate) activity_timeout_s: u64,
     pub(crate) outbox_bytes_max: usize,
+    pub(crate) outbox_age_max_s: u64,
+    pub(crate) outbox_bytes_total_max: usize,
+    pub(crate) send_buffer_bytes: usize,
     pub(crate) apps: Vec<AppConfig>,
 }
 
@@ -88,6 +92,7 @@ pub(crate) struct Gateway {
     pub(crate) clients: Clients,
     pub(crate) drain_window_s: u64,
     pub(crate) drain_per_s: u32,
+    namespaces: Vec<NamespaceConfig>,
 }
 
 /// `dunlin node`.
@@ -149,17 +154,39 @@ impl Clients {
                 "listen and admin are both {listen}; clients and administration need an address each",
             ));
         }
+        let outbox = OutboxLimits::default();
+        let outbox_bytes_max = file.outbox_bytes_max.unwrap_or(outbox.bytes_max);
+        let outbox_bytes_total_max = file
+            .outbox_bytes_total_max
+            .unwrap_or(outbox_bytes_max.max(outbox.total_bytes_max));
+        if outbox_bytes_total_max < outbox_bytes_max {
+            return Err(format!(
+                "outbox_bytes_total_max: {outbox_bytes_total_max} bytes for all clients are less than the {outbox_bytes_max} that outbox_bytes_max allows for one",
+            ));
+        }
         Ok(Self {
             listen,
             workers: file.workers.unwrap_or_default(),
             activity_timeout_s: file.activity_timeout_s.unwrap_or(120),
-            outbox_bytes_max: file.outbox_bytes_max.unwrap_or(1_024 * 1_024),
+            outbox_bytes_max,
+            outbox_age_max_s: file.outbox_age_max_s.unwrap_or(outbox.age_max.as_secs()),
+            outbox_bytes_total_max,
+            send_buffer_bytes: file.send_buffer_bytes.unwrap_or(outbox.send_buffer_bytes),
             apps: file.apps.clone(),
         })
     }
 
     pub(crate) fn apps(&self) -> impl Iterator<Item = App> {
         self.apps.iter().map(AppConfig::app)
+    }
+
+    pub(crate) fn outbox(&self) -> OutboxLimits {
+        OutboxLimits {
+            bytes_max: self.outbox_bytes_max,
+            age_max: Duration::from_secs(self.outbox_age_max_s),
+            total_bytes_max: self.outbox_bytes_total_max,
+            send_buffer_bytes: self.send_buffer_bytes,
+        }
     }
 
     pub(crate) fn activity_timeout(&self) -> Duration {
@@ -252,7 +279,13 @@ impl Gateway {
             clients,
             drain_window_s: file.drain_window_s.unwrap_or(10),
             drain_per_s: file.drain_per_s.unwrap_or(1_000),
+            namespaces: file.namespaces.clone(),
         })
+    }
+
+    /// Of which a gateway heeds what becomes of slow clients.
+    pub(crate) fn namespaces(&self) -> Namespaces {
+        namespaces(&self.namespaces)
     }
 
     /// How clients are sent away at the end.

@@ -76,6 +76,8 @@ fn contradictions_are_found() {
     assert!(problem("activity_timeout_s = 0").1.contains("1 to 3600"));
     assert!(problem("drain_timeout_s = 3601").1.contains("0 to 3600"));
     assert!(problem("drain_window_s = 3601").1.contains("0 to 3600"));
+    assert!(problem("outbox_age_max_s = 0").1.contains("1 to 3600"));
+    assert!(problem("send_buffer_bytes = 1").1.contains("4096 to"));
     assert!(problem("drain_per_s = 0").1.contains("at least 1"));
     assert!(problem("workers = 65").1.contains("0 to 64"));
     assert!(problem("outbox_bytes_max = 1").1.contains("65536"));
@@ -408,4 +410,16 @@ fn namespaces_have_the_documented_defaults() {
     );
     assert_eq!(namespaces.history(&key("private-chat-1")).publications, 256);
     assert_eq!(namespaces.history(&key("news")), &HistoryLimits::default());
+}
+
+#[test]
+fn what_may_wait_for_all_clients_is_no_less_than_for_one() {
+    let outbox = |text: &str| {
+        let dev = Dev::from_file(&File::parse(text).expect("a file"));
+        dev.map(|dev| dev.clients.outbox().total_bytes_max)
+    };
+    assert_eq!(outbox(""), Ok(256 * 1_024 * 1_024));
+    assert_eq!(outbox("outbox_bytes_max = 300000000"), Ok(300_000_000));
+    let refused = outbox("outbox_bytes_total_max = 100000").unwrap_err();
+    assert!(refused.contains("1048576"), "{refused}");
 }

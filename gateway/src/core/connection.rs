@@ -183,6 +183,15 @@ impl Connection {
         Some(Effect::Send(Frame::Ping))
     }
 
+    /// How long it is until [`Self::tick`] may have something to do.
+    pub fn due(&self, now: Timestamp, activity_timeout: Duration) -> Duration {
+        let (since, patience) = match self.pinged_at {
+            Some(pinged_at) => (pinged_at, PONG_TIMEOUT),
+            None => (self.heard_at, activity_timeout),
+        };
+        patience.saturating_sub(now.since(since))
+    }
+
     fn subscribe(
         &self,
         name: String,
@@ -401,8 +410,13 @@ mod tests {
     #[test]
     fn any_sign_of_life_starts_the_silence_anew() {
         let mut connection = connection();
+        let due =
+            |connection: &Connection, now| connection.due(Timestamp(now), TIMEOUT).as_millis();
+        assert_eq!(due(&connection, 20_000), 100_000);
         connection.tick(Timestamp(120_000), TIMEOUT);
+        assert_eq!(due(&connection, 130_000), 20_000);
         connection.heard(Timestamp(140_000));
+        assert_eq!(due(&connection, 141_000), 119_000);
         assert_eq!(connection.tick(Timestamp(200_000), TIMEOUT), None);
         assert_eq!(
             connection.tick(Timestamp(260_000), TIMEOUT),

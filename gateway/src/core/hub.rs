@@ -11,7 +11,8 @@
 //! came later waits for the next publication.
 //!
 //! Who comes back with a cursor is subscribed, too, but stands apart until the
-//! edge has said what it missed: only then is it known where it goes on.
+//! edge has said what it missed: only then is it known where it goes on. So does
+//! who falls behind because it reads too slowly, as soon as there is room again.
 
 use std::collections::HashMap;
 
@@ -75,6 +76,8 @@ struct Resuming {
     cursor: Position,
     /// It has been acknowledged: it has got a first part.
     told: bool,
+    /// There is no room for what it would be given: it asks for nothing yet.
+    is_full: bool,
 }
 
 /// An entry of a connection: which channel, and where its counterpart is.
@@ -189,6 +192,7 @@ impl Hub {
                     subscriber,
                     cursor,
                     told: false,
+                    is_full: false,
                 });
                 (List::Resuming, channel.resuming.len() - 1)
             }
@@ -407,21 +411,29 @@ impl Hub {
             };
             subscriber.back = at as u32;
         }
-        if list == List::Resuming {
-            self.take_resuming(index, slot);
-            return self.forget_if_empty(index);
-        }
+        match list {
+            List::Resuming => self.take_resuming(index, slot),
+            List::Subscribers => self.take_subscriber(index, slot),
+        };
+        self.forget_if_empty(index)
+    }
+
+    fn take_subscriber(&mut self, index: ChannelIndex, slot: u32) -> Subscriber {
         let channel = &mut self.channels[index.0 as usize];
         if channel.sweeping {
-            channel.subscribers[slot as usize].connection = HOLE;
+            let subscriber = &mut channel.subscribers[slot as usize];
             channel.holes += 1;
-            return None;
+            let hole = Subscriber {
+                connection: HOLE,
+                ..*subscriber
+            };
+            return std::mem::replace(subscriber, hole);
         }
-        channel.subscribers.swap_remove(slot as usize);
+        let taken = channel.subscribers.swap_remove(slot as usize);
         if let Some(moved) = channel.subscribers.get(slot as usize) {
             self.connections[moved.connection.0 as usize][moved.back as usize].slot = slot;
         }
-        self.forget_if_empty(index)
+        taken
     }
 
     fn forget_if_empty(&mut self, index: ChannelIndex) -> Option<Unfollowed> {

@@ -32,4 +32,5 @@ pub mod limits;
 pub mod outbox;
 pub mod requests;
 pub mod uplink;
+pub mod wheel;
 pub mod workers;

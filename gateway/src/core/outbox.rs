@@ -1,12 +1,18 @@
 //! What waits to be written to one socket: pointers to shared bytes, bounded in
-//! bytes. The bound is checked by whoever adds; what happens when it is passed
-//! is the slow-consumer policy: the client is told and disconnected, so that
-//! one that reads too slowly costs memory for a moment and nobody else's time.
+//! bytes and in age. The bounds are checked by whoever adds, and whoever looks
+//! after the connection; what happens when they are passed is the slow-consumer
+//! policy, so that one that reads too slowly costs memory for a moment and nobody
+//! else's time.
+//!
+//! Age costs nothing per frame: a [mark](Outbox::mark) is put behind what waits
+//! now, and what is in front of it is as old as the mark at least.
 
 use std::collections::VecDeque;
 use std::io::IoSlice;
+use std::time::Duration;
 
 use bytes::Bytes;
+use proto::time::Timestamp;
 
 /// Frames that one write gathers at most.
 pub const GATHER: usize = 64;
@@ -21,6 +27,8 @@ pub struct Outbox {
     bytes: usize,
     /// Whether a part of the first frame has been written.
     torn: bool,
+    /// Since when so many bytes wait.
+    mark: Option<(Timestamp, usize)>,
 }
 
 impl Outbox {
@@ -64,9 +72,25 @@ impl Outbox {
         count
     }
 
+    /// For how long the first frame waits at least, seen from here: it is to be
+    /// asked again and again.
+    pub fn mark(&mut self, now: Timestamp) -> Duration {
+        match self.mark {
+            Some((since, _)) => now.since(since),
+            None => {
+                self.mark = (!self.is_empty()).then_some((now, self.bytes));
+                Duration::ZERO
+            }
+        }
+    }
+
     /// Takes note that this many bytes have been written.
     pub fn advance(&mut self, mut written: usize) {
         self.bytes -= written;
+        self.mark = self.mark.and_then(|(since, before)| {
+            let left = before.saturating_sub(written);
+            (left > 0).then_some((since, left))
+        });
         while let Some(first) = self.frames.front_mut() {
             if written < first.len() {
                 if written > 0 {
@@ -86,6 +110,7 @@ impl Outbox {
     pub fn drop_unsent(&mut self) {
         self.frames.truncate(usize::from(self.torn));
         self.bytes = self.frames.iter().map(Bytes::len).sum();
+        self.mark = None;
     }
 
     /// Gives memory back.
@@ -125,6 +150,27 @@ mod tests {
         outbox.advance(3);
         outbox.drop_unsent();
         assert!(outbox.is_empty(), "nothing of \"close\" had been sent");
+    }
+
+    #[test]
+    fn what_waits_grows_old_until_it_is_written() {
+        let mut outbox = Outbox::default();
+        let age = |outbox: &mut Outbox, at| outbox.mark(Timestamp(at)).as_secs();
+        assert_eq!(age(&mut outbox, 1_000), 0, "nothing waits");
+        outbox.push(Bytes::from_static(b"first"));
+        assert_eq!(age(&mut outbox, 2_000), 0);
+        outbox.push(Bytes::from_static(b"second"));
+        outbox.advance(4);
+        assert_eq!(age(&mut outbox, 9_000), 7, "a byte of it still waits");
+        outbox.advance(1);
+        assert_eq!(
+            age(&mut outbox, 10_000),
+            0,
+            "and what came after is not old"
+        );
+        assert_eq!(age(&mut outbox, 12_000), 2);
+        outbox.drop_unsent();
+        assert_eq!(age(&mut outbox, 13_000), 0);
     }
 
     proptest! {

@@ -5,6 +5,8 @@ use std::time::Instant;
 
 use proto::channel::ChannelKey;
 use proto::message::Fanout;
+use proto::namespace::Slow;
+use proto::position::{Offset, Position};
 use proto::time::UnixTime;
 
 use super::socket::{Offered, Wire};
@@ -74,6 +76,10 @@ impl State {
     pub(super) fn count(&self, key: &ChannelKey, counts: &Counts) {
         self.metrics.deliveries_ok.inc_by(counts.delivered);
         self.metrics.writes_skipped_closing.inc_by(counts.closing);
+        self.metrics
+            .writes_skipped_backpressure
+            .inc_by(counts.left_out);
+        self.metrics.slow_gap.inc_by(counts.fell_behind);
         self.metrics.deliveries_client_gone.inc_by(counts.gone);
         for (kind, sent) in TYPES.iter().zip(&counts.sent) {
             if sent.messages > 0 {
@@ -101,7 +107,23 @@ impl State {
         }
         let Some(client) = &socket.client else { return };
         let id = client.connection.id();
-        for broadcast in broadcasts {
+        let bytes_max = self.config.outbox.bytes_max;
+        for (at, broadcast) in broadcasts.iter().enumerate() {
+            // The other half is for what cannot be left out.
+            if socket.outbox.bytes() > bytes_max / 2
+                && let Content::Publication(publication) = &broadcast.content
+                && self.config.namespaces.slow(&broadcast.key) == Slow::Gap
+                && let Some(channel) = self.hub.index(&broadcast.key)
+            {
+                let Position { epoch, .. } = broadcast.position();
+                let offset = Offset(publication.offset.0.saturating_sub(1));
+                socket.is_behind = true;
+                self.hub
+                    .fall_behind(recipient.connection, channel, Position { epoch, offset });
+                counts.fell_behind += 1;
+                counts.left_out += (broadcasts.len() - at) as u64;
+                break;
+            }
             if let Content::Publication(publication) = &broadcast.content
                 && publication.exclude == Some(id)
             {
@@ -187,6 +209,9 @@ pub(super) struct Counts {
     delivered: u64,
     closing: u64,
     gone: u64,
+    /// Connections, and what they were not given for now.
+    fell_behind: u64,
+    left_out: u64,
     /// By kind of connection, in the order of the metrics' labels.
     sent: [Sent; 2],
 }

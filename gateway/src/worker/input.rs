@@ -1,23 +1,32 @@
 //! What comes in: new connections, bytes, commands.
 
 use std::io;
+use std::net::TcpStream as TcpStdStream;
 use std::rc::Rc;
 use std::sync::Arc;
+use std::time::Duration;
 
 use bytes::Bytes;
 use proto::channel::{ChannelKey, ChannelName};
 use proto::id::ConnectionId;
+use rustix::net::sockopt;
 use tokio::net::TcpStream;
 
 use super::socket::{self, EventStream, Socket, Wire};
 use super::state::{CLIENT_CLOSED, CLIENT_GONE, State, index};
 use super::{Client, Takeover};
+use crate::OutboxLimits;
 use crate::app::Admitted;
 use crate::core::connection::{Connection, Effect, Held};
 use crate::core::outbox::Outbox;
+use crate::core::wheel::Second;
 use crate::core::workers::WORKERS_MAX;
 use crate::protocol::{Close, CloseCode, Command, Frame, Recover, pusher};
 use crate::websocket::Event;
+
+/// How much longer the kernel waits for a client than this server does: who reads
+/// too slowly is to be told so.
+const USER_TIMEOUT_MARGIN: Duration = Duration::from_secs(10);
 
 impl State {
     /// Registers a connection and queues what it is told first. `None`: it is
@@ -32,9 +41,7 @@ impl State {
             leftover,
             client,
         } = takeover;
-        // Deliveries are written whole: waiting for more would only delay them.
-        stream.set_nodelay(true)?;
-        let stream = Rc::new(TcpStream::from_std(stream)?);
+        let stream = Rc::new(TcpStream::from_std(tuned(stream, &self.config.outbox)?)?);
         let (wire, admitted, refusal, head) = match client {
             Client::WebSocket(Ok(admitted)) => (
                 Wire::WebSocket(Box::default()),
@@ -76,6 +83,9 @@ impl State {
             closing_since: None,
             opened_at: self.now,
             written_at: self.now,
+            looked_at: Second::NEVER,
+            counted: 0,
+            is_behind: false,
         });
         if let Some(head) = head {
             self.put(key, head);
@@ -89,6 +99,7 @@ impl State {
         } else if let Some(admitted) = admitted {
             self.admit(key, admitted);
         }
+        self.look_again(key);
         Ok(Some((key, stream, leftover)))
     }
 
@@ -289,6 +300,19 @@ impl State {
             Effect::Close(close) => self.refuse(key, close),
         }
     }
+}
+
+/// A socket as deliveries need it.
+fn tuned(stream: TcpStdStream, limits: &OutboxLimits) -> io::Result<TcpStdStream> {
+    // Deliveries are written whole: waiting for more would only delay them.
+    stream.set_nodelay(true)?;
+    // Else the kernel would keep megabytes for a client before anybody noticed that
+    // it does not read.
+    sockopt::set_socket_send_buffer_size(&stream, limits.send_buffer_bytes)?;
+    // Who does not answer what was sent is gone, though nothing has said so.
+    let patience = (limits.age_max + USER_TIMEOUT_MARGIN).as_millis();
+    sockopt::set_tcp_user_timeout(&stream, u32::try_from(patience).unwrap_or(u32::MAX))?;
+    Ok(stream)
 }
 
 fn op(command: &Command) -> &'static str {

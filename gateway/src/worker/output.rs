@@ -5,6 +5,7 @@ use std::rc::Rc;
 use bytes::Bytes;
 use tokio::net::TcpStream;
 
+use super::channels::Untold;
 use super::socket::{Wire, Write};
 use super::state::{CLIENT_CLOSED, CLIENT_GONE, State, index};
 use crate::protocol::{Close, CloseCode, Frame, pusher};
@@ -47,7 +48,7 @@ impl State {
         };
         match written {
             Write::Done => {
-                self.finish_if_closed(key);
+                self.has_written_all(key);
                 None
             }
             Write::Gone => {
@@ -56,6 +57,9 @@ impl State {
             }
             Write::Blocked => {
                 self.check_bound(key);
+                self.count_waiting(key);
+                self.check_total();
+                self.look_again(key);
                 let socket = self.sockets.get(key)?;
                 (socket.writer.is_none() && !socket.outbox.is_empty())
                     .then(|| Rc::clone(&socket.stream))
@@ -63,21 +67,41 @@ impl State {
         }
     }
 
-    /// The slow-consumer policy: what waits is dropped, the client told so and
-    /// disconnected.
+    /// Nothing waits any more.
+    pub(super) fn has_written_all(&mut self, key: usize) {
+        self.count_waiting(key);
+        let socket = self.sockets.get_mut(key);
+        if socket.is_some_and(|socket| std::mem::take(&mut socket.is_behind)) {
+            for channel in self.hub.catch_up(index(key)) {
+                if let Some(channel) = self.hub.key(channel).cloned() {
+                    self.untold.entry(channel).or_insert(Untold::Resume);
+                }
+            }
+        }
+        self.finish_if_closed(key);
+    }
+
+    /// The bound of what may wait for one client.
     fn check_bound(&mut self, key: usize) {
-        let max = self.config.outbox_bytes_max;
+        let max = self.config.outbox.bytes_max;
+        let Some(socket) = self.sockets.get(key) else {
+            return;
+        };
+        let waiting = socket.outbox.bytes();
+        if waiting > max && socket.closing_since.is_none() {
+            let message = format!("reading too slowly: {waiting} bytes were waiting, {max} may");
+            self.cut_off(key, message);
+        }
+    }
+
+    /// Disconnects a client that reads too slowly; what waits for it is dropped.
+    pub(super) fn cut_off(&mut self, key: usize, message: String) {
         let Some(socket) = self.sockets.get_mut(key) else {
             return;
         };
-        if socket.outbox.bytes() <= max || socket.closing_since.is_some() {
-            return;
-        }
-        let waiting = socket.outbox.bytes();
         socket.outbox.drop_unsent();
-        self.metrics.slow_consumers.inc();
+        self.metrics.slow_disconnected.inc();
         self.metrics.deliveries_slow.inc();
-        let message = format!("reading too slowly: {waiting} bytes were waiting, {max} may");
         self.refuse(
             key,
             Close {
@@ -85,6 +109,7 @@ impl State {
                 message,
             },
         );
+        self.count_waiting(key);
     }
 
     /// Ends a connection for a reason that its client is told.
@@ -114,6 +139,7 @@ impl State {
             websocket.close(&close, &mut output);
         }
         socket.closing_since = Some(now);
+        self.look_again(key);
         self.leave(key, reason);
         if !output.is_empty() {
             self.put(key, output.into());
@@ -132,6 +158,7 @@ impl State {
         } else {
             // Our answer is in the outbox; when it is written, that was all.
             socket.closing_since = Some(now);
+            self.look_again(key);
             self.leave(key, CLIENT_CLOSED);
             self.mark_dirty(key);
         }
@@ -182,6 +209,7 @@ impl State {
     pub(super) fn forget(&mut self, key: usize, reason: &'static str) {
         if self.sockets.contains(key) {
             self.leave(key, reason);
+            self.uncount_waiting(key);
             self.sockets.remove(key);
         }
     }

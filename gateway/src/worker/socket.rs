@@ -13,6 +13,7 @@ use tokio::task::AbortHandle;
 use crate::app::Admitted;
 use crate::core::connection::Connection;
 use crate::core::outbox::{GATHER, Outbox};
+use crate::core::wheel::Second;
 use crate::metrics::Traffic;
 use crate::websocket::WebSocket;
 
@@ -35,6 +36,12 @@ pub(super) struct Socket {
     pub(super) closing_since: Option<Timestamp>,
     pub(super) opened_at: Timestamp,
     pub(super) written_at: Timestamp,
+    /// When it is looked after next.
+    pub(super) looked_at: Second,
+    /// What waits for it, as the worker has counted it.
+    pub(super) counted: usize,
+    /// It has fallen behind in some channel.
+    pub(super) is_behind: bool,
 }
 
 /// A connection that was admitted.

@@ -20,7 +20,8 @@ use crate::Config;
 use crate::core::connection::Effect;
 use crate::core::fanout;
 use crate::core::hub::{ConnectionIndex, Hub};
-use crate::core::workers::WorkerId;
+use crate::core::wheel::{Second, Wheel};
+use crate::core::workers::{WORKERS_MAX, WorkerId};
 use crate::mesh;
 use crate::metrics::Metrics;
 use crate::protocol::{Close, CloseCode, sse};
@@ -30,6 +31,8 @@ const CLOSE_PATIENCE: Duration = Duration::from_secs(3);
 /// How long the head of an event stream waits for its channels. Intermediaries
 /// and browsers give up on an answer that does not begin.
 const HEAD_PATIENCE: Duration = Duration::from_secs(5);
+/// How soon a connection is looked at again for which something waits.
+const LOOK_AT_SLOW: Duration = Duration::from_secs(1);
 /// After how long without a write an event stream gets a comment.
 const KEEP_ALIVE: Duration = Duration::from_secs(25);
 
@@ -49,6 +52,10 @@ pub(super) struct State {
     pub(super) hub: Hub,
     pub(super) fanout: fanout::Fanout,
     pub(super) sockets: Slab<Socket>,
+    /// When they are looked after.
+    wheel: Wheel,
+    /// Bytes that wait for all of them.
+    waiting: usize,
     /// Connections with something to write, at the end of the slice.
     pub(super) dirty: Vec<usize>,
     /// What the mesh has not been told yet. Bounded by the channels.
@@ -60,8 +67,8 @@ pub(super) struct State {
     pub(super) spread: Vec<(Fence, Fanout)>,
     /// The shards of which there is something in it.
     pub(super) spread_in: Vec<ShardId>,
-    /// Subscriptions and channels that the gauges know of.
-    reported: (i64, i64),
+    /// Subscriptions, channels and waiting bytes that the gauges know of.
+    reported: (i64, i64, i64),
 }
 
 impl State {
@@ -81,13 +88,15 @@ impl State {
             hub: Hub::default(),
             fanout: fanout::Fanout::default(),
             sockets: Slab::new(),
+            wheel: Wheel::new(Timestamp::now()),
+            waiting: 0,
             dirty: Vec::new(),
             untold: BTreeMap::new(),
             effects: Vec::new(),
             now: Timestamp::now(),
             spread: Vec::new(),
             spread_in: Vec::new(),
-            reported: (0, 0),
+            reported: (0, 0, 0),
         }
     }
 
@@ -108,43 +117,131 @@ impl State {
         }
     }
 
-    /// Time has passed: pings, keep-alives, those that do not close.
-    pub(super) fn look_after(&mut self, keys: std::ops::Range<usize>) {
-        let now = self.now;
-        if keys.start == 0 {
-            self.metrics_tick();
-            self.tell_spread();
+    /// Time has passed: looks after at most so many connections. Whether there are
+    /// more.
+    pub(super) fn look_after(&mut self, most: usize) -> bool {
+        for _ in 0..most {
+            let Some((key, second)) = self.wheel.due(self.now) else {
+                self.metrics_tick();
+                self.tell_spread();
+                return false;
+            };
+            let key = key as usize;
+            let socket = self.sockets.get_mut(key);
+            if let Some(socket) = socket.filter(|socket| socket.looked_at == second) {
+                socket.looked_at = Second::NEVER;
+                self.look(key);
+                self.look_again(key);
+            }
         }
-        for key in keys {
-            let Some(socket) = self.sockets.get_mut(key) else {
-                continue;
-            };
-            socket.outbox.shrink();
-            if socket
-                .closing_since
-                .is_some_and(|since| now.since(since) >= CLOSE_PATIENCE)
-            {
+        true
+    }
+
+    /// Pings, keep-alives, those that do not close, those that do not read.
+    fn look(&mut self, key: usize) {
+        let now = self.now;
+        let Some(socket) = self.sockets.get_mut(key) else {
+            return;
+        };
+        socket.outbox.shrink();
+        if let Some(since) = socket.closing_since {
+            if now.since(since) >= CLOSE_PATIENCE {
                 self.forget(key, CLIENT_GONE);
-                continue;
             }
-            let Some(client) = &mut socket.client else {
-                continue;
-            };
-            match &socket.wire {
-                Wire::EventStream(_) => {
-                    let late = socket.is_held() && now.since(socket.opened_at) >= HEAD_PATIENCE;
-                    if late || now.since(socket.written_at) >= KEEP_ALIVE {
-                        socket.begin();
-                        self.put(key, Bytes::from_static(sse::KEEP_ALIVE.as_bytes()));
-                    }
-                }
-                Wire::WebSocket(_) => {
-                    if let Some(effect) = client.connection.tick(now, self.config.activity_timeout)
-                    {
-                        self.perform(key, effect);
-                    }
+            return;
+        }
+        if !socket.is_held() {
+            let age = socket.outbox.mark(now);
+            if age >= self.config.outbox.age_max {
+                let age = age.as_secs();
+                self.cut_off(key, format!("reading too slowly: data waited for {age} s"));
+                return;
+            }
+        }
+        let Some(client) = &mut socket.client else {
+            return;
+        };
+        match &socket.wire {
+            Wire::EventStream(_) => {
+                let late = socket.is_held() && now.since(socket.opened_at) >= HEAD_PATIENCE;
+                if late || now.since(socket.written_at) >= KEEP_ALIVE {
+                    socket.begin();
+                    self.put(key, Bytes::from_static(sse::KEEP_ALIVE.as_bytes()));
                 }
             }
+            Wire::WebSocket(_) => {
+                if let Some(effect) = client.connection.tick(now, self.config.activity_timeout) {
+                    self.perform(key, effect);
+                }
+            }
+        }
+    }
+
+    /// Sees to it that a connection is looked after when something may be due.
+    pub(super) fn look_again(&mut self, key: usize) {
+        let now = self.now;
+        let Some(socket) = self.sockets.get_mut(key) else {
+            return;
+        };
+        let until =
+            |begin: Timestamp, patience: Duration| patience.saturating_sub(now.since(begin));
+        let after = match (socket.closing_since, &socket.client, &socket.wire) {
+            (Some(since), ..) => until(since, CLOSE_PATIENCE),
+            _ if socket.is_held() => until(socket.opened_at, HEAD_PATIENCE),
+            // How old what waits grows is to be seen.
+            _ if !socket.outbox.is_empty() => LOOK_AT_SLOW,
+            (None, None, _) => CLOSE_PATIENCE,
+            (None, Some(_), Wire::EventStream(_)) => until(socket.written_at, KEEP_ALIVE),
+            (None, Some(client), Wire::WebSocket(_)) => {
+                client.connection.due(now, self.config.activity_timeout)
+            }
+        };
+        if self.wheel.is_before(now, after, socket.looked_at) {
+            socket.looked_at = self.wheel.put(now, after, key as u32);
+        }
+    }
+
+    /// Takes note of what waits for a connection.
+    pub(super) fn count_waiting(&mut self, key: usize) {
+        if let Some(socket) = self.sockets.get_mut(key) {
+            let bytes = socket.outbox.bytes();
+            self.waiting = self.waiting + bytes - socket.counted;
+            socket.counted = bytes;
+        }
+    }
+
+    /// Beyond what may wait for all, the slowest are disconnected.
+    pub(super) fn check_total(&mut self) {
+        let workers = self.config.workers.clamp(1, WORKERS_MAX);
+        let max = self.config.outbox.total_bytes_max / workers;
+        if self.waiting > max {
+            self.relieve(max - max / 8);
+        }
+    }
+
+    /// Disconnects those for whom most waits, until no more than so much does.
+    fn relieve(&mut self, target: usize) {
+        let slow = self
+            .sockets
+            .iter()
+            .filter(|(_, socket)| socket.counted > 0 && socket.closing_since.is_none());
+        let mut slow: Vec<(usize, usize)> =
+            slow.map(|(key, socket)| (socket.counted, key)).collect();
+        slow.sort_unstable();
+        while self.waiting > target
+            && let Some((bytes, key)) = slow.pop()
+        {
+            self.cut_off(
+                key,
+                format!("the server has no room for the {bytes} bytes that wait for this client"),
+            );
+        }
+    }
+
+    /// A connection has gone: nothing waits for it any more.
+    pub(super) fn uncount_waiting(&mut self, key: usize) {
+        if let Some(socket) = self.sockets.get_mut(key) {
+            self.waiting -= std::mem::take(&mut socket.counted);
         }
     }
 
@@ -194,7 +291,9 @@ impl State {
             .subscriptions
             .add(subscriptions - self.reported.0);
         self.metrics.active_channels.add(channels - self.reported.1);
-        self.reported = (subscriptions, channels);
+        let waiting = self.waiting as i64;
+        self.metrics.outbox_bytes.add(waiting - self.reported.2);
+        self.reported = (subscriptions, channels, waiting);
     }
 }
 

@@ -129,17 +129,14 @@ impl Worker {
 
     /// Looks after connections: pings, keep-alives, those that do not close.
     pub(super) async fn tick(self: &Rc<Self>) {
-        let mut next = 0;
         loop {
-            let end = {
+            let more = {
                 let mut state = self.state.borrow_mut();
                 state.now = Timestamp::now();
-                state.look_after(next..next + TICK_SLICE);
-                state.sockets.capacity()
+                state.look_after(TICK_SLICE)
             };
             self.arm_writers();
-            next += TICK_SLICE;
-            if next >= end {
+            if !more {
                 return;
             }
             tokio::task::yield_now().await;
@@ -212,20 +209,21 @@ impl Worker {
         let Some(socket) = state.sockets.get_mut(key) else {
             return false;
         };
-        match socket.flush() {
-            Write::Blocked => true,
-            Write::Done => {
-                socket.writer = None;
-                state.finish_if_closed(key);
-                false
-            }
-            Write::Gone => {
-                // Not aborted: this is the task that asks.
-                socket.writer = None;
-                state.forget(key, CLIENT_GONE);
-                false
-            }
+        let written = socket.flush();
+        if written == Write::Blocked {
+            state.count_waiting(key);
+            return true;
         }
+        // Not aborted: this is the task that asks.
+        socket.writer = None;
+        if written == Write::Done {
+            state.has_written_all(key);
+        } else {
+            state.forget(key, CLIENT_GONE);
+        }
+        drop(state);
+        self.tell_mesh();
+        false
     }
 
     /// Writes to all that have something to be written; those whose sockets

@@ -333,6 +333,7 @@ fn map_update() -> MapUpdate {
 #[test]
 fn golden_map() {
     let namespaces = Namespaces::new(vec![Namespace {
+        slow: Default::default(),
         pattern: "chat-*".into(),
         app: None,
         history: HistoryLimits::default(),
@@ -348,6 +349,7 @@ fn golden_map() {
         ],
     );
     let namespaces = Namespaces::new(vec![Namespace {
+        slow: Default::default(),
         pattern: "pay-*".into(),
         app: None,
         history: HistoryLimits::default(),

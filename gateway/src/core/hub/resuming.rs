@@ -50,7 +50,8 @@ impl Hub {
         // Those of our epoch first, for they can be helped at once.
         let epoch = channel.position.map(|position| position.epoch);
         let order = |cursor: &Position| (Some(cursor.epoch) != epoch, cursor.offset);
-        let cursors = channel.resuming.iter().map(|resuming| resuming.cursor);
+        let able = channel.resuming.iter().filter(|one| !one.is_full);
+        let cursors = able.map(|resuming| resuming.cursor);
         let lowest = cursors.min_by_key(order)?;
         let covers = |asked: Position| asked.epoch != lowest.epoch || asked.offset <= lowest.offset;
         if channel.asked.is_some_and(covers) {
@@ -63,7 +64,53 @@ impl Hub {
     /// Whether anybody waits.
     pub fn waits(&self, index: ChannelIndex) -> bool {
         let channel = self.channels.get(index.0 as usize);
-        channel.is_some_and(|channel| !channel.resuming.is_empty())
+        channel.is_some_and(|channel| channel.resuming.iter().any(|one| !one.is_full))
+    }
+
+    /// There is no room for what comes after this cursor: the connection gets no
+    /// more of the channel until it [can take](Hub::catch_up) what it missed.
+    pub fn fall_behind(
+        &mut self,
+        connection: ConnectionIndex,
+        index: ChannelIndex,
+        cursor: Position,
+    ) {
+        let Some((at, link)) = self.link(connection, index) else {
+            return;
+        };
+        let subscriber = match link.list {
+            List::Subscribers => self.take_subscriber(index, link.slot),
+            List::Resuming => self.take_resuming(index, link.slot),
+        };
+        let resuming = &mut self.channels[index.0 as usize].resuming;
+        resuming.push(Resuming {
+            subscriber,
+            cursor,
+            told: true,
+            is_full: true,
+        });
+        self.connections[connection.0 as usize][at] = Subscription {
+            channel: index,
+            list: List::Resuming,
+            slot: resuming.len() as u32 - 1,
+        };
+    }
+
+    /// There is room again: the channels in which the connection fell behind. The
+    /// edge is to be asked for each of them.
+    pub fn catch_up(&mut self, connection: ConnectionIndex) -> Vec<ChannelIndex> {
+        let links = self.connections.get(connection.0 as usize);
+        let waits = |link: &&Subscription| link.list == List::Resuming;
+        let waiting = links.into_iter().flatten().filter(waits);
+        let mut behind = Vec::new();
+        for link in waiting {
+            let channel = &mut self.channels[link.channel.0 as usize];
+            let resuming = &mut channel.resuming[link.slot as usize];
+            if std::mem::take(&mut resuming.is_full) {
+                behind.push(link.channel);
+            }
+        }
+        behind
     }
 
     /// The edge could not be asked after all.
@@ -155,7 +202,8 @@ impl Hub {
         let ahead =
             |theirs: Position| theirs.epoch != position.epoch || theirs.offset > position.offset;
         let left = &self.channels[channel.0 as usize].resuming;
-        left.iter().any(|one| !(sweeps && ahead(one.cursor)))
+        let mut able = left.iter().filter(|one| !one.is_full);
+        able.any(|one| !(sweeps && ahead(one.cursor)))
     }
 
     /// Where the channel stands here; `None`: the answer is to something else
@@ -180,7 +228,8 @@ impl Hub {
         meant: impl Fn(Position) -> bool,
     ) -> Vec<Returned> {
         let resuming = &self.channels[index.0 as usize].resuming;
-        let meant = resuming.iter().filter(|resuming| meant(resuming.cursor));
+        let able = resuming.iter().filter(|one| !one.is_full);
+        let meant = able.filter(|resuming| meant(resuming.cursor));
         meant.take(count).map(Resuming::returned).collect()
     }
 

@@ -118,6 +118,8 @@ enum Op {
     Subscribe(u8, u8),
     Resume(u8, u8),
     GoLive(u8),
+    FallBehind(u8, u8),
+    CatchUp(u8),
     Unsubscribe(u8, u8),
     Remove(u8),
     Sweep(u8, u8),
@@ -128,6 +130,8 @@ fn op() -> impl Strategy<Value = Op> {
         4 => (0_u8..12, 0_u8..4).prop_map(|(c, k)| Op::Subscribe(c, k)),
         2 => (0_u8..12, 0_u8..4).prop_map(|(c, k)| Op::Resume(c, k)),
         2 => (0_u8..4).prop_map(Op::GoLive),
+        2 => (0_u8..12, 0_u8..4).prop_map(|(c, k)| Op::FallBehind(c, k)),
+        1 => (0_u8..12).prop_map(Op::CatchUp),
         2 => (0_u8..12, 0_u8..4).prop_map(|(c, k)| Op::Unsubscribe(c, k)),
         1 => (0_u8..12).prop_map(Op::Remove),
         3 => (0_u8..4, 1_u8..4).prop_map(|(k, slices)| Op::Sweep(k, slices)),
@@ -151,7 +155,9 @@ proptest! {
     fn sweeps_visit_who_was_there_once(ops in prop::collection::vec(op(), 1..200)) {
         let mut hub = Hub::default();
         let mut live: BTreeMap<u8, BTreeSet<u8>> = BTreeMap::new();
-            let mut resuming: BTreeMap<u8, BTreeSet<u8>> = BTreeMap::new();
+        let mut resuming: BTreeMap<u8, BTreeSet<u8>> = BTreeMap::new();
+        // Of those who are resuming.
+        let mut full: BTreeSet<(u8, u8)> = BTreeSet::new();
         let mut sweeps: BTreeMap<u8, Sweep> = BTreeMap::new();
         for op in ops {
             match op {
@@ -172,18 +178,38 @@ proptest! {
                     for c in returned.iter().map(|r| r.recipient.connection) {
                         hub.go_live(channel, c);
                         prop_assert!(resuming.entry(k).or_default().remove(&(c.0 as u8)));
+                        prop_assert!(!full.contains(&(c.0 as u8, k)));
                         live.entry(k).or_default().insert(c.0 as u8);
                     }
-                    prop_assert!(resuming.get(&k).is_none_or(BTreeSet::is_empty));
+                    let left = resuming.get(&k).into_iter().flatten();
+                    prop_assert!(left.copied().all(|c| full.contains(&(c, k))));
+                }
+                Op::FallBehind(c, k) => {
+                    let Some(&channel) = hub.indices.get(&key(k)) else { continue };
+                    hub.fall_behind(ConnectionIndex(c.into()), channel, POSITION);
+                    if live.entry(k).or_default().remove(&c) || resuming.entry(k).or_default().contains(&c) {
+                        resuming.entry(k).or_default().insert(c);
+                        full.insert((c, k));
+                    }
+                    if let Some(sweep) = sweeps.get_mut(&k) {
+                        sweep.expected.remove(&c);
+                    }
+                }
+                Op::CatchUp(c) => {
+                    let behind = hub.catch_up(ConnectionIndex(c.into())).len();
+                    prop_assert_eq!(behind, full.iter().filter(|(of, _)| *of == c).count());
+                    full.retain(|(of, _)| *of != c);
                 }
                 Op::Unsubscribe(c, k) => {
                     let last = hub.unsubscribe(ConnectionIndex(c.into()), &key(k)).is_some();
                     let was = live.entry(k).or_default().remove(&c) | resuming.entry(k).or_default().remove(&c);
+                    full.remove(&(c, k));
                     let sweeping = sweeps.get_mut(&k).map(|s| s.expected.remove(&c)).is_some();
                     prop_assert_eq!(last, was && live[&k].is_empty() && resuming[&k].is_empty() && !sweeping);
                 }
                 Op::Remove(c) => {
                     hub.remove(ConnectionIndex(c.into()));
+                    full.retain(|(of, _)| *of != c);
                     for members in resuming.values_mut() {
                         members.remove(&c);
                     }
@@ -220,8 +246,13 @@ proptest! {
                 let audience = hub.indices.get(&key(*k)).map_or(0, |channel| hub.audience(*channel));
                 prop_assert_eq!(audience, members.len());
             }
+            for k in 0..4 {
+                let waits = hub.indices.get(&key(k)).is_some_and(|channel| hub.waits(*channel));
+                let mut able = resuming.get(&k).into_iter().flatten().filter(|c| !full.contains(&(**c, k)));
+                prop_assert_eq!(waits, able.next().is_some());
+            }
             let all = live.values().chain(resuming.values());
-                prop_assert_eq!(hub.subscriptions(), all.map(BTreeSet::len).sum::<usize>());
+            prop_assert_eq!(hub.subscriptions(), all.map(BTreeSet::len).sum::<usize>());
         }
     }
 }
@@ -364,4 +395,25 @@ fn a_gap_leads_to_where_the_channel_stands_here() {
         resumed(&mut hub, 2, &lost, false),
         (vec![0], vec![1], false)
     );
+}
+
+/// It reads too slowly, and has got everything up to 7.
+#[test]
+fn who_falls_behind_is_asked_for_when_there_is_room_again() {
+    let (mut hub, index) = with_clients(&[9, 9]);
+    hub.ask(index);
+    resumed(&mut hub, 9, &Resumption::Whole(Vec::new()), false);
+    assert_eq!(hub.audience(index), 2);
+    hub.fall_behind(ConnectionIndex(0), index, position(7));
+    assert_eq!(hub.audience(index), 1, "it gets nothing more");
+    assert!(!hub.waits(index), "and asks for nothing");
+    assert_eq!(hub.ask(index), None);
+    assert_eq!(hub.catch_up(ConnectionIndex(1)), []);
+    assert_eq!(hub.catch_up(ConnectionIndex(0)), [index]);
+    assert_eq!(hub.ask(index), Some(position(7)));
+    let whole = Resumption::Whole(publications(8..=9));
+    let returned = hub.resumed(&key(0), position(7), &whole, |_| false);
+    let back = returned.expect("it was asked").back;
+    assert!(back[0].told, "it is not acknowledged once more");
+    assert_eq!(hub.audience(index), 2);
 }

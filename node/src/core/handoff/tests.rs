@@ -102,6 +102,7 @@ impl Three {
     fn new() -> Self {
         let agreed = agreed("a", 1);
         let namespaces = Arc::new(Namespaces::new(vec![Namespace {
+            slow: Default::default(),
             pattern: "alone".into(),
             app: None,
             history: HistoryLimits::default(),

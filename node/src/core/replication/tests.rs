@@ -104,7 +104,7 @@ proptest! {
         }
         owner.settle(&wanted);
         let nodes: BTreeSet<NodeRef> = wanted.into_iter().map(node).collect();
-        prop_assert_eq!(owner.standbys(), nodes.clone());
+        prop_assert_eq!(&owner.standbys(), &nodes);
         let in_sync: BTreeSet<NodeRef> = owner.replication.row.in_sync.into_iter().collect();
         prop_assert_eq!(in_sync, nodes);
     }

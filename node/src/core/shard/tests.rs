@@ -20,6 +20,7 @@ fn shard_with(history: HistoryLimits) -> Shard {
         cluster: ClusterUuid(9),
     };
     let rule = Namespace {
+        slow: Default::default(),
         pattern: "*".into(),
         app: None,
         history,

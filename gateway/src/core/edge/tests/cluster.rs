@@ -311,6 +311,7 @@ fn a_stranger_with_the_name_of_our_node_does_not_silence_it() {
 fn namespaces_are_kept_and_named_in_beats() {
     let mut bench = Bench::new();
     let namespaces = Namespaces::new(vec![proto::namespace::Namespace {
+        slow: Default::default(),
         pattern: "chat-*".into(),
         app: None,
         history: Default::default(),

@@ -86,6 +86,7 @@ const ALONE: u8 = 3;
 
 fn namespaces() -> Arc<Namespaces> {
     let rule = |channel: u8, standby| Namespace {
+        slow: Default::default(),
         pattern: format!("c{channel}"),
         app: None,
         history: HistoryLimits::default(),

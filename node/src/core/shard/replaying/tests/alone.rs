@@ -135,6 +135,7 @@ fn a_channel_begins_anew_when_its_namespace_says_something_else_of_copies() {
         // It is given back with the settings changed: each channel has those of
         // the other.
         let rule = |channel: &str, standby| Namespace {
+            slow: Default::default(),
             pattern: channel.into(),
             app: None,
             history: HistoryLimits::default(),

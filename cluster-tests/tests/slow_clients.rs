@@ -1,0 +1,166 @@
+//! Clients that read more slowly than is published: what waits for them is bounded,
+//! each alone and all together, in bytes and in time; and in namespaces that say so
+//! they are given later what they did not take.
+
+use std::sync::atomic::{AtomicU32, Ordering};
+
+use anyhow::{Context, Result, bail};
+use cluster_tests::client::{EventStream, Pusher, metric, publish};
+use cluster_tests::eventually;
+use cluster_tests::process::Dev;
+use serde_json::Value;
+
+/// Of a publication; what the kernel takes for a client that does not read is some
+/// hundred of them.
+const BYTES: usize = 2_000;
+
+async fn dev(arguments: &[&str], namespaces: &str) -> Result<Dev> {
+    static NUMBER: AtomicU32 = AtomicU32::new(0);
+    let number = NUMBER.fetch_add(1, Ordering::Relaxed);
+    let file = format!("dunlin-slow-{}-{number}.toml", std::process::id());
+    let file = std::env::temp_dir().join(file);
+    std::fs::write(&file, namespaces)?;
+    let config = ["--config", file.to_str().context("a path of text")?];
+    let server = Dev::start_with(config.iter().chain(arguments)).await?;
+    std::fs::remove_file(file)?;
+    Ok(server)
+}
+
+/// A namespace of which slow clients are given later what they did not take.
+fn patient(history_publications: u32) -> String {
+    format!(
+        "[[namespaces]]\nmatch = \"*\"\nslow = \"gap\"\n\
+         history_publications = {history_publications}\nhistory_bytes = 16777216\n"
+    )
+}
+
+async fn publish_all(server: &Dev, numbers: std::ops::Range<u32>) -> Result<()> {
+    for number in numbers {
+        let data = format!("{number} {}", "x".repeat(BYTES));
+        publish(server, "flood", "e", &data).await?;
+    }
+    Ok(())
+}
+
+fn number_in(data: &str) -> Result<u32> {
+    let word = data.split(' ').next().unwrap_or_default();
+    word.parse().with_context(|| format!("a number: {word:?}"))
+}
+
+async fn fell_behind(server: &Dev) -> Result<f64> {
+    metric(server, "dunlin_slow_consumers_total", &["gap"]).await
+}
+
+#[tokio::test]
+async fn a_slow_client_gets_everything_when_it_reads_again() -> Result<()> {
+    let small = ["--outbox-bytes-max", "65536", "--send-buffer-bytes", "8192"];
+    let server = dev(&small, &patient(2_000)).await?;
+    let mut socket = Pusher::connect(&server).await?;
+    socket.subscribe("flood").await?;
+    let mut stream = EventStream::open(&server, "channel=flood", "").await?;
+    stream.block().await?;
+    publish_all(&server, 0..1_000).await?;
+    assert!(fell_behind(&server).await? >= 2.0, "both");
+    for expected in 0..1_000 {
+        let frame: Value = socket.frame().await?;
+        assert_eq!(frame["event"], "e", "{frame}");
+        let data = frame["data"].as_str().context("data")?;
+        assert_eq!(number_in(data)?, expected);
+    }
+    for expected in 0..1_000 {
+        let block = stream.block().await?;
+        let data = block.lines().find_map(|line| line.strip_prefix("data: "));
+        let Some(data) = data else {
+            bail!("no data: {block}");
+        };
+        assert_eq!(number_in(data)?, expected);
+    }
+    // And they go on with everybody else.
+    publish_all(&server, 1_000..1_001).await?;
+    let frame = socket.frame().await?;
+    assert_eq!(number_in(frame["data"].as_str().context("data")?)?, 1_000);
+    let cut_off = metric(&server, "dunlin_slow_consumers_total", &["disconnected"]).await?;
+    assert_eq!(cut_off, 0.0);
+    Ok(())
+}
+
+#[tokio::test]
+async fn what_history_has_no_more_when_a_slow_client_reads_again_is_announced() -> Result<()> {
+    let small = ["--outbox-bytes-max", "65536", "--send-buffer-bytes", "8192"];
+    let server = dev(&small, &patient(10)).await?;
+    let mut socket = Pusher::connect(&server).await?;
+    socket.subscribe("flood").await?;
+    publish_all(&server, 0..1_000).await?;
+    assert!(fell_behind(&server).await? >= 1.0);
+    let mut expected = 0;
+    let gap = loop {
+        let frame = socket.frame().await?;
+        if frame["event"] != "e" {
+            break frame;
+        }
+        assert_eq!(
+            number_in(frame["data"].as_str().context("data")?)?,
+            expected
+        );
+        expected += 1;
+    };
+    assert_eq!(gap["event"], "dunlin:gap", "{gap}");
+    assert!(expected > 0, "what waited was not dropped");
+    publish_all(&server, 1_000..1_001).await?;
+    let next = socket.frame().await?;
+    assert_eq!(number_in(next["data"].as_str().context("data")?)?, 1_000);
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_client_that_takes_nothing_for_long_is_disconnected_however_little_waits() -> Result<()> {
+    let server = dev(&["--outbox-age-max-s", "1"], &patient(2_000)).await?;
+    let mut socket = Pusher::connect(&server).await?;
+    socket.subscribe("flood").await?;
+    publish_all(&server, 0..400).await?;
+    let waits = metric(&server, "dunlin_outbox_bytes", &[]).await;
+    eventually("it is disconnected", async || {
+        let name = "dunlin_slow_consumers_total";
+        let cut_off = metric(&server, name, &["disconnected"]).await.ok()?;
+        (cut_off == 1.0).then_some(())
+    })
+    .await;
+    assert!(waits? < 1_000_000.0, "less than may wait for one client");
+    eventually("nothing waits for it", async || {
+        let waits = metric(&server, "dunlin_outbox_bytes", &[]).await.ok()?;
+        (waits == 0.0).then_some(())
+    })
+    .await;
+    Ok(())
+}
+
+#[tokio::test]
+async fn what_waits_for_all_clients_is_bounded_and_the_slowest_go_first() -> Result<()> {
+    const TOTAL: usize = 2_000_000;
+    let total = TOTAL.to_string();
+    let bounded = ["--outbox-bytes-total-max", &total, "--workers", "1"];
+    let server = dev(&bounded, "").await?;
+    let mut stalled = Vec::new();
+    for _ in 0..30 {
+        let mut client = Pusher::connect(&server).await?;
+        client.subscribe("flood").await?;
+        stalled.push(client);
+    }
+    let mut healthy = Pusher::connect(&server).await?;
+    healthy.subscribe("flood").await?;
+    for number in 0..400 {
+        publish_all(&server, number..number + 1).await?;
+        let frame = healthy.frame().await?;
+        assert_eq!(number_in(frame["data"].as_str().context("data")?)?, number);
+        if number % 50 == 0 {
+            let waits = metric(&server, "dunlin_outbox_bytes", &[]).await?;
+            assert!(waits <= TOTAL as f64, "{waits} bytes wait");
+        }
+    }
+    let cut_off = metric(&server, "dunlin_slow_consumers_total", &["disconnected"]).await?;
+    assert!(
+        cut_off >= 20.0,
+        "30 of them had 0.6 MB each to read: {cut_off}"
+    );
+    Ok(())
+}
