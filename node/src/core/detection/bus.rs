@@ -72,6 +72,11 @@ impl Buses {
         let hear = members.len() - self.lost.len();
         if hear < members.len() / 2 + 1 {
             self.well_since.clear();
+            // It counts from when most of the others hear themselves again: they do
+            // not all come back at once.
+            for lost in self.lost.values_mut() {
+                lost.since = now;
+            }
             return Vec::new();
         }
         let mut well_since = BTreeMap::new();
@@ -171,6 +176,25 @@ mod tests {
         for at in (2_000..=9_000).step_by(50) {
             assert_eq!(buses.changes(Timestamp(at), &cluster), []);
         }
+    }
+
+    #[test]
+    fn who_comes_back_to_the_bus_a_little_later_than_others_has_not_lost_it() {
+        let (cluster, mut buses) = (cluster(), Buses::default());
+        let all = [node("a", 2), node("b", 3), node("c", 4)];
+        for at in (0..=8_000).step_by(250) {
+            lose(&mut buses, at, at, &all);
+            assert_eq!(buses.changes(Timestamp(at), &cluster), []);
+        }
+        for back in &all[..2] {
+            buses.report(Timestamp(8_250), back, true);
+        }
+        lose(&mut buses, 8_250, 8_750, &all[2..]);
+        assert_eq!(buses.changes(Timestamp(8_999), &cluster), []);
+        // But then it has.
+        lose(&mut buses, 9_000, 9_000, &all[2..]);
+        let off = (node("c", 4), false);
+        assert_eq!(buses.changes(Timestamp(9_000), &cluster), [off]);
     }
 
     #[test]
