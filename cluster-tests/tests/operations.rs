@@ -495,3 +495,21 @@ async fn sub_ends_when_nobody_reads() -> Result<()> {
     assert_eq!(ended.await??.stdout, b"line\n");
     Ok(())
 }
+
+#[tokio::test]
+async fn how_long_anything_new_waits_is_measured() -> Result<()> {
+    let server = Dev::start().await?;
+    for runtime in ["main", "worker"] {
+        eventually("it has been measured", async || {
+            let name = "dunlin_runtime_lag_seconds_count";
+            let count = metric(&server, name, &[runtime]).await.ok()?;
+            (count > 0.0).then_some(())
+        })
+        .await;
+    }
+    let handshakes = async || metric(&server, "dunlin_handshake_duration_seconds_count", &[]).await;
+    assert_eq!(handshakes().await?, 0.0, "requests of others are none");
+    let _client = Pusher::connect(&server).await?;
+    assert_eq!(handshakes().await?, 1.0);
+    Ok(())
+}

@@ -20,6 +20,11 @@ mod api;
 mod connect;
 #[expect(
     clippy::disallowed_methods,
+    reason = "shell: starts a thread that reads the clock"
+)]
+mod lag;
+#[expect(
+    clippy::disallowed_methods,
     reason = "shell: owns the clock of the edge"
 )]
 mod mesh;
@@ -223,6 +228,8 @@ async fn serve(
     let config = mesh.config();
     let mut tasks = JoinSet::new();
     let mut workers = Vec::new();
+    let main = tokio::runtime::Handle::current();
+    let mut probed = vec![lag::Probed::new(main, metrics.runtime_lag_main.clone())];
     for number in 0..config.workers.clamp(1, core::workers::WORKERS_MAX) {
         let (handle, ended) = worker::spawn(
             core::workers::WorkerId(number as u8),
@@ -232,12 +239,15 @@ async fn serve(
             shutdown.clone(),
         )
         .map_err(Error::Thread)?;
+        let lag = metrics.runtime_lag_worker.clone();
+        probed.push(lag::Probed::new(handle.runtime(), lag));
         workers.push(handle);
         tasks.spawn(async move {
             // A worker that panics drops the sender without a word.
             ended.await.map_err(|_| Error::WorkerPanicked)
         });
     }
+    let _probe = lag::start(probed).map_err(Error::Thread)?;
     let routes = server::routes(Arc::clone(&config), mesh.handle(), Arc::clone(&metrics));
     let mailboxes = workers.iter().map(worker::Handle::mailbox).collect();
     // It ends after the others, so that what they have under way is answered.

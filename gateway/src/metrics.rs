@@ -42,6 +42,9 @@ pub struct Metrics {
     pub(crate) connects: IntCounterVec,
     pub(crate) disconnects: IntCounterVec,
     pub(crate) connection_duration: Histogram,
+    pub(crate) handshake_duration: Histogram,
+    pub(crate) runtime_lag_main: Histogram,
+    pub(crate) runtime_lag_worker: Histogram,
     pub(crate) subscriptions: IntGauge,
     pub(crate) active_channels: IntGauge,
     pub(crate) subscribes_ok: IntCounter,
@@ -135,6 +138,14 @@ impl Metrics {
             "Publications times clients: written or queued (ok), the client was gone, or too slow.",
             &["result"],
         )?;
+        let lag = r.add(HistogramVec::new(
+            HistogramOpts::new(
+                "dunlin_runtime_lag_seconds",
+                "How long a new task waits until a runtime begins with it, measured every 20 ms: of the process (main), and of the threads that own connections (worker).",
+            )
+            .buckets(vec![0.0001, 0.0005, 0.001, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5]),
+            &["runtime"],
+        )?)?;
         let slow = r.counters(
             "dunlin_slow_consumers_total",
             "Clients that were too slow, by what was done: told so and disconnected, or left out until they had read what waited and then given what they had missed (gap).",
@@ -168,6 +179,13 @@ impl Metrics {
                 "How long client connections lasted.",
                 &[1.0, 10.0, 60.0, 300.0, 1_800.0, 7_200.0, 43_200.0, 172_800.0],
             )?,
+            handshake_duration: r.histogram(
+                "dunlin_handshake_duration_seconds",
+                "From accepting a client's connection, or from its request on an older one, until a worker has it and its answer is on the way.",
+                &[0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 5.0],
+            )?,
+            runtime_lag_main: lag.with_label_values(&["main"]),
+            runtime_lag_worker: lag.with_label_values(&["worker"]),
             subscriptions: r.gauge("dunlin_subscriptions", "Pairs of connection and channel now.")?,
             active_channels: r.gauge("dunlin_active_channels", "Channels with at least one subscriber, summed over workers.")?,
             subscribes_ok: subscribes.with_label_values(&["ok"]),

@@ -11,7 +11,7 @@ use std::convert::Infallible;
 use std::future::poll_fn;
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use axum::Router;
@@ -70,13 +70,17 @@ pub(crate) struct Takes {
 
 /// How a handler takes its connection; an extension of each request.
 #[derive(Clone)]
-pub(crate) struct Slot(mpsc::Sender<Takes>);
+pub(crate) struct Slot {
+    taken: mpsc::Sender<(Takes, Instant)>,
+    /// When the client began.
+    since: Instant,
+}
 
 impl Slot {
     /// Gives the connection to a worker. Never returns: the connection's task
     /// drops the request.
     pub(crate) async fn take(&self, takes: Takes) -> Response {
-        let _ = self.0.send(takes).await;
+        let _ = self.taken.send((takes, self.since)).await;
         std::future::pending().await
     }
 }
@@ -211,10 +215,20 @@ async fn serve(
 ) {
     // API answers are small and awaited.
     let _ = stream.set_nodelay(true);
+    let accepted_at = Instant::now();
+    let is_first = AtomicBool::new(true);
     let (slot, mut taken) = mpsc::channel(1);
     let service = service_fn(move |mut request: hyper::Request<hyper::body::Incoming>| {
         let mut routes = routes.clone();
-        request.extensions_mut().insert(Slot(slot.clone()));
+        let is_first = is_first.swap(false, Ordering::Relaxed);
+        request.extensions_mut().insert(Slot {
+            taken: slot.clone(),
+            since: if is_first {
+                accepted_at
+            } else {
+                Instant::now()
+            },
+        });
         Box::pin(async move { Ok::<_, Infallible>(routes.call(request).await.into_response()) })
     });
     let mut connection = http1::Builder::new()
@@ -235,7 +249,7 @@ async fn serve(
             }
         }
     };
-    let Some(Takes { head, client }) = takes else {
+    let Some((Takes { head, client }, since)) = takes else {
         return;
     };
     let parts = connection.into_parts();
@@ -246,6 +260,7 @@ async fn serve(
                 head,
                 leftover: parts.read_buf,
                 client,
+                since,
             };
             workers.next().accept(takeover).await;
         }

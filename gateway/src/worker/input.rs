@@ -40,6 +40,7 @@ impl State {
             head,
             leftover,
             client,
+            since,
         } = takeover;
         let stream = Rc::new(TcpStream::from_std(tuned(stream, &self.config.outbox)?)?);
         let (wire, admitted, refusal, head) = match client {
@@ -100,6 +101,9 @@ impl State {
             self.admit(key, admitted);
         }
         self.look_again(key);
+        self.metrics
+            .handshake_duration
+            .observe(since.elapsed().as_secs_f64());
         Ok(Some((key, stream, leftover)))
     }
 

@@ -20,7 +20,7 @@ mod tasks;
 use std::net::TcpStream;
 use std::rc::Rc;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use proto::channel::{ChannelKey, ChannelName};
@@ -82,6 +82,8 @@ pub(crate) struct Takeover {
     /// Bytes that came behind the request.
     pub(crate) leftover: Bytes,
     pub(crate) client: Client,
+    /// When the client began: its connection, or a request on an older one.
+    pub(crate) since: Instant,
 }
 
 /// What kind of connection it becomes.
@@ -104,9 +106,15 @@ pub(crate) enum Client {
 pub(crate) struct Handle {
     mailbox: mpsc::Sender<Mail>,
     accepts: mpsc::Sender<Takeover>,
+    runtime: tokio::runtime::Handle,
 }
 
 impl Handle {
+    /// Where its tasks run.
+    pub(crate) fn runtime(&self) -> tokio::runtime::Handle {
+        self.runtime.clone()
+    }
+
     pub(crate) fn mailbox(&self) -> mpsc::Sender<Mail> {
         self.mailbox.clone()
     }
@@ -132,6 +140,11 @@ pub(crate) fn spawn(
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()?;
+    let handle = Handle {
+        mailbox,
+        accepts,
+        runtime: runtime.handle().clone(),
+    };
     std::thread::Builder::new()
         .name(format!("worker-{}", id.0))
         .spawn(move || {
@@ -140,7 +153,7 @@ pub(crate) fn spawn(
             local.block_on(&runtime, run(worker, mail, takeovers, shutdown));
             let _ = ended.send(());
         })?;
-    Ok((Handle { mailbox, accepts }, has_ended))
+    Ok((handle, has_ended))
 }
 
 async fn run(

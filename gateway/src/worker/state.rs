@@ -56,6 +56,8 @@ pub(super) struct State {
     wheel: Wheel,
     /// Bytes that wait for all of them.
     waiting: usize,
+    /// Too much waits, but for those alone that are being disconnected.
+    all_are_cut_off: bool,
     /// Connections with something to write, at the end of the slice.
     pub(super) dirty: Vec<usize>,
     /// What the mesh has not been told yet. Bounded by the channels.
@@ -90,6 +92,7 @@ impl State {
             sockets: Slab::new(),
             wheel: Wheel::new(Timestamp::now()),
             waiting: 0,
+            all_are_cut_off: false,
             dirty: Vec::new(),
             untold: BTreeMap::new(),
             effects: Vec::new(),
@@ -214,8 +217,9 @@ impl State {
     pub(super) fn check_total(&mut self) {
         let workers = self.config.workers.clamp(1, WORKERS_MAX);
         let max = self.config.outbox.total_bytes_max / workers;
-        if self.waiting > max {
+        if self.waiting > max && !self.all_are_cut_off {
             self.relieve(max - max / 8);
+            self.all_are_cut_off = self.waiting > max;
         }
     }
 
@@ -291,6 +295,7 @@ impl State {
             .subscriptions
             .add(subscriptions - self.reported.0);
         self.metrics.active_channels.add(channels - self.reported.1);
+        self.all_are_cut_off = false;
         let waiting = self.waiting as i64;
         self.metrics.outbox_bytes.add(waiting - self.reported.2);
         self.reported = (subscriptions, channels, waiting);
