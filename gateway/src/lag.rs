@@ -39,11 +39,11 @@ impl Probed {
     }
 
     fn probe(&self) {
+        let since = Instant::now();
         if self.waits.swap(true, Ordering::Relaxed) {
             return;
         }
         let (lag, waits) = (self.lag.clone(), Arc::clone(&self.waits));
-        let since = Instant::now();
         self.runtime.spawn(async move {
             lag.observe(since.elapsed().as_secs_f64());
             waits.store(false, Ordering::Relaxed);
@@ -79,17 +79,21 @@ mod tests {
         let runtime = tokio::runtime::Builder::new_current_thread()
             .build()
             .unwrap();
-        let runtimes = vec![Probed::new(runtime.handle().clone(), lag.clone())];
-        let _probe = start(runtimes).unwrap();
-        let (blocks, unblocked) = mpsc::channel::<()>();
-        // Nobody says anything: it stands still for that long.
-        let task = async move { unblocked.recv_timeout(Duration::from_millis(300)).is_err() };
-        assert!(runtime.block_on(runtime.spawn(task)).unwrap());
-        // The task that had waited is the next to be begun with.
-        while lag.get_sample_count() == 0 {
-            runtime.block_on(tokio::task::yield_now());
-        }
-        drop(blocks);
-        assert!(lag.get_sample_sum() > 0.1, "{}", lag.get_sample_sum());
+        let probed = Probed::new(runtime.handle().clone(), lag.clone());
+        let waits = Arc::clone(&probed.waits);
+        let _probe = start(vec![probed]).unwrap();
+        let (_nobody, says) = mpsc::channel::<()>();
+        runtime.block_on(async {
+            // Nothing else is begun with meanwhile.
+            while !waits.load(Ordering::Relaxed) {
+                std::thread::yield_now();
+            }
+            let still = says.recv_timeout(Duration::from_millis(120));
+            assert_eq!(still, Err(RecvTimeoutError::Timeout));
+            while lag.get_sample_count() == 0 {
+                tokio::task::yield_now().await;
+            }
+        });
+        assert!(lag.get_sample_sum() >= 0.12, "{}", lag.get_sample_sum());
     }
 }

@@ -21,6 +21,7 @@
 
 pub mod attachment;
 pub mod auth;
+pub mod budget;
 pub mod connection;
 pub mod discovery;
 pub mod edge;

@@ -328,3 +328,23 @@ fn op(command: &Command) -> &'static str {
         Command::Unsupported { .. } => "unsupported",
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::net::{Ipv4Addr, TcpListener};
+
+    #[test]
+    fn the_kernel_keeps_little_for_a_client_and_not_for_ever() {
+        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
+        let stream = TcpStdStream::connect(listener.local_addr().unwrap()).unwrap();
+        let limits = OutboxLimits::default();
+        let stream = tuned(stream, &limits).unwrap();
+        assert!(stream.nodelay().unwrap());
+        // Linux says twice what it was told: the other half is for its own needs.
+        let bytes = sockopt::socket_send_buffer_size(&stream).unwrap();
+        let told = limits.send_buffer_bytes;
+        assert!((told..=2 * told).contains(&bytes), "{bytes}");
+        assert_eq!(sockopt::tcp_user_timeout(&stream).unwrap(), 30_000);
+    }
+}

@@ -58,7 +58,7 @@ impl State {
             Write::Blocked => {
                 self.check_bound(key);
                 self.count_waiting(key);
-                self.check_total();
+                self.check_budget();
                 self.look_again(key);
                 let socket = self.sockets.get(key)?;
                 (socket.writer.is_none() && !socket.outbox.is_empty())
@@ -209,8 +209,8 @@ impl State {
     pub(super) fn forget(&mut self, key: usize, reason: &'static str) {
         if self.sockets.contains(key) {
             self.leave(key, reason);
-            self.uncount_waiting(key);
-            self.sockets.remove(key);
+            let mut socket = self.sockets.remove(key);
+            self.budget.recount(&mut socket.counted, 0);
         }
     }
 }

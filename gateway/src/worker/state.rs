@@ -17,6 +17,7 @@ use slab::Slab;
 use super::channels::Untold;
 use super::socket::{Socket, Wire};
 use crate::Config;
+use crate::core::budget::Budget;
 use crate::core::connection::Effect;
 use crate::core::fanout;
 use crate::core::hub::{ConnectionIndex, Hub};
@@ -54,10 +55,8 @@ pub(super) struct State {
     pub(super) sockets: Slab<Socket>,
     /// When they are looked after.
     wheel: Wheel,
-    /// Bytes that wait for all of them.
-    waiting: usize,
-    /// Too much waits, but for those alone that are being disconnected.
-    all_are_cut_off: bool,
+    /// What waits for all of them.
+    pub(super) budget: Budget,
     /// Connections with something to write, at the end of the slice.
     pub(super) dirty: Vec<usize>,
     /// What the mesh has not been told yet. Bounded by the channels.
@@ -80,6 +79,8 @@ impl State {
         mesh: mesh::Handle,
         metrics: Arc<Metrics>,
     ) -> Self {
+        let workers = config.workers.clamp(1, WORKERS_MAX);
+        let budget = Budget::new(config.outbox.total_bytes_max / workers);
         Self {
             gateway_half: ConnectionId::gateway_half(&config.gateway),
             id,
@@ -91,8 +92,7 @@ impl State {
             fanout: fanout::Fanout::default(),
             sockets: Slab::new(),
             wheel: Wheel::new(Timestamp::now()),
-            waiting: 0,
-            all_are_cut_off: false,
+            budget,
             dirty: Vec::new(),
             untold: BTreeMap::new(),
             effects: Vec::new(),
@@ -208,44 +208,24 @@ impl State {
     pub(super) fn count_waiting(&mut self, key: usize) {
         if let Some(socket) = self.sockets.get_mut(key) {
             let bytes = socket.outbox.bytes();
-            self.waiting = self.waiting + bytes - socket.counted;
-            socket.counted = bytes;
+            self.budget.recount(&mut socket.counted, bytes);
         }
     }
 
-    /// Beyond what may wait for all, the slowest are disconnected.
-    pub(super) fn check_total(&mut self) {
-        let workers = self.config.workers.clamp(1, WORKERS_MAX);
-        let max = self.config.outbox.total_bytes_max / workers;
-        if self.waiting > max && !self.all_are_cut_off {
-            self.relieve(max - max / 8);
-            self.all_are_cut_off = self.waiting > max;
+    /// Beyond what may wait for all, those for whom most waits are disconnected.
+    pub(super) fn check_budget(&mut self) {
+        if !self.budget.is_exceeded() {
+            return;
         }
-    }
-
-    /// Disconnects those for whom most waits, until no more than so much does.
-    fn relieve(&mut self, target: usize) {
         let slow = self
             .sockets
             .iter()
             .filter(|(_, socket)| socket.counted > 0 && socket.closing_since.is_none());
-        let mut slow: Vec<(usize, usize)> =
-            slow.map(|(key, socket)| (socket.counted, key)).collect();
-        slow.sort_unstable();
-        while self.waiting > target
-            && let Some((bytes, key)) = slow.pop()
-        {
-            self.cut_off(
-                key,
-                format!("the server has no room for the {bytes} bytes that wait for this client"),
-            );
-        }
-    }
-
-    /// A connection has gone: nothing waits for it any more.
-    pub(super) fn uncount_waiting(&mut self, key: usize) {
-        if let Some(socket) = self.sockets.get_mut(key) {
-            self.waiting -= std::mem::take(&mut socket.counted);
+        let slow = slow.map(|(key, socket)| (socket.counted, key));
+        for (bytes, key) in self.budget.relieve(slow) {
+            let message =
+                format!("the server has no room for the {bytes} bytes that wait for this client");
+            self.cut_off(key, message);
         }
     }
 
@@ -295,8 +275,8 @@ impl State {
             .subscriptions
             .add(subscriptions - self.reported.0);
         self.metrics.active_channels.add(channels - self.reported.1);
-        self.all_are_cut_off = false;
-        let waiting = self.waiting as i64;
+        self.budget.look_again();
+        let waiting = self.budget.waiting() as i64;
         self.metrics.outbox_bytes.add(waiting - self.reported.2);
         self.reported = (subscriptions, channels, waiting);
     }
