@@ -40,11 +40,14 @@ fix:
 	cargo fmt --all
 	UPDATE_REFERENCE=1 cargo test --workspace --test docs
 
+# How large the worlds of the simulation are, if it is said.
+world = $(if $(NODES),--nodes $(NODES)) $(if $(GATEWAYS),--gateways $(GATEWAYS))
+
 sim:
-	cargo run --release -p cluster-tests --example sim -- --seeds $(or $(SEEDS),2000)
+	cargo run --release -p cluster-tests --example sim -- --seeds $(or $(SEEDS),2000) $(world)
 
 reproduce:
-	cargo run --release -p cluster-tests --example sim -- --reproduce $(SEED)
+	cargo run --release -p cluster-tests --example sim -- --reproduce $(SEED) $(world)
 
 soak:
 	for n in 1 2 3 4 5 6 7 8 9 10; do cargo test --release --workspace --test delivery || exit 1; done

@@ -176,6 +176,12 @@ mod tests {
     }
 
     #[test]
+    fn a_shard_that_never_gets_where_it_should_be_is_noticed() {
+        let facts = [Fact::Whole, Fact::Unsettled(1), Fact::Settled, Fact::End];
+        assert_eq!(broken_at(check, facts), Some(1));
+    }
+
+    #[test]
     fn an_order_may_die_with_its_gateway_and_no_otherwise() {
         let ended = Fact::Ended {
             process: Process::Gateway(0),

@@ -74,6 +74,8 @@ impl Default for Options {
 pub struct Failure {
     /// The seed.
     pub seed: u64,
+    /// Of what its world was made.
+    pub options: Options,
     /// Which faults it had.
     pub profile: Profile,
     /// Which promise.
@@ -126,6 +128,7 @@ fn report(seed: u64, options: &Options, promise: &'static str, violation: Violat
     world.run(step);
     Failure {
         seed,
+        options: options.clone(),
         profile: world.profile(),
         promise,
         step,
@@ -158,6 +161,12 @@ impl fmt::Display for Failure {
         for entry in &self.before {
             writeln!(f, "  {entry}")?;
         }
-        write!(f, "again: make reproduce SEED={seed}")
+        let Options {
+            nodes, gateways, ..
+        } = self.options;
+        write!(
+            f,
+            "again: make reproduce SEED={seed} NODES={nodes} GATEWAYS={gateways}"
+        )
     }
 }
