@@ -8,7 +8,7 @@ use std::time::Duration;
 use anyhow::Result;
 use gateway::app::{App, Apps};
 use gateway::core::leaving::Pace;
-use gateway::{Gateway, OutboxLimits};
+use gateway::{Gateway, Limits, OutboxLimits};
 use node::Node;
 use prometheus::Registry;
 use proto::bus::BusHandle;
@@ -106,6 +106,7 @@ pub async fn begin_gateway(
         apps,
         workers: 2,
         activity_timeout: Duration::from_secs(120),
+        limits: Limits::default(),
         // No client is too slow here.
         outbox: OutboxLimits {
             bytes_max: 64 * 1_024 * 1_024,

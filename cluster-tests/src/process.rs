@@ -261,6 +261,22 @@ impl Dev {
         Self::start_command(command).await
     }
 
+    /// Starts one with a configuration file of this text, and further arguments.
+    ///
+    /// # Errors
+    /// When it does not begin to serve.
+    pub async fn start_configured(text: &str, arguments: &[&str]) -> Result<Self> {
+        static NUMBER: AtomicU32 = AtomicU32::new(0);
+        let number = NUMBER.fetch_add(1, Ordering::Relaxed);
+        let file = format!("dunlin-config-{}-{number}.toml", std::process::id());
+        let file = std::env::temp_dir().join(file);
+        std::fs::write(&file, text)?;
+        let config = ["--config", file.to_str().context("a path of text")?];
+        let server = Self::start_with(config.iter().chain(arguments)).await;
+        std::fs::remove_file(file)?;
+        server
+    }
+
     /// Starts one by a command of the caller's making.
     ///
     /// # Errors

@@ -2,8 +2,6 @@
 //! each alone and all together, in bytes and in time; and in namespaces that say so
 //! they are given later what they did not take.
 
-use std::sync::atomic::{AtomicU32, Ordering};
-
 use anyhow::{Context, Result, bail};
 use cluster_tests::client::{EventStream, Pusher, metric, publish};
 use cluster_tests::eventually;
@@ -13,18 +11,6 @@ use serde_json::Value;
 /// Of a publication; what the kernel takes for a client that does not read is some
 /// hundred of them.
 const BYTES: usize = 2_000;
-
-async fn dev(arguments: &[&str], namespaces: &str) -> Result<Dev> {
-    static NUMBER: AtomicU32 = AtomicU32::new(0);
-    let number = NUMBER.fetch_add(1, Ordering::Relaxed);
-    let file = format!("dunlin-slow-{}-{number}.toml", std::process::id());
-    let file = std::env::temp_dir().join(file);
-    std::fs::write(&file, namespaces)?;
-    let config = ["--config", file.to_str().context("a path of text")?];
-    let server = Dev::start_with(config.iter().chain(arguments)).await?;
-    std::fs::remove_file(file)?;
-    Ok(server)
-}
 
 /// A namespace of which slow clients are given later what they did not take.
 fn patient(history_publications: u32) -> String {
@@ -54,7 +40,7 @@ async fn fell_behind(server: &Dev) -> Result<f64> {
 #[tokio::test]
 async fn a_slow_client_gets_everything_when_it_reads_again() -> Result<()> {
     let small = ["--outbox-bytes-max", "65536", "--send-buffer-bytes", "8192"];
-    let server = dev(&small, &patient(2_000)).await?;
+    let server = Dev::start_configured(&patient(2_000), &small).await?;
     let mut socket = Pusher::connect(&server).await?;
     socket.subscribe("flood").await?;
     let mut stream = EventStream::open(&server, "channel=flood", "").await?;
@@ -87,7 +73,7 @@ async fn a_slow_client_gets_everything_when_it_reads_again() -> Result<()> {
 #[tokio::test]
 async fn what_history_has_no_more_when_a_slow_client_reads_again_is_announced() -> Result<()> {
     let small = ["--outbox-bytes-max", "65536", "--send-buffer-bytes", "8192"];
-    let server = dev(&small, &patient(10)).await?;
+    let server = Dev::start_configured(&patient(10), &small).await?;
     let mut socket = Pusher::connect(&server).await?;
     socket.subscribe("flood").await?;
     publish_all(&server, 0..1_000).await?;
@@ -114,7 +100,7 @@ async fn what_history_has_no_more_when_a_slow_client_reads_again_is_announced() 
 
 #[tokio::test]
 async fn a_client_that_takes_nothing_for_long_is_disconnected_however_little_waits() -> Result<()> {
-    let server = dev(&["--outbox-age-max-s", "1"], &patient(2_000)).await?;
+    let server = Dev::start_configured(&patient(2_000), &["--outbox-age-max-s", "1"]).await?;
     let mut socket = Pusher::connect(&server).await?;
     socket.subscribe("flood").await?;
     publish_all(&server, 0..400).await?;
@@ -139,7 +125,7 @@ async fn what_waits_for_all_clients_is_bounded_and_the_slowest_go_first() -> Res
     const TOTAL: usize = 2_000_000;
     let total = TOTAL.to_string();
     let bounded = ["--outbox-bytes-total-max", &total, "--workers", "1"];
-    let server = dev(&bounded, "").await?;
+    let server = Dev::start_configured("", &bounded).await?;
     let mut stalled = Vec::new();
     for _ in 0..30 {
         let mut client = Pusher::connect(&server).await?;

@@ -56,6 +56,7 @@ async fn serve(config: Dev, tokens: Option<Arc<Tokens>>) -> Result<(), Failure> 
         apps,
         workers,
         activity_timeout: config.clients.activity_timeout(),
+        limits: config.clients.limits(process::file_limit()),
         outbox: config.clients.outbox(),
         namespaces: config.namespaces(),
         leaving: Pace::AT_ONCE,

@@ -48,6 +48,7 @@ async fn serve(config: Gateway, tokens: Option<Arc<Tokens>>) -> Result<(), Failu
         apps,
         workers: config::workers(config.clients.workers),
         activity_timeout: config.clients.activity_timeout(),
+        limits: config.clients.limits(process::file_limit()),
         outbox: config.clients.outbox(),
         namespaces: config.namespaces(),
         leaving: config.leaving(),

@@ -17,8 +17,6 @@ use crate::config::{self, environment};
 use crate::exit::{Exit, Failure};
 use crate::telemetry;
 
-/// File descriptors that are not clients: listeners, the epoll sets, logs.
-const RESERVED_FILES: u64 = 64;
 /// How long everything may take to end after a signal.
 pub(crate) const SHUTDOWN_PATIENCE: Duration = Duration::from_secs(5);
 
@@ -147,7 +145,7 @@ pub(crate) fn fill_random(buffer: &mut [u8]) -> std::io::Result<()> {
 /// Each client is a file descriptor: how many fit, for those who serve any.
 pub(crate) fn tell_file_limit() {
     if let Some(limit) = file_limit() {
-        let clients = limit.saturating_sub(RESERVED_FILES);
+        let clients = config::Room::of(limit as usize).clients;
         tracing::warn!(
             "the limit of open files is {limit}: about {clients} clients fit (raise it with LimitNOFILE or ulimit -Hn)"
         );

@@ -18,6 +18,8 @@ use proto::message::Digest;
 use proto::time::UnixTime;
 
 use crate::app::App;
+use crate::core::admission::Refusal;
+use crate::core::limits::Limiter;
 use crate::core::uplink::{Accepted, Order};
 use crate::core::{auth, idempotency};
 use crate::mesh;
@@ -98,6 +100,9 @@ fn authenticate<'a>(
     if !app.enabled {
         return Err(Problem::new(ErrorCode::AppDisabled, "the app is disabled"));
     }
+    let message = "the app asks the API more often than it may";
+    let within = context.door.request(app);
+    within.map_err(|refusal| too_often(context, refusal, message))?;
     Ok((app, signed))
 }
 
@@ -119,6 +124,11 @@ fn failed(context: &Context, error: &auth::Error) -> Problem {
     Problem::new(error.code(), error.to_string())
 }
 
+fn too_often(context: &Context, refusal: Refusal, message: &str) -> Problem {
+    context.metrics.count_limited(refusal.limiter);
+    Problem::new(ErrorCode::RateLimited, message).after(refusal.wait)
+}
+
 async fn publish_event(
     context: &Context,
     app: &App,
@@ -126,12 +136,22 @@ async fn publish_event(
     key: Option<idempotency::Key<'_>>,
     body: Body,
 ) -> Result<u8, Problem> {
-    let body = read_body(body, app.payload_bytes_max * ESCAPED + BODY_OVERHEAD).await?;
+    let count_large = |problem: &Problem| {
+        if problem.code == ErrorCode::TooLarge {
+            context.metrics.count_limited(Limiter::MessageSize);
+        }
+    };
+    let body = read_body(body, app.payload_bytes_max * ESCAPED + BODY_OVERHEAD).await;
+    let body = body.inspect_err(count_large)?;
     signed
         .check_body(&body)
         .map_err(|error| failed(context, &error))?;
     let event = event::parse(&body, app.payload_bytes_max)
-        .map_err(|invalid| Problem::new(invalid.code, invalid.message))?;
+        .map_err(|invalid| Problem::new(invalid.code, invalid.message))
+        .inspect_err(count_large)?;
+    let message = "the app publishes more often than it may; nothing was published";
+    let within = context.door.publish(app, event.channels.len());
+    within.map_err(|refusal| too_often(context, refusal, message))?;
     let repeatable = key.map(|key| (key, idempotency::body_digest(&body)));
     let published = publish(&context.mesh, app, event, repeatable).await;
     let result = if published.is_ok() { "ok" } else { "failed" };

@@ -3,9 +3,10 @@
 use std::collections::HashMap;
 use std::fmt;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU32, Ordering};
 
 use proto::id::AppId;
+
+use crate::core::admission::AppLimits;
 
 /// A secret that is never printed.
 #[derive(Clone, PartialEq, Eq)]
@@ -42,11 +43,10 @@ pub struct App {
     pub enabled: bool,
     /// Origins whose pages may connect; `*` is any.
     pub allowed_origins: Vec<String>,
-    /// Connections at this gateway at most; zero: no limit.
-    pub connections_max: u32,
+    /// What it may at this gateway.
+    pub limits: AppLimits,
     /// Bytes of one event's data at most.
     pub payload_bytes_max: usize,
-    connections: AtomicU32,
 }
 
 /// Bytes of event data unless the app says otherwise.
@@ -65,9 +65,8 @@ impl App {
             secret: Secret::new(secret),
             enabled: true,
             allowed_origins: vec!["*".into()],
-            connections_max: 0,
+            limits: AppLimits::default(),
             payload_bytes_max: PAYLOAD_BYTES_DEFAULT,
-            connections: AtomicU32::new(0),
         }
     }
 
@@ -78,40 +77,6 @@ impl App {
                 .iter()
                 .any(|allowed| allowed == "*" || allowed.eq_ignore_ascii_case(origin))
         })
-    }
-
-    /// Counts a connection in, unless there are as many as there may be. It is
-    /// counted out when the guard is dropped.
-    pub fn admit(self: &Arc<Self>) -> Option<Admitted> {
-        let before = self.connections.fetch_add(1, Ordering::Relaxed);
-        let admitted = Admitted {
-            app: Arc::clone(self),
-        };
-        (self.connections_max == 0 || before < self.connections_max).then_some(admitted)
-    }
-
-    /// Connections at this gateway now.
-    pub fn connections(&self) -> u32 {
-        self.connections.load(Ordering::Relaxed)
-    }
-}
-
-/// One connection of an app, counted.
-#[derive(Debug)]
-pub struct Admitted {
-    app: Arc<App>,
-}
-
-impl Admitted {
-    /// The app.
-    pub fn app(&self) -> &Arc<App> {
-        &self.app
-    }
-}
-
-impl Drop for Admitted {
-    fn drop(&mut self) {
-        self.app.connections.fetch_sub(1, Ordering::Relaxed);
     }
 }
 
@@ -160,18 +125,6 @@ impl Apps {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn the_quota_counts_connections_in_and_out() {
-        let mut app = App::new("a".parse().unwrap(), "k", "s");
-        app.connections_max = 1;
-        let app = Arc::new(app);
-        let first = app.admit().unwrap();
-        assert!(app.admit().is_none());
-        assert_eq!(app.connections(), 1, "a refused one does not count");
-        drop(first);
-        assert!(app.admit().is_some());
-    }
 
     #[test]
     fn secrets_are_not_printed() {

@@ -3,6 +3,7 @@
 //! rest.
 
 use std::borrow::Cow;
+use std::sync::Arc;
 
 use axum::Router;
 use axum::extract::{Path, Request, State};
@@ -21,7 +22,12 @@ use proto::error::ErrorCode;
 use proto::position::Position;
 use tokio_tungstenite::tungstenite::handshake::server::{create_response, write_response};
 
-use crate::app::{Admitted, App};
+use crate::app::App;
+use crate::core::address::client_address;
+use crate::core::admission::{Refusal, Whose};
+use crate::core::limits::Limiter;
+use crate::door::Seat;
+use crate::metrics::TYPES;
 use crate::problem::Problem;
 use crate::protocol::{Close, CloseCode, pusher, sse};
 use crate::server::{Context, Slot, Takes, unknown_route};
@@ -44,26 +50,89 @@ async fn websocket(
         let message = "this path is for WebSocket; event streams are at /app/{key}/sse";
         return Problem::new(ErrorCode::UpgradeRequired, message).into_response();
     }
-    let admitted = admit_websocket(&context, &key, &request);
-    upgrade(request, admitted).await
+    let (parts, _) = request.into_parts();
+    match admit_websocket(&context, &key, &parts) {
+        Ok(seat) => upgrade(parts, Client::WebSocket(seat)).await,
+        Err(Refused::ByClose(close)) => tell_by_close(&context, parts, close).await,
+        Err(Refused::ByStatus(problem)) => {
+            count_refused(&context, TYPES[0], "rate_limited");
+            problem.into_response()
+        }
+    }
+}
+
+/// How a WebSocket client is refused: by an error frame and a close code, so that
+/// a browser can learn that it need not try again; or, if it comes too often, by
+/// what costs least.
+enum Refused {
+    ByClose(Close),
+    ByStatus(Problem),
+}
+
+impl From<Close> for Refused {
+    fn from(close: Close) -> Self {
+        Self::ByClose(close)
+    }
+}
+
+/// Lets a client of an app in.
+fn enter(context: &Context, app: &Arc<App>, request: &Parts) -> Result<Seat, Refusal> {
+    let limits = &context.config.limits;
+    let peer = request.extensions.get::<Slot>().map(Slot::peer);
+    let forwarded = request.headers.get_all("x-forwarded-for");
+    // What cannot be read ends the search.
+    let forwarded = forwarded.iter().map(|value| value.to_str().unwrap_or("?"));
+    let forwarded: Vec<&str> = forwarded.collect();
+    let trusted = &limits.trusted_proxies;
+    let from = peer.map(|peer| client_address(peer, forwarded.into_iter(), trusted));
+    context.door.enter(app, from).inspect_err(|refusal| {
+        context.metrics.count_limited(refusal.limiter);
+    })
+}
+
+/// The answer to a client that is not let in.
+fn not_let_in(refusal: Refusal) -> Problem {
+    let (code, message) = match (refusal.of, refusal.limiter) {
+        (Whose::Address, Limiter::Connections) => (
+            ErrorCode::RateLimited,
+            "this address has as many connections as it may have",
+        ),
+        (Whose::Address, _) => (
+            ErrorCode::RateLimited,
+            "too many new connections from this address",
+        ),
+        (Whose::App, Limiter::Connections) => (
+            ErrorCode::OverQuota,
+            "the app has as many connections as it may have",
+        ),
+        (Whose::App, _) => (
+            ErrorCode::RateLimited,
+            "too many new connections of the app",
+        ),
+        (Whose::Gateway, _) => (
+            ErrorCode::OverCapacity,
+            "the server has as many connections as it may have",
+        ),
+    };
+    Problem::new(code, message).after(refusal.wait)
+}
+
+fn count_refused(context: &Context, kind: &str, result: &str) {
+    let connects = &context.metrics.connects;
+    connects.with_label_values(&[kind, result]).inc();
 }
 
 /// Anything that is not at a known path. A WebSocket client learns it by a
 /// close code: an HTTP status would make it try again for ever.
-pub(crate) async fn unknown_path(request: Request) -> Response {
+pub(crate) async fn unknown_path(State(context): State<Context>, request: Request) -> Response {
     if wants_upgrade(request.headers()) {
         let message = format!(
             "there is no WebSocket at {}; it is at /app/{{key}}",
             request.uri().path()
         );
-        return upgrade(
-            request,
-            Err(Close {
-                code: CloseCode::UnknownPath,
-                message,
-            }),
-        )
-        .await;
+        let code = CloseCode::UnknownPath;
+        let (parts, _) = request.into_parts();
+        return tell_by_close(&context, parts, Close { code, message }).await;
     }
     let problem = unknown_route(request.uri().path());
     let unread = !request.body().is_end_stream();
@@ -80,9 +149,8 @@ fn wants_upgrade(headers: &HeaderMap) -> bool {
         .is_some_and(|upgrade| upgrade.as_bytes().eq_ignore_ascii_case(b"websocket"))
 }
 
-/// Whom to let in. A refusal travels as an error frame and a close code, so
-/// that a browser can learn that it need not try again.
-fn admit_websocket(context: &Context, key: &str, request: &Request) -> Result<Admitted, Close> {
+/// Whom to let in.
+fn admit_websocket(context: &Context, key: &str, request: &Parts) -> Result<Seat, Refused> {
     let refuse = |code, message: &str| Close {
         code,
         message: message.to_owned(),
@@ -92,30 +160,42 @@ fn admit_websocket(context: &Context, key: &str, request: &Request) -> Result<Ad
         .apps
         .by_key(key)
         .ok_or_else(|| refuse(CloseCode::UnknownApp, "no app has this key"))?;
-    pusher::check_version(parameter(request.uri(), "protocol").as_deref())?;
+    pusher::check_version(parameter(&request.uri, "protocol").as_deref())?;
     if !app.enabled {
-        return Err(refuse(CloseCode::AppDisabled, "the app is disabled"));
+        return Err(refuse(CloseCode::AppDisabled, "the app is disabled").into());
     }
-    if !app.allows_origin(origin(request.headers())) {
-        return Err(refuse(
-            CloseCode::Unauthorized,
-            "this origin may not connect",
-        ));
+    if !app.allows_origin(origin(&request.headers)) {
+        let message = "this origin may not connect";
+        return Err(refuse(CloseCode::Unauthorized, message).into());
     }
-    app.admit().ok_or_else(|| {
-        refuse(
-            CloseCode::OverQuota,
-            "the app has as many connections as it may have",
-        )
+    enter(context, app, request).map_err(|refusal| {
+        let problem = not_let_in(refusal);
+        let code = match (refusal.of, refusal.limiter) {
+            (Whose::App, Limiter::Connections) => CloseCode::OverQuota,
+            (_, Limiter::Connections) => CloseCode::Full,
+            _ => return Refused::ByStatus(problem),
+        };
+        refuse(code, &problem.message).into()
     })
 }
 
-async fn upgrade(request: Request, admitted: Result<Admitted, Close>) -> Response {
-    let (parts, _) = request.into_parts();
-    let Some(slot) = parts.extensions.get::<Slot>().cloned() else {
-        return unknown_route(parts.uri.path()).into_response();
+/// Upgrades a connection in order to close it with a code; or, if there are many
+/// such already, only says that there is no room.
+async fn tell_by_close(context: &Context, request: Parts, close: Close) -> Response {
+    let full = matches!(close.code, CloseCode::Full | CloseCode::OverQuota);
+    let result = if full { "overload" } else { "refused" };
+    count_refused(context, TYPES[0], result);
+    match context.door.keep_refused() {
+        Some(seat) => upgrade(request, Client::Refused(seat, close)).await,
+        None => Problem::new(ErrorCode::OverCapacity, close.message).into_response(),
+    }
+}
+
+async fn upgrade(request: Parts, client: Client) -> Response {
+    let Some(slot) = request.extensions.get::<Slot>().cloned() else {
+        return unknown_route(request.uri.path()).into_response();
     };
-    let handshake = axum::http::Request::from_parts(parts, ());
+    let handshake = axum::http::Request::from_parts(request, ());
     let mut head = Vec::with_capacity(160);
     let accepted =
         create_response(&handshake).and_then(|response| write_response(&mut head, &response));
@@ -123,7 +203,7 @@ async fn upgrade(request: Request, admitted: Result<Admitted, Close>) -> Respons
         Ok(()) => {
             slot.take(Takes {
                 head: head.into(),
-                client: Client::WebSocket(admitted),
+                client,
             })
             .await
         }
@@ -157,10 +237,16 @@ async fn event_stream(
     if parts.method != Method::GET {
         return Problem::method_not_allowed("GET, OPTIONS").into_response();
     }
-    let admitted = match admit_stream(&context, &key, &parts, origin) {
+    let (seat, stream) = match admit_stream(&context, &key, &parts, origin) {
         Ok(admitted) => admitted,
         Err(problem) => {
             let (app, problem) = *problem;
+            let result = match problem.code {
+                ErrorCode::RateLimited => "rate_limited",
+                ErrorCode::OverQuota | ErrorCode::OverCapacity => "overload",
+                _ => "refused",
+            };
+            count_refused(&context, TYPES[1], result);
             let mut response = problem.into_response();
             // Without this a page could not read why it was refused.
             if let Some(app) = app {
@@ -174,8 +260,9 @@ async fn event_stream(
     };
     let mut head = STREAM_HEAD.to_owned();
     let mut cors = HeaderMap::new();
-    let (admitted, stream) = admitted;
-    allow_origin(&mut cors, admitted.app(), origin);
+    if let Some(app) = seat.app() {
+        allow_origin(&mut cors, app, origin);
+    }
     for (name, value) in &cors {
         if let Ok(value) = value.to_str() {
             head.push_str(&format!("{name}: {value}\r\n"));
@@ -183,7 +270,7 @@ async fn event_stream(
     }
     head.push_str("\r\n");
     let client = Client::EventStream {
-        admitted,
+        seat,
         channels: stream.channels,
         cursor: stream.cursor,
         envelope: stream.envelope,
@@ -195,14 +282,14 @@ async fn event_stream(
     .await
 }
 
-type StreamRefused = Box<(Option<std::sync::Arc<App>>, Problem)>;
+type StreamRefused = Box<(Option<Arc<App>>, Problem)>;
 
 fn admit_stream(
     context: &Context,
     key: &str,
     request: &Parts,
     origin: Option<&str>,
-) -> Result<(Admitted, Stream), StreamRefused> {
+) -> Result<(Seat, Stream), StreamRefused> {
     let unknown = || {
         Box::new((
             None,
@@ -220,13 +307,9 @@ fn admit_stream(
     }
     let stream = stream_parameters(&request.uri, &request.headers)
         .map_err(|(code, message)| refuse(code, message))?;
-    let admitted = app.admit().ok_or_else(|| {
-        refuse(
-            ErrorCode::OverQuota,
-            "the app has as many connections as it may have".into(),
-        )
-    })?;
-    Ok((admitted, stream))
+    let seat = enter(context, app, request)
+        .map_err(|refusal| Box::new((Some(app.clone()), not_let_in(refusal))))?;
+    Ok((seat, stream))
 }
 
 /// What a client wants of an event stream.

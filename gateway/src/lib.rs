@@ -20,6 +20,11 @@ mod api;
 mod connect;
 #[expect(
     clippy::disallowed_methods,
+    reason = "shell: stamps who comes and asks by the clock"
+)]
+mod door;
+#[expect(
+    clippy::disallowed_methods,
     reason = "shell: starts a thread that reads the clock"
 )]
 mod lag;
@@ -46,6 +51,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
+use ipnet::IpNet;
 use proto::bus::BusHandle;
 use proto::id::{GatewayRef, Incarnation};
 use proto::inspection::{Answer, Question};
@@ -72,6 +78,8 @@ pub struct Config {
     pub workers: usize,
     /// Silence after which a client is pinged.
     pub activity_timeout: Duration,
+    /// What clients and backends may.
+    pub limits: Limits,
     /// What may wait to be written.
     pub outbox: OutboxLimits,
     /// What becomes of clients that read too slowly, by channel.
@@ -80,6 +88,36 @@ pub struct Config {
     pub leaving: core::leaving::Pace,
     /// Serves the page at `/` and `POST /dev/publish`.
     pub playground: bool,
+}
+
+/// What clients and backends may, besides what their apps say.
+#[derive(Debug, Clone)]
+pub struct Limits {
+    /// Who may come in.
+    pub admission: core::admission::Limits,
+    /// Whose word is taken for where a client comes from.
+    pub trusted_proxies: Vec<IpNet>,
+    /// Connections at most that are no client's: of backends, and of clients that
+    /// have not said yet what they want.
+    pub requests_max: usize,
+    /// What one connection may.
+    pub connection: core::connection::Limits,
+}
+
+impl Default for Limits {
+    /// For a gateway whose clients are not told apart by address.
+    fn default() -> Self {
+        Self {
+            admission: core::admission::Limits {
+                connections_max: usize::MAX,
+                refusals_max: 1_024,
+                of_address: None,
+            },
+            trusted_proxies: Vec::new(),
+            requests_max: 4_096,
+            connection: core::connection::Limits::default(),
+        }
+    }
 }
 
 /// What may wait to be written, before slow clients are acted upon.
@@ -248,7 +286,13 @@ async fn serve(
         });
     }
     let _probe = lag::start(probed).map_err(Error::Thread)?;
-    let routes = server::routes(Arc::clone(&config), mesh.handle(), Arc::clone(&metrics));
+    let context = server::Context {
+        config: Arc::clone(&config),
+        mesh: mesh.handle(),
+        door: mesh.door(),
+        metrics: Arc::clone(&metrics),
+    };
+    let routes = server::routes(context);
     let mailboxes = workers.iter().map(worker::Handle::mailbox).collect();
     // It ends after the others, so that what they have under way is answered.
     let (stop_mesh, mesh_shutdown) = watch::channel(false);
@@ -257,6 +301,7 @@ async fn serve(
         listener,
         routes,
         workers,
+        config.limits.requests_max,
         metrics,
         shutdown.clone(),
     ));

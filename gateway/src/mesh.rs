@@ -27,6 +27,7 @@ use crate::core::edge::{ASK_PATIENCE, Edge, Effect, Input};
 use crate::core::requests::batches;
 use crate::core::uplink::{Accepted, DEADLINE, Order, Ticket};
 use crate::core::workers::{WorkerId, Workers};
+use crate::door::Door;
 use crate::metrics::Metrics;
 use crate::worker;
 use crate::{Config, Error};
@@ -145,6 +146,7 @@ struct Output {
 /// The running mesh.
 pub(crate) struct Mesh {
     config: Arc<Config>,
+    door: Door,
     output: Output,
     ears: Ears,
     handle: Handle,
@@ -156,8 +158,10 @@ pub(crate) struct Mesh {
 
 impl Mesh {
     fn new(config: Arc<Config>, output: Output, ears: Ears, handle: Handle, edge: Edge) -> Self {
+        let door = Door::new(config.limits.admission.clone(), &config.apps);
         Self {
             config,
+            door,
             output,
             ears,
             handle,
@@ -175,6 +179,11 @@ impl Mesh {
 
     pub(crate) fn handle(&self) -> Handle {
         self.handle.clone()
+    }
+
+    /// Where clients come in.
+    pub(crate) fn door(&self) -> Door {
+        self.door.clone()
     }
 
     /// Runs until shutdown.
@@ -450,8 +459,7 @@ impl Mesh {
     }
 
     fn beat(&self, mut beat: GatewayBeat) {
-        let clients = self.config.apps.iter().map(|app| app.connections());
-        beat.connections = clients.sum();
+        beat.connections = u32::try_from(self.door.connections()).unwrap_or(u32::MAX);
         self.output.metrics.bus_gateway_beats.inc();
         self.output
             .publish(Address::GatewayBeats, &Message::GatewayBeat(beat));

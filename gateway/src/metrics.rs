@@ -12,6 +12,7 @@ use proto::message::Message;
 use proto::position::GapReason;
 
 use crate::app::Apps;
+use crate::core::limits::Limiter;
 use crate::protocol::CloseCode;
 
 /// The two kinds of client connection, as labels.
@@ -80,7 +81,7 @@ pub struct Metrics {
     pub(crate) nodes_silent: IntGauge,
     pub(crate) accept_errors: IntCounter,
     pub(crate) connection_panics: IntCounter,
-    pub(crate) rate_limited_messages: IntCounter,
+    limited: IntCounterVec,
     pub(crate) bus_requests: IntCounter,
     pub(crate) bus_replies: IntCounter,
     pub(crate) bus_batches: IntCounter,
@@ -237,9 +238,7 @@ impl Metrics {
             nodes_silent: r.gauge("dunlin_nodes_silent", "Nodes of which neither batch nor beat has come for 2 s.")?,
             accept_errors: errors_total.with_label_values(&["accept", "server"]),
             connection_panics: errors_total.with_label_values(&["panic", "connection"]),
-            rate_limited_messages: r
-                .counters("dunlin_rate_limit_triggered_total", "Requests of clients that were over a rate, by limiter.", &["limiter"])?
-                .with_label_values(&["messages"]),
+            limited: r.counters("dunlin_rate_limit_triggered_total", "What clients and backends asked for beyond a limit, by limiter.", &["limiter"])?,
             bus_requests: published.with_label_values(&[bus, "request"]),
             bus_replies: received.with_label_values(&[bus, "reply"]),
             bus_batches: received.with_label_values(&[bus, "batch"]),
@@ -302,7 +301,7 @@ impl Metrics {
             for app in apps.iter() {
                 self.traffic(kind, &app.id);
             }
-            for result in ["ok", "refused"] {
+            for result in ["ok", "refused", "rate_limited", "overload"] {
                 self.connects.with_label_values(&[kind, result]);
             }
             for reason in ENDS {
@@ -325,6 +324,9 @@ impl Metrics {
             self.publishes.with_label_values(&[source, "ok"]);
             self.publishes.with_label_values(&[source, "failed"]);
         }
+        for limiter in Limiter::ALL {
+            self.limited.with_label_values(&[limiter.as_str()]);
+        }
         for reason in GapReason::ALL {
             self.gaps_announced.with_label_values(&[reason.as_str()]);
         }
@@ -335,6 +337,11 @@ impl Metrics {
 }
 
 impl Metrics {
+    /// Somebody asked for more than is allowed.
+    pub(crate) fn count_limited(&self, limiter: Limiter) {
+        self.limited.with_label_values(&[limiter.as_str()]).inc();
+    }
+
     /// A client has come back to a channel and is given what it missed.
     pub(crate) fn count_recovery(&self, nothing_missed: bool) {
         if nothing_missed {

@@ -1,6 +1,8 @@
 //! Errors of the HTTP interface, in one shape: a status, and a JSON body with
 //! what went wrong for people and for programs.
 
+use std::time::Duration;
+
 use axum::Json;
 use axum::http::header::{ALLOW, CONNECTION, RETRY_AFTER};
 use axum::http::{HeaderValue, StatusCode};
@@ -17,6 +19,7 @@ pub(crate) struct Problem {
     pub(crate) details: Map<String, Value>,
     allow: Option<&'static str>,
     closes: bool,
+    retry_after_secs: Option<u64>,
 }
 
 impl Problem {
@@ -27,6 +30,16 @@ impl Problem {
             details: Map::new(),
             allow: None,
             closes: false,
+            retry_after_secs: None,
+        }
+    }
+
+    /// Not now, but after so long.
+    pub(crate) fn after(self, wait: Duration) -> Self {
+        Self {
+            // Whoever comes a little early is only sent away again.
+            retry_after_secs: Some((wait.as_millis().div_ceil(1_000) as u64).max(1)),
+            ..self
         }
     }
 
@@ -62,10 +75,9 @@ impl IntoResponse for Problem {
         body.insert("status".into(), status.into());
         let status = StatusCode::from_u16(status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
         let mut response = (status, Json(Value::Object(body))).into_response();
-        if status == StatusCode::SERVICE_UNAVAILABLE {
-            response
-                .headers_mut()
-                .insert(RETRY_AFTER, HeaderValue::from_static("1"));
+        let soon = (status == StatusCode::SERVICE_UNAVAILABLE).then_some(1);
+        if let Some(secs) = self.retry_after_secs.or(soon) {
+            response.headers_mut().insert(RETRY_AFTER, secs.into());
         }
         if let Some(allow) = self.allow {
             response

@@ -7,9 +7,10 @@
 //! came behind the request, and gives it away. So the router sees every request
 //! and a worker owns every long-lived socket.
 
+use std::collections::VecDeque;
 use std::convert::Infallible;
 use std::future::poll_fn;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
@@ -25,9 +26,11 @@ use hyper_util::rt::{TokioIo, TokioTimer};
 use proto::error::ErrorCode;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{mpsc, watch};
-use tokio::task::JoinSet;
+use tokio::task::{AbortHandle, JoinSet};
 use tower_service::Service;
 
+use crate::core::limits::Limiter;
+use crate::door::Door;
 use crate::metrics::Metrics;
 use crate::problem::Problem;
 use crate::worker::{self, Client, Takeover};
@@ -74,9 +77,15 @@ pub(crate) struct Slot {
     taken: mpsc::Sender<(Takes, Instant)>,
     /// When the client began.
     since: Instant,
+    peer: IpAddr,
 }
 
 impl Slot {
+    /// Who is at the other end: the client, or a proxy.
+    pub(crate) fn peer(&self) -> IpAddr {
+        self.peer
+    }
+
     /// Gives the connection to a worker. Never returns: the connection's task
     /// drops the request.
     pub(crate) async fn take(&self, takes: Takes) -> Response {
@@ -90,17 +99,13 @@ impl Slot {
 pub(crate) struct Context {
     pub(crate) config: Arc<Config>,
     pub(crate) mesh: mesh::Handle,
+    pub(crate) door: Door,
     pub(crate) metrics: Arc<Metrics>,
 }
 
 /// All paths of the client address.
-pub(crate) fn routes(config: Arc<Config>, mesh: mesh::Handle, metrics: Arc<Metrics>) -> Router {
-    let playground = config.playground;
-    let context = Context {
-        config,
-        mesh,
-        metrics,
-    };
+pub(crate) fn routes(context: Context) -> Router {
+    let playground = context.config.playground;
     let mut router = Router::new().merge(connect::routes()).merge(api::routes());
     if playground {
         router = router.merge(playground::routes());
@@ -152,10 +157,12 @@ pub(crate) async fn run(
     listener: TcpListener,
     routes: Router,
     workers: Vec<worker::Handle>,
+    requests_max: usize,
     metrics: Arc<Metrics>,
     mut shutdown: watch::Receiver<bool>,
 ) -> Result<(), Error> {
     let mut connections = JoinSet::new();
+    let mut idlers = Idlers::new(requests_max);
     let workers = Arc::new(RoundRobin {
         workers,
         next: AtomicUsize::new(0),
@@ -168,13 +175,23 @@ pub(crate) async fn run(
             _ = shutdown.wait_for(|stop| *stop) => break,
         };
         match accepted {
-            Ok((stream, _)) => {
-                connections.spawn(serve(
-                    stream,
+            Ok((stream, peer)) => {
+                if connections.len() >= requests_max {
+                    metrics.count_limited(Limiter::Connections);
+                    if !idlers.end_longest() {
+                        // All have a request under way: the client tries again.
+                        continue;
+                    }
+                }
+                let busy = Arc::new(AtomicBool::new(false));
+                let serve = serve(
+                    (stream, peer.ip()),
                     routes.clone(),
                     Arc::clone(&workers),
+                    Arc::clone(&busy),
                     shutdown.clone(),
-                ));
+                );
+                idlers.add(connections.spawn(serve), busy);
             }
             Err(error) => {
                 metrics.accept_errors.inc();
@@ -190,6 +207,45 @@ pub(crate) async fn run(
     let all = async { while connections.join_next().await.is_some() {} };
     let _ = tokio::time::timeout(SHUTDOWN_PATIENCE, all).await;
     Ok(())
+}
+
+/// Connections of the HTTP server in the order in which they came. Those that send
+/// nothing, or only a part of a request, must not keep others out.
+struct Idlers {
+    /// How many there are at most.
+    most: usize,
+    all: VecDeque<(AbortHandle, Arc<AtomicBool>)>,
+}
+
+impl Idlers {
+    fn new(most: usize) -> Self {
+        Self {
+            most,
+            all: VecDeque::new(),
+        }
+    }
+
+    /// Ends the one that has been there longest and has no request under way.
+    /// Whether there was one.
+    fn end_longest(&mut self) -> bool {
+        let is_idle = |(task, busy): &(AbortHandle, Arc<AtomicBool>)| {
+            !task.is_finished() && !busy.load(Ordering::Relaxed)
+        };
+        let idler = self.all.iter().position(is_idle);
+        if let Some((task, _)) = idler.and_then(|at| self.all.remove(at)) {
+            task.abort();
+            return true;
+        }
+        false
+    }
+
+    fn add(&mut self, task: AbortHandle, busy: Arc<AtomicBool>) {
+        // Most end, or go to a worker, soon.
+        if self.all.len() >= 2 * self.most {
+            self.all.retain(|(task, _)| !task.is_finished());
+        }
+        self.all.push_back((task, busy));
+    }
 }
 
 /// Gives each worker as many connections as the others. Only those that a
@@ -208,9 +264,10 @@ impl RoundRobin {
 
 /// Serves one connection until it ends or a worker takes it.
 async fn serve(
-    stream: TcpStream,
+    (stream, peer): (TcpStream, IpAddr),
     routes: Router,
     workers: Arc<RoundRobin>,
+    busy: Arc<AtomicBool>,
     mut shutdown: watch::Receiver<bool>,
 ) {
     // API answers are small and awaited.
@@ -228,8 +285,15 @@ async fn serve(
             } else {
                 Instant::now()
             },
+            peer,
         });
-        Box::pin(async move { Ok::<_, Infallible>(routes.call(request).await.into_response()) })
+        let busy = Arc::clone(&busy);
+        busy.store(true, Ordering::Relaxed);
+        Box::pin(async move {
+            let response = routes.call(request).await.into_response();
+            busy.store(false, Ordering::Relaxed);
+            Ok::<_, Infallible>(response)
+        })
     });
     let mut connection = http1::Builder::new()
         .timer(TokioTimer::new())

@@ -68,8 +68,12 @@ error_codes! {
     IdempotencyMismatch = "idempotency_mismatch", 422, "Use a new key for every new request, and repeat a request byte for byte.";
     /// The path is for WebSocket connections.
     UpgradeRequired = "upgrade_required", 426, "Connect with a WebSocket client.";
+    /// More is asked for than is allowed: requests or publications of the app, or connections from this address. The message says which. Nothing was done.
+    RateLimited = "rate_limited", 429, "Try again after the time in Retry-After, and less often.";
     /// The app has as many connections as it may have.
     OverQuota = "over_quota", 503, "Close connections, or raise connections_max.";
+    /// The server has as many connections as it may have.
+    OverCapacity = "over_capacity", 503, "Try again after the time in Retry-After.";
     /// A queue on the way is full. Nothing was published.
     Overloaded = "overloaded", 503, "Try again after the time in Retry-After.";
     /// The owner of the channel remembers as many idempotency keys as it may. Nothing was published.

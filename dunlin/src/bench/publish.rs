@@ -13,7 +13,7 @@ use clap::Args;
 use gateway::app::Apps;
 use gateway::core::leaving::Pace;
 use gateway::core::uplink::Order;
-use gateway::{OutboxLimits, Publisher};
+use gateway::{Limits, OutboxLimits, Publisher};
 use hdrhistogram::Histogram;
 use hyper::StatusCode;
 use proto::bus::BusHandle;
@@ -189,6 +189,7 @@ async fn join(
         apps,
         workers: 0,
         activity_timeout: Duration::ZERO,
+        limits: Limits::default(),
         outbox: OutboxLimits::default(),
         namespaces: Namespaces::default(),
         leaving: Pace::AT_ONCE,

@@ -9,7 +9,7 @@ use proto::id::NodeId;
 
 use super::{AppText, LogFormat};
 use crate::config::file::{AppConfig, File};
-use crate::config::{BusServers, HostPort, InvalidServers};
+use crate::config::{BusServers, HostPort, InvalidServers, TrustedProxies};
 use crate::exit::{Exit, Failure};
 
 /// Of all servers.
@@ -66,6 +66,11 @@ pub(crate) struct ClientOptions {
     /// Bytes that the kernel keeps for one client that does not read [default: 65536].
     #[arg(long, env = "DUNLIN_SEND_BUFFER_BYTES", value_name = "N")]
     pub(crate) send_buffer_bytes: Option<usize>,
+    /// Proxies whose X-Forwarded-For is believed, with commas between them: addresses or networks
+    /// such as 10.0.0.0/8; `none` if clients connect without one. Limits by address are on then
+    /// [default: off].
+    #[arg(long, env = "DUNLIN_TRUSTED_PROXIES", value_name = "CIDR")]
+    pub(crate) trusted_proxies: Option<TrustedProxies>,
 }
 
 /// Of all servers in a cluster.
@@ -207,6 +212,7 @@ impl ClientOptions {
             &self.outbox_bytes_total_max,
         );
         overrule(&mut file.send_buffer_bytes, &self.send_buffer_bytes);
+        overrule(&mut file.trusted_proxies, &self.trusted_proxies);
         if !self.apps.is_empty() {
             let apps = self.apps.iter().map(AppConfig::from_text);
             file.apps = apps.collect::<Result<_, _>>()?;

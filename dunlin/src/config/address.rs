@@ -5,6 +5,7 @@ use std::net::{IpAddr, SocketAddr};
 use std::str::FromStr;
 
 use gateway::app::Secret;
+use ipnet::IpNet;
 use serde::{Deserialize, Serialize, Serializer};
 
 /// The servers of the bus: URLs with commas between them. They may hold a
@@ -99,6 +100,62 @@ impl fmt::Debug for BusServers {
 impl Serialize for BusServers {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
         serializer.collect_str(self)
+    }
+}
+
+/// Networks of proxies, with commas between them; `none`: there are no proxies.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize, Serialize)]
+#[serde(try_from = "String", into = "String")]
+pub(crate) struct TrustedProxies(pub(crate) Vec<IpNet>);
+
+/// Why a text does not name networks.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error(
+    "{0:?} is not a network of proxies: expected ADDRESS or ADDRESS/BITS with commas between several, \
+     such as 10.0.0.0/8,fd00::1, or none if clients connect without one"
+)]
+pub(crate) struct InvalidProxies(String);
+
+impl FromStr for TrustedProxies {
+    type Err = InvalidProxies;
+
+    fn from_str(text: &str) -> Result<Self, InvalidProxies> {
+        if text == "none" {
+            return Ok(Self(Vec::new()));
+        }
+        let network = |part: &str| {
+            let single = |part: &str| part.parse().ok().map(|ip: IpAddr| IpNet::from(ip));
+            let network = part.parse().ok().or_else(|| single(part));
+            // Whom everybody is trusted by, anybody can tell anything.
+            let network = network.filter(|network: &IpNet| network.prefix_len() > 0);
+            network.ok_or_else(|| InvalidProxies(part.chars().take(100).collect()))
+        };
+        let networks = text.split(',').map(str::trim).map(network);
+        networks.collect::<Result<_, _>>().map(Self)
+    }
+}
+
+impl TryFrom<String> for TrustedProxies {
+    type Error = InvalidProxies;
+
+    fn try_from(text: String) -> Result<Self, InvalidProxies> {
+        text.parse()
+    }
+}
+
+impl From<TrustedProxies> for String {
+    fn from(proxies: TrustedProxies) -> Self {
+        let networks: Self = proxies
+            .0
+            .iter()
+            .map(ToString::to_string)
+            .collect::<Vec<_>>()
+            .join(",");
+        if networks.is_empty() {
+            "none".into()
+        } else {
+            networks
+        }
     }
 }
 

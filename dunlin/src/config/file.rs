@@ -9,12 +9,15 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use gateway::app::{App, PAYLOAD_BYTES_DEFAULT, PAYLOAD_BYTES_LIMIT, Secret};
+use gateway::core::admission::AppLimits;
+use gateway::core::connection;
+use gateway::core::limits::Rate;
 use proto::id::{AppId, NodeId};
 use proto::namespace::{HistoryLimits, Namespace, Slow, Standby};
 use schemars::JsonSchema;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
-use super::address::{BusServers, HostPort};
+use super::address::{BusServers, HostPort, TrustedProxies};
 use crate::cli::{AppText, LogFormat};
 use crate::exit::{Exit, Failure};
 
@@ -45,6 +48,11 @@ pub(crate) struct File {
     pub(crate) outbox_bytes_total_max: Option<usize>,
     /// Bytes that the kernel keeps for one client that does not read, before they wait here. 4096 to 16777216.
     pub(crate) send_buffer_bytes: Option<usize>,
+    /// Proxies in front of the gateway: addresses or networks, such as `10.0.0.0/8,fd00::1`, with commas between them, or `none`. What they say in `X-Forwarded-For` is believed, and limits by address are on. Without: they are off.
+    #[schemars(with = "Option<String>")]
+    pub(crate) trusted_proxies: Option<TrustedProxies>,
+    /// What clients may at one gateway.
+    pub(crate) limits: LimitsConfig,
     /// The cluster's name on the bus; several can share a bus.
     #[schemars(with = "Option<String>")]
     pub(crate) cluster: Option<NodeId>,
@@ -108,12 +116,68 @@ pub(crate) struct AppConfig {
     /// Origins whose pages may connect, such as `https://example.com` (no slash at the end); `*` is any.
     #[serde(default = "any_origin")]
     pub(crate) allowed_origins: Vec<String>,
-    /// Connections at most. 0: no limit.
+    /// Connections at most, at each gateway. 0: no limit. Beyond: 4004, or 503.
     #[serde(default)]
     pub(crate) connections_max: u32,
+    /// New connections a second, at each gateway; after a rest twice as many at once. 0: no limit, for after an outage all clients come back together. Beyond: 429.
+    #[serde(default)]
+    pub(crate) connects_per_s: u32,
+    /// Requests to the HTTP API a second, at each gateway; after a rest twice as many at once. 0: no limit, for backends hold the app's secret. Beyond: 429.
+    #[serde(default)]
+    pub(crate) api_requests_per_s: u32,
+    /// Publications a second, at each gateway, an event once for each of its channels; after a rest twice as many at once. 0: no limit. Beyond: 429.
+    #[serde(default)]
+    pub(crate) publishes_per_s: u32,
     /// Bytes of one event's data at most, up to 409600.
     #[serde(default = "payload_default")]
     pub(crate) payload_bytes_max: usize,
+}
+
+/// What clients may at one gateway.
+#[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub(crate) struct LimitsConfig {
+    /// Connections of clients. 0: as many as open files leave room for. Beyond: 4100, or 503.
+    pub(crate) connections_max: u32,
+    /// Connections from one IPv4 address or one /64 of IPv6. An office or a provider's network may be behind one. Beyond: 4100, or 429.
+    pub(crate) connections_per_ip_max: u32,
+    /// New connections a second from one of these, and after a rest ten times as many at once: a whole office comes back at once when its line does. Beyond: 429.
+    pub(crate) connects_per_ip_per_s: u32,
+    /// Channels of one connection; far more than a page shows.
+    pub(crate) subscriptions_max: u32,
+    /// How often a second a connection may subscribe, after it has subscribed to `subscriptions_max` channels at once; faster than anybody clicks. Beyond, each is refused with status 429.
+    pub(crate) subscribes_per_s: u32,
+    /// Messages a second from one connection, after twice `subscriptions_max` at once. Beyond, they are ignored with one error 4301, and after 1000 the connection is closed with 4100.
+    pub(crate) messages_per_s: u32,
+}
+
+impl Default for LimitsConfig {
+    fn default() -> Self {
+        let of_connection = connection::Limits::default();
+        Self {
+            connections_max: 0,
+            connections_per_ip_max: 2_000,
+            connects_per_ip_per_s: 50,
+            subscriptions_max: of_connection.subscriptions_max,
+            subscribes_per_s: of_connection.subscribes.per_s,
+            messages_per_s: of_connection.messages.per_s,
+        }
+    }
+}
+
+impl LimitsConfig {
+    /// The first that can never be met.
+    fn zero(&self) -> Option<&'static str> {
+        [
+            ("connections_per_ip_max", self.connections_per_ip_max),
+            ("connects_per_ip_per_s", self.connects_per_ip_per_s),
+            ("subscriptions_max", self.subscriptions_max),
+            ("subscribes_per_s", self.subscribes_per_s),
+            ("messages_per_s", self.messages_per_s),
+        ]
+        .into_iter()
+        .find_map(|(name, value)| (value == 0).then_some(name))
+    }
 }
 
 /// Settings for the channels that match.
@@ -317,6 +381,9 @@ impl File {
                 .is_none_or(|bytes| (4_096..=16 * 1_024 * 1_024).contains(&bytes)),
             "4096 to 16777216",
         )?;
+        if let Some(key) = self.limits.zero() {
+            return Err((key.to_owned(), format!("limits.{key}: expected at least 1")));
+        }
         within(
             "bootstrap_expect",
             self.bootstrap_expect.is_none_or(|n| (1..=7).contains(&n)),
@@ -425,6 +492,9 @@ impl AppConfig {
             enabled: true,
             allowed_origins: any_origin(),
             connections_max: 0,
+            connects_per_s: 0,
+            api_requests_per_s: 0,
+            publishes_per_s: 0,
             payload_bytes_max: PAYLOAD_BYTES_DEFAULT,
         })
     }
@@ -438,7 +508,19 @@ impl AppConfig {
         let mut app = App::new(self.id.clone(), &self.key, self.secret.expose());
         app.enabled = self.enabled;
         app.allowed_origins.clone_from(&self.allowed_origins);
-        app.connections_max = self.connections_max;
+        // 0 is "no limit" wherever it can stand.
+        let rate = |per_s: u32| {
+            (per_s > 0).then(|| Rate {
+                burst: per_s.saturating_mul(2),
+                per_s,
+            })
+        };
+        app.limits = AppLimits {
+            connections_max: (self.connections_max > 0).then_some(self.connections_max),
+            connects: rate(self.connects_per_s),
+            requests: rate(self.api_requests_per_s),
+            publishes: rate(self.publishes_per_s),
+        };
         app.payload_bytes_max = self.payload_bytes_max;
         app
     }

@@ -10,7 +10,10 @@ use std::time::Duration;
 
 use gateway::OutboxLimits;
 use gateway::app::{App, Secret};
+use gateway::core::admission::{self, AddressLimits};
+use gateway::core::connection;
 use gateway::core::leaving::Pace;
+use gateway::core::limits::Rate;
 use proto::id::{GatewayId, NodeId};
 use proto::namespace::Namespaces;
 use proto::subject::ClusterName;
@@ -21,8 +24,8 @@ use crate::cli::LogFormat;
 use crate::cli::server::{DevOptions, GatewayOptions, NodeOptions};
 use crate::exit::{Exit, Failure};
 use crate::{admin, certs};
-pub(crate) use address::{BusServers, HostPort, InvalidServers};
-use file::{AppConfig, File, NamespaceConfig};
+pub(crate) use address::{BusServers, HostPort, InvalidServers, TrustedProxies};
+use file::{AppConfig, File, LimitsConfig, NamespaceConfig};
 
 mod address;
 pub(crate) mod environment;
@@ -53,6 +56,10 @@ pub(crate) struct Clients {
     pub(crate) outbox_age_max_s: u64,
     pub(crate) outbox_bytes_total_max: usize,
     pub(crate) send_buffer_bytes: usize,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(with = "Option<String>")]
+    pub(crate) trusted_proxies: Option<TrustedProxies>,
+    pub(crate) limits: LimitsConfig,
     pub(crate) apps: Vec<AppConfig>,
 }
 
@@ -172,8 +179,44 @@ impl Clients {
             outbox_age_max_s: file.outbox_age_max_s.unwrap_or(outbox.age_max.as_secs()),
             outbox_bytes_total_max,
             send_buffer_bytes: file.send_buffer_bytes.unwrap_or(outbox.send_buffer_bytes),
+            trusted_proxies: file.trusted_proxies.clone(),
+            limits: file.limits.clone(),
             apps: file.apps.clone(),
         })
+    }
+
+    /// What clients may, in a process with that many files; `None`: with any number.
+    pub(crate) fn limits(&self, files: Option<u64>) -> gateway::Limits {
+        let files = files.map_or(usize::MAX, |files| files as usize);
+        let limits = &self.limits;
+        let room = Room::of(files);
+        let most = match limits.connections_max {
+            0 => room.clients,
+            most => most as usize,
+        };
+        let connects = Rate {
+            burst: limits.connects_per_ip_per_s.saturating_mul(10),
+            per_s: limits.connects_per_ip_per_s,
+        };
+        let of_address = self.trusted_proxies.as_ref().map(|_| AddressLimits {
+            connections_max: limits.connections_per_ip_max,
+            connects,
+        });
+        let trusted_proxies = self.trusted_proxies.clone();
+        gateway::Limits {
+            admission: admission::Limits {
+                connections_max: most,
+                refusals_max: room.refusals,
+                of_address,
+            },
+            trusted_proxies: trusted_proxies.map(|proxies| proxies.0).unwrap_or_default(),
+            requests_max: room.requests,
+            connection: connection::Limits::new(
+                limits.subscriptions_max,
+                limits.subscribes_per_s,
+                limits.messages_per_s,
+            ),
+        }
     }
 
     pub(crate) fn apps(&self) -> impl Iterator<Item = App> {
@@ -191,6 +234,33 @@ impl Clients {
 
     pub(crate) fn activity_timeout(&self) -> Duration {
         Duration::from_secs(self.activity_timeout_s)
+    }
+}
+
+/// For how many connections a process has files.
+pub(crate) struct Room {
+    /// Of clients.
+    pub(crate) clients: usize,
+    /// Of backends, and of clients that have not said yet what they want.
+    requests: usize,
+    /// Of clients that are only told why they may not stay.
+    refusals: usize,
+}
+
+impl Room {
+    /// File descriptors that are no connection of any client: listeners, the epoll
+    /// sets, the bus, logs.
+    const RESERVED_FILES: usize = 64;
+
+    pub(crate) fn of(files: usize) -> Self {
+        let requests = (files / 16).clamp(16, 4_096);
+        let refusals = requests / 4;
+        let others = Self::RESERVED_FILES + requests + refusals;
+        Self {
+            clients: files.saturating_sub(others).max(1),
+            requests,
+            refusals,
+        }
     }
 }
 

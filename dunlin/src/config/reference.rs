@@ -10,7 +10,7 @@ use super::file::File;
 use super::{Dev, Gateway, Node};
 
 /// Defaults that are no values: command, key, and how to put it.
-const IN_WORDS: [(&str, &str, &str); 7] = [
+const IN_WORDS: [(&str, &str, &str); 9] = [
     (
         "dev",
         "apps",
@@ -22,6 +22,8 @@ const IN_WORDS: [(&str, &str, &str); 7] = [
         "name",
         "the host's name and the port of `listen`",
     ),
+    ("dev", "limits", "see below"),
+    ("gateway", "limits", "see below"),
     ("node", "name", "the host's name"),
     ("node", "data", "required"),
     ("node", "certs", "required"),
@@ -66,7 +68,7 @@ pub(crate) fn page() -> String {
     let mut page = String::from(
         "# Configuration\n\nFlags overrule the environment, which overrules the file, which overrules the defaults. \
          The file is TOML and named by `--config` or `DUNLIN_CONFIG`. A key `some_key` is the flag `--some-key` and the variable \
-         `DUNLIN_SOME_KEY`; apps are `--app` and `DUNLIN_APPS`, namespaces stand in the file alone. \
+         `DUNLIN_SOME_KEY`; apps are `--app` and `DUNLIN_APPS`, limits and namespaces stand in the file alone. \
          `dunlin config`, or `dunlin config gateway` and `dunlin config node`, prints the result, secrets masked.\n\n\
          One file can serve all commands: keys that a command does not use are checked and otherwise ignored. \
          A key that no command has or a wrong value is refused, with file, line, key and what was expected (exit code 78).\n\n\
@@ -85,6 +87,7 @@ pub(crate) fn page() -> String {
     }
     for (section, definition) in [
         ("`[[apps]]`", "AppConfig"),
+        ("`[limits]`", "LimitsConfig"),
         ("`[[namespaces]]`", "NamespaceConfig"),
     ] {
         let schema = &schema["$defs"][definition];

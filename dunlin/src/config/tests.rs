@@ -78,6 +78,9 @@ fn contradictions_are_found() {
     assert!(problem("drain_window_s = 3601").1.contains("0 to 3600"));
     assert!(problem("outbox_age_max_s = 0").1.contains("1 to 3600"));
     assert!(problem("send_buffer_bytes = 1").1.contains("4096 to"));
+    let zero = problem("[limits]\nconnections_max = 0\nmessages_per_s = 0");
+    assert_eq!(zero.0, Some(3));
+    assert!(zero.1.contains("limits.messages_per_s"), "{}", zero.1);
     assert!(problem("drain_per_s = 0").1.contains("at least 1"));
     assert!(problem("workers = 65").1.contains("0 to 64"));
     assert!(problem("outbox_bytes_max = 1").1.contains("65536"));
@@ -86,6 +89,49 @@ fn contradictions_are_found() {
             .1
             .contains("payload_bytes_max")
     );
+}
+
+#[test]
+fn proxies_are_networks_or_none() {
+    let networks = |text: &str| {
+        let proxies = text.parse::<TrustedProxies>();
+        proxies.map(|proxies| (proxies.0.len(), String::from(proxies)))
+    };
+    assert_eq!(networks("none"), Ok((0, "none".into())));
+    let several = "10.0.0.0/8,fd00::1/128".to_owned();
+    assert_eq!(networks("10.0.0.0/8, fd00::1"), Ok((2, several)));
+    for wrong in [
+        "",
+        "10.0.0.0/33",
+        "proxy.example",
+        "0.0.0.0/0",
+        "::/0",
+        "10.0.0.1,",
+    ] {
+        let (line, message) = problem(&format!("\ntrusted_proxies = \"{wrong}\""));
+        assert_eq!(line, Some(2));
+        assert!(message.contains("ADDRESS/BITS"), "{message}");
+    }
+}
+
+#[test]
+fn limits_by_address_are_off_until_proxies_are_known() {
+    let limits = |text: &str| {
+        let file = File::parse(text).expect("a file");
+        let dev = Dev::from_file(&file).unwrap();
+        dev.clients.limits(Some(1_024)).admission
+    };
+    assert_eq!(limits("").of_address, None);
+    let on = limits("trusted_proxies = \"none\"\n[limits]\nconnects_per_ip_per_s = 7\n");
+    let of_address = on.of_address.expect("on");
+    assert_eq!(
+        (of_address.connections_max, of_address.connects.burst),
+        (2_000, 70)
+    );
+    // All that may be there together have files.
+    let room = on.connections_max + on.refusals_max + Room::of(1_024).requests;
+    assert!(room < 1_024 && on.connections_max > 800, "{on:?}");
+    assert_eq!(limits("[limits]\nconnections_max = 7\n").connections_max, 7);
 }
 
 #[test]
@@ -367,7 +413,7 @@ fn every_key_is_explained_and_used() {
         for (command, cell) in ["dev", "gateway", "node"].into_iter().zip(&cells[1..4]) {
             assert_eq!(
                 has_flag(command, key),
-                *cell != "–" && key != "namespaces",
+                *cell != "–" && !["limits", "namespaces"].contains(&key.as_str()),
                 "{command}: {key}"
             );
         }

@@ -8,7 +8,7 @@ use proto::id::ConnectionId;
 use proto::time::Timestamp;
 
 use super::auth;
-use super::limits::{Bucket, Rate};
+use super::limits::{Bucket, Limiter, Rate};
 use crate::app::App;
 use crate::protocol::pusher::Malformed;
 use crate::protocol::pusher::event::is_served;
@@ -16,15 +16,42 @@ use crate::protocol::{Close, CloseCode, Command, Frame, Recover};
 
 /// How long a client has to answer a ping.
 pub const PONG_TIMEOUT: Duration = Duration::from_secs(30);
-/// Channels of one connection at most.
-pub const SUBSCRIPTIONS_MAX: usize = 1_000;
 
-/// Messages of one connection: enough for a page that subscribes to everything
-/// it may at once, and then goes on as fast as anybody clicks.
-const MESSAGES: Rate = Rate {
-    burst: 2 * SUBSCRIPTIONS_MAX as u32,
-    per_s: 100,
-};
+/// What one connection may.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Limits {
+    /// Channels.
+    pub subscriptions_max: u32,
+    /// How often it subscribes.
+    pub subscribes: Rate,
+    /// Messages, whatever they are.
+    pub messages: Rate,
+}
+
+impl Limits {
+    /// Enough for a page that subscribes to everything it may at once, and goes on
+    /// at these rates.
+    pub fn new(subscriptions_max: u32, subscribes_per_s: u32, messages_per_s: u32) -> Self {
+        Self {
+            subscriptions_max,
+            subscribes: Rate {
+                burst: subscriptions_max,
+                per_s: subscribes_per_s,
+            },
+            messages: Rate {
+                burst: subscriptions_max.saturating_mul(2),
+                per_s: messages_per_s,
+            },
+        }
+    }
+}
+
+impl Default for Limits {
+    /// Faster than anybody clicks.
+    fn default() -> Self {
+        Self::new(1_000, 50, 100)
+    }
+}
 
 /// Messages over the rate, one after the other, until a client is given up.
 const IGNORED_MAX: u32 = 1_000;
@@ -66,8 +93,8 @@ pub enum Effect {
     Unsubscribe(ChannelName),
     /// Count a refused signature.
     AuthFailed(&'static str),
-    /// Count a message over the rate.
-    RateLimited,
+    /// Count what was over a limit.
+    Limited(Limiter),
     /// End it.
     Close(Close),
 }
@@ -80,19 +107,21 @@ pub struct Connection {
     heard_at: Timestamp,
     pinged_at: Option<Timestamp>,
     messages: Bucket,
+    subscribes: Bucket,
     /// Messages over the rate, one after the other.
     ignored: u32,
 }
 
 impl Connection {
     /// A connection that has just been opened.
-    pub fn new(id: ConnectionId, app: Arc<App>, now: Timestamp) -> Self {
+    pub fn new(id: ConnectionId, app: Arc<App>, limits: &Limits, now: Timestamp) -> Self {
         Self {
             id,
             app,
             heard_at: now,
             pinged_at: None,
-            messages: Bucket::full(MESSAGES, now),
+            messages: Bucket::full(limits.messages, now),
+            subscribes: Bucket::full(limits.subscribes, now),
             ignored: 0,
         }
     }
@@ -115,14 +144,15 @@ impl Connection {
 
     /// Whether a message may be looked at. A client that goes over the rate is
     /// told so once, and given up if it does not mind.
-    pub fn admit(&mut self, now: Timestamp, effects: &mut Vec<Effect>) -> bool {
-        if self.messages.take(MESSAGES, now) {
+    pub fn admit(&mut self, now: Timestamp, limits: &Limits, effects: &mut Vec<Effect>) -> bool {
+        if self.messages.take(limits.messages, now) {
             self.ignored = 0;
             return true;
         }
         self.ignored += 1;
-        effects.push(Effect::RateLimited);
-        let message = format!("too many messages: {} per second are taken", MESSAGES.per_s);
+        effects.push(Effect::Limited(Limiter::Messages));
+        let per_s = limits.messages.per_s;
+        let message = format!("too many messages: {per_s} per second are taken");
         match self.ignored {
             1 => effects.push(error(Some(MESSAGE_REJECTED), message)),
             IGNORED_MAX => {
@@ -138,6 +168,8 @@ impl Connection {
     pub fn handle(
         &mut self,
         message: Result<Command, Malformed>,
+        now: Timestamp,
+        limits: &Limits,
         held: &Held<'_>,
         effects: &mut Vec<Effect>,
     ) {
@@ -152,7 +184,16 @@ impl Connection {
                     auth: auth.as_deref(),
                     channel_data: channel_data.as_deref(),
                 };
-                effects.extend(self.subscribe(channel, signed, recover, held));
+                if self.subscribes.take(limits.subscribes, now) {
+                    effects.extend(self.subscribe(channel, signed, recover, limits, held));
+                } else {
+                    let per_s = limits.subscribes.per_s;
+                    let message = format!(
+                        "a connection may subscribe {per_s} times a second; try this one again later"
+                    );
+                    effects.push(Effect::Limited(Limiter::Subscribe));
+                    effects.push(refused(channel, "LimitReached", message, 429));
+                }
             }
             // A name that is not valid was never subscribed.
             Ok(Command::Unsubscribe { channel }) => {
@@ -197,29 +238,25 @@ impl Connection {
         name: String,
         signed: Signed<'_>,
         recover: Recover,
+        limits: &Limits,
         held: &Held<'_>,
     ) -> Vec<Effect> {
-        let refused = |kind, message: String, status| {
-            Effect::Send(Frame::SubscriptionRefused {
-                channel: name.clone(),
-                kind,
-                message,
-                status,
-            })
-        };
         let channel: ChannelName = match name.parse() {
             Ok(channel) => channel,
-            Err(invalid) => return vec![refused("InvalidChannel", format!("{invalid}"), 400)],
+            Err(invalid) => return vec![refused(name, "InvalidChannel", invalid.to_string(), 400)],
         };
         if !is_served(&channel) {
             let message = "presence and cache channels are not available in this version".into();
-            return vec![refused("NotSupported", message, 400)];
+            return vec![refused(name, "NotSupported", message, 400)];
         }
-        if held.count >= SUBSCRIPTIONS_MAX && !(held.has)(&channel) {
-            let message = format!(
-                "a connection may have {SUBSCRIPTIONS_MAX} subscriptions; unsubscribe from some"
-            );
-            return vec![refused("LimitReached", message, 400)];
+        let most = limits.subscriptions_max;
+        if held.count >= most as usize && !(held.has)(&channel) {
+            let message =
+                format!("a connection may have {most} subscriptions; unsubscribe from some");
+            return vec![
+                Effect::Limited(Limiter::Subscriptions),
+                refused(name, "LimitReached", message, 400),
+            ];
         }
         if channel.kind() != ChannelKind::Public
             && let Err(error) = auth::verify_channel(
@@ -230,18 +267,23 @@ impl Connection {
                 signed.auth,
             )
         {
-            let failed = Effect::AuthFailed(error.reason());
+            let message = format!("subscribing to {channel}: {error}");
             return vec![
-                failed,
-                refused(
-                    "AuthError",
-                    format!("subscribing to {channel}: {error}"),
-                    401,
-                ),
+                Effect::AuthFailed(error.reason()),
+                refused(name, "AuthError", message, 401),
             ];
         }
         vec![Effect::Subscribe(channel, recover)]
     }
+}
+
+fn refused(channel: String, kind: &'static str, message: String, status: u16) -> Effect {
+    Effect::Send(Frame::SubscriptionRefused {
+        channel,
+        kind,
+        message,
+        status,
+    })
 }
 
 fn unsupported(event: &str) -> Effect {
@@ -268,7 +310,24 @@ mod tests {
 
     fn connection() -> Connection {
         let app = App::new("a".parse().unwrap(), "key", "secret");
-        Connection::new("1.2".parse().unwrap(), Arc::new(app), Timestamp(0))
+        let limits = Limits::default();
+        Connection::new("1.2".parse().unwrap(), Arc::new(app), &limits, Timestamp(0))
+    }
+
+    fn handle(
+        connection: &mut Connection,
+        message: Result<Command, Malformed>,
+        held: &Held<'_>,
+    ) -> Vec<Effect> {
+        let mut effects = Vec::new();
+        connection.handle(
+            message,
+            Timestamp(0),
+            &Limits::default(),
+            held,
+            &mut effects,
+        );
+        effects
     }
 
     /// So many channels, and `x` is among them if there is any.
@@ -288,9 +347,7 @@ mod tests {
             channel_data: None,
             recover: Recover::No,
         };
-        let mut effects = Vec::new();
-        connection().handle(Ok(command), &held(0), &mut effects);
-        effects
+        handle(&mut connection(), Ok(command), &held(0))
     }
 
     fn refusal(effects: &[Effect]) -> (&str, u16) {
@@ -342,11 +399,11 @@ mod tests {
                 channel_data: None,
                 recover: Recover::No,
             };
-            let mut effects = Vec::new();
-            connection().handle(Ok(command), &held(SUBSCRIPTIONS_MAX), &mut effects);
-            effects
+            handle(&mut connection(), Ok(command), &held(1_000))
         };
-        assert_eq!(refusal(&asks("y")), ("LimitReached", 400));
+        let effects = asks("y");
+        assert_eq!(effects[0], Effect::Limited(Limiter::Subscriptions));
+        assert_eq!(refusal(&effects), ("LimitReached", 400));
         assert_eq!(
             asks("x"),
             [Effect::Subscribe("x".parse().unwrap(), Recover::No)]
@@ -354,18 +411,49 @@ mod tests {
     }
 
     #[test]
+    fn who_subscribes_too_often_is_told_so_each_time() {
+        let mut connection = connection();
+        let mut asks = |at| {
+            let command = Command::Subscribe {
+                channel: "x".into(),
+                auth: None,
+                channel_data: None,
+                recover: Recover::No,
+            };
+            let (now, limits) = (Timestamp(at), Limits::default());
+            let mut effects = Vec::new();
+            connection.handle(Ok(command), now, &limits, &held(0), &mut effects);
+            effects
+        };
+        for _ in 0..1_000 {
+            assert_eq!(asks(0).len(), 1);
+        }
+        let effects = asks(0);
+        assert_eq!(effects[0], Effect::Limited(Limiter::Subscribe));
+        assert_eq!(refusal(&effects), ("LimitReached", 429));
+        let wait = 1_000 / u64::from(Limits::default().subscribes.per_s);
+        assert_eq!(
+            asks(wait),
+            [Effect::Subscribe("x".parse().unwrap(), Recover::No)]
+        );
+    }
+
+    #[test]
     fn a_client_over_the_rate_is_told_once_and_then_given_up() {
         let mut connection = connection();
+        let limits = Limits::default();
         let mut effects = Vec::new();
-        for _ in 0..MESSAGES.burst {
-            assert!(connection.admit(Timestamp(0), &mut effects));
+        let mut admit =
+            |effects: &mut Vec<Effect>| connection.admit(Timestamp(0), &limits, effects);
+        for _ in 0..limits.messages.burst {
+            assert!(admit(&mut effects));
         }
         assert_eq!(effects, []);
-        assert!(!connection.admit(Timestamp(0), &mut effects));
+        assert!(!admit(&mut effects));
         assert!(matches!(
             effects[..],
             [
-                Effect::RateLimited,
+                Effect::Limited(Limiter::Messages),
                 Effect::Send(Frame::Error {
                     code: Some(4301),
                     ..
@@ -374,22 +462,24 @@ mod tests {
         ));
         effects.clear();
         for _ in 2..IGNORED_MAX {
-            assert!(!connection.admit(Timestamp(0), &mut effects));
+            assert!(!admit(&mut effects));
         }
-        assert!(effects.iter().all(|effect| *effect == Effect::RateLimited));
+        let counted = Effect::Limited(Limiter::Messages);
+        assert!(effects.iter().all(|effect| *effect == counted));
         effects.clear();
-        connection.admit(Timestamp(0), &mut effects);
+        admit(&mut effects);
         assert!(matches!(effects.last(), Some(Effect::Close(_))));
     }
 
     #[test]
     fn who_slows_down_goes_on() {
         let mut connection = connection();
+        let limits = Limits::default();
         let mut effects = Vec::new();
-        for _ in 0..=MESSAGES.burst {
-            connection.admit(Timestamp(0), &mut effects);
+        for _ in 0..=limits.messages.burst {
+            connection.admit(Timestamp(0), &limits, &mut effects);
         }
-        assert!(connection.admit(Timestamp(1_000), &mut effects));
+        assert!(connection.admit(Timestamp(1_000), &limits, &mut effects));
     }
 
     #[test]
@@ -427,8 +517,7 @@ mod tests {
     #[test]
     fn errors_of_clients_keep_the_connection() {
         let told = |frame| {
-            let mut effects = Vec::new();
-            connection().handle(frame, &held(0), &mut effects);
+            let effects = handle(&mut connection(), frame, &held(0));
             match &effects[..] {
                 [Effect::Send(Frame::Error { code, .. })] => *code,
                 other => panic!("one error expected, got {other:?}"),

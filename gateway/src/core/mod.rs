@@ -19,6 +19,8 @@
 //! unfollows it after the last. Before any of this, **discovery** asks nodes for
 //! the first map.
 
+pub mod address;
+pub mod admission;
 pub mod attachment;
 pub mod auth;
 pub mod budget;

@@ -134,10 +134,12 @@ pub enum CloseCode {
     UnsupportedVersion,
     /// 4009: not allowed. Do not reconnect.
     Unauthorized,
-    /// 4100: cannot keep up, or too many. Reconnect after a while.
+    /// 4100: cannot keep up. Reconnect after a while.
     OverCapacity,
     /// 4100: too many messages. Reconnect after a while.
     TooManyMessages,
+    /// 4100: no room for another connection. Reconnect after a while.
+    Full,
     /// 4200: going away. Reconnect at once.
     GoingAway,
     /// 4201: no pong came. Reconnect at once.
@@ -146,7 +148,7 @@ pub enum CloseCode {
 
 impl CloseCode {
     /// All of them, for the reference page.
-    pub const ALL: [Self; 14] = [
+    pub const ALL: [Self; 15] = [
         Self::ProtocolError,
         Self::Unsupported,
         Self::TooLarge,
@@ -159,6 +161,7 @@ impl CloseCode {
         Self::Unauthorized,
         Self::OverCapacity,
         Self::TooManyMessages,
+        Self::Full,
         Self::GoingAway,
         Self::PongMissing,
     ];
@@ -176,7 +179,7 @@ impl CloseCode {
             Self::InvalidVersion => 4006,
             Self::UnsupportedVersion => 4007,
             Self::Unauthorized => 4009,
-            Self::OverCapacity | Self::TooManyMessages => 4100,
+            Self::OverCapacity | Self::TooManyMessages | Self::Full => 4100,
             Self::GoingAway => 4200,
             Self::PongMissing => 4201,
         }
@@ -197,6 +200,7 @@ impl CloseCode {
             Self::Unauthorized => "unauthorized",
             Self::OverCapacity => "slow_consumer",
             Self::TooManyMessages => "too_many_messages",
+            Self::Full => "over_capacity",
             Self::GoingAway => "going_away",
             Self::PongMissing => "pong_missing",
         }
@@ -222,6 +226,9 @@ impl CloseCode {
             }
             Self::TooManyMessages => {
                 "The client went on sending faster than is taken. Reconnect after a while."
+            }
+            Self::Full => {
+                "The server has as many connections as it may have, in all or from this address. Reconnect after a while."
             }
             Self::GoingAway => "The server is shutting down. Reconnect at once.",
             Self::PongMissing => {

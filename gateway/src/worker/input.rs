@@ -16,8 +16,9 @@ use super::socket::{self, EventStream, Socket, Wire};
 use super::state::{CLIENT_CLOSED, CLIENT_GONE, State, index};
 use super::{Client, Takeover};
 use crate::OutboxLimits;
-use crate::app::Admitted;
+use crate::app::App;
 use crate::core::connection::{Connection, Effect, Held};
+use crate::core::limits::Limiter;
 use crate::core::outbox::Outbox;
 use crate::core::wheel::Second;
 use crate::core::workers::WORKERS_MAX;
@@ -43,21 +44,12 @@ impl State {
             since,
         } = takeover;
         let stream = Rc::new(TcpStream::from_std(tuned(stream, &self.config.outbox)?)?);
-        let (wire, admitted, refusal, head) = match client {
-            Client::WebSocket(Ok(admitted)) => (
-                Wire::WebSocket(Box::default()),
-                Some(admitted),
-                None,
-                Some(head),
-            ),
-            Client::WebSocket(Err(close)) => (
-                Wire::WebSocket(Box::default()),
-                None,
-                Some(close),
-                Some(head),
-            ),
+        let websocket = || Wire::WebSocket(Box::default());
+        let (wire, seat, refusal, head) = match client {
+            Client::WebSocket(seat) => (websocket(), seat, None, Some(head)),
+            Client::Refused(seat, close) => (websocket(), seat, Some(close), Some(head)),
             Client::EventStream {
-                admitted,
+                seat,
                 channels,
                 cursor,
                 envelope,
@@ -70,9 +62,10 @@ impl State {
                     cursor: cursor.into(),
                     envelope,
                 };
-                (Wire::EventStream(stream), Some(admitted), None, None)
+                (Wire::EventStream(stream), seat, None, None)
             }
         };
+        let app = seat.app().cloned();
         let key = self.sockets.insert(Socket {
             stream: Rc::clone(&stream),
             outbox: Outbox::default(),
@@ -87,18 +80,15 @@ impl State {
             looked_at: Second::NEVER,
             counted: 0,
             is_behind: false,
+            _seat: seat,
         });
         if let Some(head) = head {
             self.put(key, head);
         }
         if let Some(close) = refusal {
-            self.metrics
-                .connects
-                .with_label_values(&["websocket", "refused"])
-                .inc();
             self.refuse(key, close);
-        } else if let Some(admitted) = admitted {
-            self.admit(key, admitted);
+        } else if let Some(app) = app {
+            self.admit(key, app);
         }
         self.look_again(key);
         self.metrics
@@ -107,7 +97,7 @@ impl State {
         Ok(Some((key, stream, leftover)))
     }
 
-    fn admit(&mut self, key: usize, admitted: Admitted) {
+    fn admit(&mut self, key: usize, app: Arc<App>) {
         self.accepted += 1;
         // Numbers of different workers never meet.
         let number = self.accepted * WORKERS_MAX as u64 + u64::from(self.id.0);
@@ -115,17 +105,16 @@ impl State {
             gateway: self.gateway_half,
             number,
         };
-        let app = Arc::clone(admitted.app());
         let socket = &mut self.sockets[key];
         let kind = socket.kind();
         let traffic = self.metrics.traffic(kind, &app.id);
         traffic.clients.inc();
         self.metrics.connects.with_label_values(&[kind, "ok"]).inc();
-        let connection = Connection::new(id, Arc::clone(&app), self.now);
+        let limits = &self.config.limits.connection;
+        let connection = Connection::new(id, Arc::clone(&app), limits, self.now);
         socket.client = Some(socket::Client {
             connection,
             traffic,
-            _admitted: admitted,
         });
         match &socket.wire {
             Wire::WebSocket(_) => {
@@ -221,6 +210,9 @@ impl State {
                     .websocket_errors
                     .with_label_values(&[close.code.reason()])
                     .inc();
+                if close.code == CloseCode::TooLarge {
+                    self.metrics.count_limited(Limiter::MessageSize);
+                }
                 self.refuse(key, close);
             }
         }
@@ -228,6 +220,7 @@ impl State {
 
     fn text(&mut self, key: usize, text: &str) {
         let mut effects = std::mem::take(&mut self.effects);
+        let limits = self.config.limits.connection;
         let Some(client) = self
             .sockets
             .get_mut(key)
@@ -235,7 +228,7 @@ impl State {
         else {
             return;
         };
-        if client.connection.admit(self.now, &mut effects) {
+        if client.connection.admit(self.now, &limits, &mut effects) {
             let command = pusher::decode(text);
             match &command {
                 Ok(command) => self
@@ -263,7 +256,9 @@ impl State {
                 count: hub.subscriptions_of(index(key)),
                 has: &has,
             };
-            client.connection.handle(command, &held, &mut effects);
+            client
+                .connection
+                .handle(command, self.now, &limits, &held, &mut effects);
         }
         for effect in effects.drain(..) {
             self.perform(key, effect);
@@ -300,7 +295,7 @@ impl State {
                 .auth_failures
                 .with_label_values(&[reason])
                 .inc(),
-            Effect::RateLimited => self.metrics.rate_limited_messages.inc(),
+            Effect::Limited(limiter) => self.metrics.count_limited(limiter),
             Effect::Close(close) => self.refuse(key, close),
         }
     }

@@ -30,10 +30,10 @@ use tokio::task::LocalSet;
 use tokio::time::MissedTickBehavior;
 
 use crate::Config;
-use crate::app::Admitted;
 use crate::broadcast::Broadcast;
 use crate::core::attachment::{FollowId, Resumption};
 use crate::core::workers::WorkerId;
+use crate::door::Seat;
 use crate::mesh;
 use crate::metrics::Metrics;
 use crate::protocol::Close;
@@ -89,11 +89,13 @@ pub(crate) struct Takeover {
 /// What kind of connection it becomes.
 #[derive(Debug)]
 pub(crate) enum Client {
-    /// A WebSocket; a refused one is told so and closed.
-    WebSocket(Result<Admitted, Close>),
+    /// A WebSocket.
+    WebSocket(Seat),
+    /// A WebSocket that is only told why it is closed.
+    Refused(Seat, Close),
     /// An event stream of these channels, ordered by name.
     EventStream {
-        admitted: Admitted,
+        seat: Seat,
         channels: Vec<ChannelName>,
         /// Where it stood in each of them, if it has been here before.
         cursor: Vec<Option<Position>>,

@@ -10,10 +10,10 @@ use proto::time::Timestamp;
 use tokio::net::TcpStream;
 use tokio::task::AbortHandle;
 
-use crate::app::Admitted;
 use crate::core::connection::Connection;
 use crate::core::outbox::{GATHER, Outbox};
 use crate::core::wheel::Second;
+use crate::door::Seat;
 use crate::metrics::Traffic;
 use crate::websocket::WebSocket;
 
@@ -42,14 +42,14 @@ pub(super) struct Socket {
     pub(super) counted: usize,
     /// It has fallen behind in some channel.
     pub(super) is_behind: bool,
+    /// Counts it, as long as its socket is there.
+    pub(super) _seat: Seat,
 }
 
 /// A connection that was admitted.
 pub(super) struct Client {
     pub(super) connection: Connection,
     pub(super) traffic: Traffic,
-    /// Counts it, until it is dropped.
-    pub(super) _admitted: Admitted,
 }
 
 /// What the bytes are.
