@@ -1,6 +1,7 @@
 //! HTTP as the tools need it: one connection to one server.
 
 use std::fmt;
+use std::net::SocketAddr;
 use std::str::FromStr;
 use std::time::Duration;
 
@@ -88,6 +89,20 @@ impl Server {
             .set_nodelay(true)
             .context("could not set up the connection")?;
         Ok(stream)
+    }
+
+    /// Where it is.
+    pub(crate) async fn address(&self) -> anyhow::Result<SocketAddr> {
+        let looked_up = tokio::net::lookup_host((self.host.as_str(), self.port)).await;
+        let mut addresses = looked_up.with_context(|| format!("could not look {self} up"))?;
+        addresses
+            .next()
+            .with_context(|| format!("{self} has no address"))
+    }
+
+    /// Its port.
+    pub(crate) fn port(&self) -> u16 {
+        self.port
     }
 
     /// A connection for HTTP requests.

@@ -24,7 +24,10 @@ use crate::telemetry::{self, Exporter};
 
 pub(crate) fn run(options: &DevOptions) -> Result<(), Failure> {
     let config = Dev::resolve(options)?;
-    process::run(&config.server.clone(), |tokens| serve(config, tokens))
+    let threads = config::threads_beside_workers();
+    process::run(&config.server.clone(), threads, |tokens| {
+        serve(config, tokens)
+    })
 }
 
 async fn serve(config: Dev, tokens: Option<Arc<Tokens>>) -> Result<(), Failure> {

@@ -21,7 +21,10 @@ use crate::telemetry::Exporter;
 
 pub(crate) fn run(options: &GatewayOptions) -> Result<(), Failure> {
     let config = Gateway::resolve(options)?;
-    process::run(&config.server.clone(), |tokens| serve(config, tokens))
+    let threads = config::threads_beside_workers();
+    process::run(&config.server.clone(), threads, |tokens| {
+        serve(config, tokens)
+    })
 }
 
 async fn serve(config: Gateway, tokens: Option<Arc<Tokens>>) -> Result<(), Failure> {

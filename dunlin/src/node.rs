@@ -26,7 +26,10 @@ use crate::telemetry::Exporter;
 
 pub(crate) fn run(options: &NodeOptions) -> Result<(), Failure> {
     let config = Node::resolve(options)?;
-    process::run(&config.server.clone(), |tokens| serve(config, tokens))
+    let threads = config::workers(0);
+    process::run(&config.server.clone(), threads, |tokens| {
+        serve(config, tokens)
+    })
 }
 
 async fn serve(config: Node, tokens: Option<Arc<Tokens>>) -> Result<(), Failure> {

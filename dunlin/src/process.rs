@@ -20,9 +20,11 @@ use crate::telemetry;
 /// How long everything may take to end after a signal.
 pub(crate) const SHUTDOWN_PATIENCE: Duration = Duration::from_secs(5);
 
-/// Runs a server to its end.
+/// Runs a server to its end, on so many threads, besides those that it starts by
+/// itself.
 pub(crate) fn run<F>(
     config: &config::Server,
+    threads: usize,
     serve: impl FnOnce(Option<Arc<Tokens>>) -> F,
 ) -> Result<(), Failure>
 where
@@ -38,6 +40,7 @@ where
     }
     file_limit();
     let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(threads)
         .enable_all()
         .build()
         .map_err(|error| Exit::Software.with(error))?;

@@ -2,6 +2,8 @@
 //! first increment is seen by `rate()`; handles are resolved once, so that
 //! counting costs no look-up.
 
+use std::collections::HashMap;
+
 use prometheus::core::Collector;
 use prometheus::{
     Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts,
@@ -97,6 +99,8 @@ pub struct Metrics {
     clients: IntGaugeVec,
     sent: IntCounterVec,
     sent_bytes: IntCounterVec,
+    /// Of each app, by kind of connection, in the order of [`TYPES`].
+    traffic: HashMap<AppId, [Traffic; 2]>,
 }
 
 /// One app's handles for one kind of connection.
@@ -172,7 +176,7 @@ impl Metrics {
             "Errors that a person should look at, by kind and source.",
             &["kind", "source"],
         )?;
-        let metrics = Self {
+        let mut metrics = Self {
             connects: r.counters("dunlin_connects_total", "Client connections, by type and result.", &["type", "result"])?,
             disconnects: r.counters("dunlin_disconnects_total", "Client connections ended, by type and reason.", &["type", "reason"])?,
             connection_duration: r.histogram(
@@ -266,13 +270,21 @@ impl Metrics {
             clients: r.add(IntGaugeVec::new(Opts::new("dunlin_connected_clients", "Client connections now, by type and app."), &["type", "app"])?)?,
             sent: r.counters("dunlin_messages_sent_total", "Publications sent to clients, by type and app.", &["type", "app"])?,
             sent_bytes: r.counters("dunlin_messages_sent_bytes_total", "Bytes of publications sent to clients, by type and app.", &["type", "app"])?,
+            traffic: HashMap::new(),
         };
-        metrics.prime(apps);
+        let traffic = |app: &AppId| TYPES.map(|kind| metrics.new_traffic(kind, app));
+        let traffic = apps.iter().map(|app| (app.id.clone(), traffic(&app.id)));
+        metrics.traffic = traffic.collect();
+        metrics.prime();
         Ok(metrics)
     }
 
-    /// An app's handles for one kind of connection.
-    pub(crate) fn traffic(&self, kind: &str, app: &AppId) -> Traffic {
+    /// The handles of an app that is served, in the order of [`TYPES`].
+    pub(crate) fn traffic(&self, app: &AppId) -> Option<&[Traffic; 2]> {
+        self.traffic.get(app)
+    }
+
+    fn new_traffic(&self, kind: &str, app: &AppId) -> Traffic {
         let labels = [kind, app.as_str()];
         Traffic {
             clients: self.clients.with_label_values(&labels),
@@ -296,11 +308,8 @@ impl Metrics {
         }
     }
 
-    fn prime(&self, apps: &Apps) {
+    fn prime(&self) {
         for kind in TYPES {
-            for app in apps.iter() {
-                self.traffic(kind, &app.id);
-            }
             for result in ["ok", "refused", "rate_limited", "overload"] {
                 self.connects.with_label_values(&[kind, result]);
             }

@@ -21,17 +21,33 @@ const OPENING: usize = 64;
 pub(super) struct Floor {
     pub(super) sends: u64,
     pub(super) cpu_s: f64,
+    pub(super) elapsed_s: f64,
 }
 
-/// Sends `rounds` frames of `size` bytes to each of `count` sockets, a round
-/// every `interval`.
-pub(super) fn measure(
-    count: usize,
-    size: usize,
-    rounds: u64,
-    interval: Duration,
-    mut progress: impl FnMut(u64),
-) -> anyhow::Result<Floor> {
+impl Floor {
+    /// `None`: too little to be measured.
+    pub(super) fn us_per_send(&self) -> Option<f64> {
+        /// CPU time is counted in hundredths of a second.
+        const MEASURABLE_S: f64 = 0.1;
+        (self.cpu_s >= MEASURABLE_S).then(|| self.cpu_s * 1e6 / self.sends as f64)
+    }
+}
+
+/// What it sends: each round a frame to each socket of a group, and the groups
+/// take turns.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Rounds {
+    pub(super) sockets: usize,
+    pub(super) groups: usize,
+    /// Bytes of a frame.
+    pub(super) size: usize,
+    pub(super) rounds: u64,
+    pub(super) interval: Duration,
+}
+
+/// Sends all of them.
+pub(super) fn measure(rounds: Rounds, mut progress: impl FnMut(u64)) -> anyhow::Result<Floor> {
+    let count = rounds.sockets;
     let listener =
         TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).context("could not listen for the floor")?;
     let address = listener.local_addr()?;
@@ -56,15 +72,16 @@ pub(super) fn measure(
     if helper.line()? != "ready" {
         bail!("the receiving end of the floor did not begin");
     }
-    let frame = vec![b'x'; size];
+    let frame = vec![b'x'; rounds.size];
     let pid = std::process::id();
     let before = Usage::of(pid)?;
     let began = Instant::now();
     let mut sends = 0;
-    for round in 0..rounds {
-        let due = began + interval * u32::try_from(round).unwrap_or(u32::MAX);
+    for round in 0..rounds.rounds {
+        let due = began + rounds.interval * u32::try_from(round).unwrap_or(u32::MAX);
         std::thread::sleep(due.saturating_duration_since(Instant::now()));
-        for socket in &sockets {
+        let group = (round % rounds.groups as u64) as usize;
+        for socket in sockets.iter().skip(group).step_by(rounds.groups) {
             match (&*socket).write(&frame) {
                 Ok(_) => sends += 1,
                 // A full socket costs the same and takes nothing.
@@ -78,6 +95,7 @@ pub(super) fn measure(
     Ok(Floor {
         sends,
         cpu_s: after.cpu_since(&before),
+        elapsed_s: began.elapsed().as_secs_f64(),
     })
 }
 

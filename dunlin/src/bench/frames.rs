@@ -8,6 +8,11 @@ const STAMP_DIGITS: usize = 19;
 /// Stands before the data in a frame.
 const DATA: &[u8] = b"\"data\":\"";
 
+/// A channel of a run.
+pub(super) fn channel(run: &str, number: u32) -> String {
+    format!("bench-{run}-{number}")
+}
+
 /// Event data of `size` bytes, or of the stamp alone if that is longer.
 pub(super) fn data(now_ns: u64, size: usize) -> String {
     let mut data = format!("{now_ns:0STAMP_DIGITS$}");

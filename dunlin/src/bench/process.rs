@@ -180,6 +180,31 @@ impl Drop for Helper {
     }
 }
 
+/// How many connections to a port of this machine come from a network
+/// `127.0.NETWORK.0/24`, as long as the server has not closed them.
+pub(super) fn established_from(network: u8, port: u16) -> anyhow::Result<usize> {
+    const PATH: &str = "/proc/net/tcp";
+    const ESTABLISHED: &str = "01";
+    let table = std::fs::read_to_string(PATH).with_context(|| format!("could not read {PATH}"))?;
+    let is_counted = |line: &str| {
+        let mut fields = line.split_whitespace().skip(1);
+        let (local, remote, state) = (fields.next()?, fields.next()?, fields.next()?);
+        let (_, local_port) = local.split_once(':')?;
+        // The kernel writes the address as the machine keeps it.
+        let remote = u32::from_str_radix(remote.split_once(':')?.0, 16).ok()?;
+        let remote = remote.to_ne_bytes();
+        let counts = state == ESTABLISHED
+            && u16::from_str_radix(local_port, 16).ok()? == port
+            && remote[..3] == [127, 0, network];
+        Some(counts)
+    };
+    Ok(table
+        .lines()
+        .filter_map(is_counted)
+        .filter(|counts| *counts)
+        .count())
+}
+
 /// Nanoseconds of a clock that all processes of this machine share.
 pub(super) fn now_ns() -> u64 {
     let now = rustix::time::clock_gettime(rustix::time::ClockId::Monotonic);

@@ -26,7 +26,7 @@ use tokio::sync::watch;
 use tokio::task::{JoinSet, LocalSet};
 
 use super::process::{Processes, check_file_limit, now_ns};
-use super::{fanout, frames};
+use super::{frames, setup};
 use crate::cli::{AppArgument, AppText};
 use crate::client::{Connection, Server, code, problem};
 use crate::config::{self, BusServers, InvalidServers};
@@ -123,7 +123,7 @@ pub(crate) fn run(options: &Options) -> Result<(), Failure> {
 
 async fn over_http(options: &Options, app: &AppArgument) -> anyhow::Result<Report> {
     let own_server = match &options.url {
-        None => Some(fanout::start_server()?),
+        None => Some(setup::start_server()?),
         Some(_) => None,
     };
     let (server, pids) = match (&own_server, &options.url) {

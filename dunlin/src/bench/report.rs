@@ -2,133 +2,160 @@
 
 use std::fmt::Write;
 
-use serde_json::{Value, json};
+use serde_json::{Map, Value, json};
 
 use super::floor::Floor;
 use super::process::Usage;
 use super::subscribers::Received;
 
-/// One run of `bench fanout`.
+/// The figures of one run, in the order in which they are told.
 #[derive(Debug)]
 pub(super) struct Report {
-    pub(super) subscribers: u64,
-    pub(super) channels: u32,
-    pub(super) rate: u32,
-    pub(super) size: u64,
-    pub(super) seconds: u32,
-    pub(super) expected: u64,
-    pub(super) elapsed_s: f64,
-    pub(super) received: Received,
-    /// The server without connections, with idle ones, and after publishing.
-    /// `None`: its process is not known.
-    pub(super) before: Option<Usage>,
-    pub(super) idle: Option<Usage>,
-    pub(super) loaded: Option<Usage>,
-    pub(super) floor: Option<Floor>,
+    bench: &'static str,
+    rows: Vec<Row>,
+}
+
+#[derive(Debug)]
+struct Row {
+    /// Its place in the JSON; a dot leads into an object. Empty: only in the table.
+    key: &'static str,
+    value: Value,
+    label: &'static str,
+    shown: String,
 }
 
 impl Report {
-    fn deliveries_per_s(&self) -> f64 {
-        if self.elapsed_s > 0.0 {
-            self.received.deliveries as f64 / self.elapsed_s
-        } else {
-            0.0
+    pub(super) fn new(bench: &'static str) -> Self {
+        Self {
+            bench,
+            rows: Vec::new(),
         }
     }
 
-    fn cpu_us_per_delivery(&self) -> Option<f64> {
-        let cpu = self.loaded?.cpu_since(&self.idle?);
-        (self.received.deliveries > 0).then(|| cpu * 1e6 / self.received.deliveries as f64)
+    /// A whole number.
+    pub(super) fn count(&mut self, key: &'static str, label: &'static str, count: u64) {
+        self.push(key, json!(count), label, count.to_string());
     }
 
-    fn user_us_per_delivery(&self) -> Option<f64> {
-        let user = self.loaded?.user_s - self.idle?.user_s;
-        (self.received.deliveries > 0).then(|| user * 1e6 / self.received.deliveries as f64)
+    /// A figure, or that there is none.
+    pub(super) fn figure(
+        &mut self,
+        key: &'static str,
+        label: &'static str,
+        figure: Option<f64>,
+        unit: &str,
+    ) {
+        let shown = figure.map_or_else(|| "-".to_owned(), |figure| format!("{figure:.2} {unit}"));
+        self.push(key, json!(figure), label, shown.trim_end().to_owned());
     }
 
-    fn rss_per_connection(&self) -> Option<f64> {
-        let grown = self.idle?.rss_bytes as f64 - self.before?.rss_bytes as f64;
-        Some(grown / self.subscribers as f64)
+    /// So many in a second.
+    pub(super) fn per_s(&mut self, key: &'static str, label: &'static str, per_s: f64) {
+        self.push(key, json!(per_s), label, format!("{per_s:.0}"));
     }
 
-    fn floor_us_per_send(&self) -> Option<f64> {
-        /// CPU time is counted in hundredths of a second.
-        const MEASURABLE_S: f64 = 0.1;
-        let floor = self.floor?;
-        (floor.cpu_s >= MEASURABLE_S).then(|| floor.cpu_s * 1e6 / floor.sends as f64)
+    /// A duration that is kept in microseconds and told in milliseconds.
+    pub(super) fn latency(&mut self, key: &'static str, label: &'static str, us: u64) {
+        self.push(key, json!(us), label, format!("{:.2} ms", us as f64 / 1e3));
+    }
+
+    /// Bytes that are told in KiB, or in MiB if they are many.
+    pub(super) fn bytes(&mut self, key: &'static str, label: &'static str, bytes: Option<f64>) {
+        let shown = match bytes {
+            None => "-".to_owned(),
+            Some(bytes) if bytes.abs() < 1_048_576.0 => format!("{:.2} KiB", bytes / 1_024.0),
+            Some(bytes) => format!("{:.1} MiB", bytes / 1_048_576.0),
+        };
+        self.push(key, json!(bytes), label, shown);
+    }
+
+    /// Something for people only.
+    pub(super) fn note(&mut self, label: &'static str, text: String) {
+        self.push("", Value::Null, label, text);
+    }
+
+    /// Something for programs only.
+    pub(super) fn value(&mut self, key: &'static str, value: impl Into<Value>) {
+        self.push(key, value.into(), "", String::new());
+    }
+
+    fn push(&mut self, key: &'static str, value: Value, label: &'static str, shown: String) {
+        self.rows.push(Row {
+            key,
+            value,
+            label,
+            shown,
+        });
     }
 
     pub(super) fn json(&self) -> Value {
-        json!({
-            "bench": "fanout",
-            "subscribers": self.subscribers,
-            "channels": self.channels,
-            "rate": self.rate,
-            "size_bytes": self.size,
-            "seconds": self.seconds,
-            "deliveries": self.received.deliveries,
-            "deliveries_expected": self.expected,
-            "connections_lost": self.received.lost,
-            "deliveries_per_s": self.deliveries_per_s(),
-            "latency_us": {
-                "p50": self.received.p50_us,
-                "p90": self.received.p90_us,
-                "p99": self.received.p99_us,
-                "max": self.received.max_us,
-            },
-            "server_cpu_us_per_delivery": self.cpu_us_per_delivery(),
-            "server_user_us_per_delivery": self.user_us_per_delivery(),
-            "server_rss_bytes_per_connection": self.rss_per_connection(),
-            "floor_cpu_us_per_send": self.floor_us_per_send(),
-        })
+        let mut object = Map::new();
+        object.insert("bench".into(), self.bench.into());
+        for row in self.rows.iter().filter(|row| !row.key.is_empty()) {
+            match row.key.split_once('.') {
+                None => {
+                    object.insert(row.key.into(), row.value.clone());
+                }
+                Some((outer, inner)) => {
+                    let inside = object.entry(outer).or_insert_with(|| json!({}));
+                    inside[inner] = row.value.clone();
+                }
+            }
+        }
+        Value::Object(object)
     }
 
     pub(super) fn table(&self) -> String {
-        let number = |value: Option<f64>, unit: &str| {
-            value.map_or_else(|| "-".to_owned(), |v| format!("{v:.2} {unit}"))
-        };
-        let ms = |us: u64| format!("{:.2} ms", us as f64 / 1e3);
-        let complete = format!("{} of {}", self.received.deliveries, self.expected);
-        let ratio = self
-            .cpu_us_per_delivery()
-            .zip(self.floor_us_per_send())
-            .map(|(server, floor)| server / floor);
-        let rows = [
-            ("subscribers", self.subscribers.to_string()),
-            ("channels", self.channels.to_string()),
-            (
-                "publications",
-                format!("{}/s of {} B for {} s", self.rate, self.size, self.seconds),
-            ),
-            ("deliveries", complete),
-            ("deliveries/s", format!("{:.0}", self.deliveries_per_s())),
-            ("latency p50", ms(self.received.p50_us)),
-            ("latency p90", ms(self.received.p90_us)),
-            ("latency p99", ms(self.received.p99_us)),
-            ("latency max", ms(self.received.max_us)),
-            (
-                "server CPU per delivery",
-                number(self.cpu_us_per_delivery(), "us"),
-            ),
-            (
-                "  of which in user space",
-                number(self.user_us_per_delivery(), "us"),
-            ),
-            (
-                "floor: CPU per bare send(2)",
-                number(self.floor_us_per_send(), "us"),
-            ),
-            ("server / floor", number(ratio, "")),
-            (
-                "server RSS per idle connection",
-                number(self.rss_per_connection().map(|b| b / 1_024.0), "KiB"),
-            ),
-            ("connections lost", self.received.lost.to_string()),
-        ];
         let mut table = String::new();
-        for (name, value) in rows {
-            let _ = writeln!(table, "{name:32} {}", value.trim_end());
+        for row in self.rows.iter().filter(|row| !row.label.is_empty()) {
+            let _ = writeln!(table, "{:36} {}", row.label, row.shown);
         }
         table
+    }
+}
+
+/// What several scenarios tell.
+impl Report {
+    /// Of so many that should have arrived.
+    pub(super) fn deliveries(&mut self, received: &Received, expected: u64) {
+        self.value("deliveries", received.deliveries);
+        self.value("deliveries_expected", expected);
+        let complete = format!("{} of {expected}", received.deliveries);
+        self.note("deliveries", complete);
+    }
+
+    pub(super) fn latencies(&mut self, received: &Received) {
+        self.latency("latency_us.p50", "latency p50", received.p50_us);
+        self.latency("latency_us.p90", "latency p90", received.p90_us);
+        self.latency("latency_us.p99", "latency p99", received.p99_us);
+        self.latency("latency_us.p999", "latency p99.9", received.p999_us);
+        self.latency("latency_us.max", "latency max", received.max_us);
+    }
+
+    /// What the server used from one moment to another, for each of so many
+    /// deliveries.
+    pub(super) fn cpu(&mut self, from: Option<Usage>, to: Option<Usage>, deliveries: u64) {
+        let each = |seconds: f64| (deliveries > 0).then(|| seconds * 1e6 / deliveries as f64);
+        let both = from.zip(to);
+        let cpu = both.and_then(|(from, to)| each(to.cpu_since(&from)));
+        let user = both.and_then(|(from, to)| each(to.user_s - from.user_s));
+        let label = "server CPU per delivery";
+        self.figure("server_cpu_us_per_delivery", label, cpu, "us");
+        let label = "  of which in user space";
+        self.figure("server_user_us_per_delivery", label, user, "us");
+    }
+
+    /// The floor, and how far the server is above it.
+    pub(super) fn floor(&mut self, floor: Option<Floor>) {
+        let floor = floor.and_then(|floor| floor.us_per_send());
+        let label = "floor: CPU per bare send(2)";
+        self.figure("floor_cpu_us_per_send", label, floor, "us");
+        let cpu = self
+            .rows
+            .iter()
+            .find(|row| row.key == "server_cpu_us_per_delivery");
+        let cpu = cpu.and_then(|row| row.value.as_f64());
+        let ratio = cpu.zip(floor).map(|(server, floor)| server / floor);
+        self.figure("server_to_floor", "server / floor", ratio, "");
     }
 }

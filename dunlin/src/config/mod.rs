@@ -453,6 +453,13 @@ pub(crate) fn to_toml(config: &impl Serialize) -> Result<String, Failure> {
     toml::to_string(config).map_err(|error| Exit::Software.with(error))
 }
 
+/// Threads of a process whose clients have threads of their own: they answer
+/// HTTP and talk to nodes. Half of the cores do that; more would only wake each
+/// other.
+pub(crate) fn threads_beside_workers() -> usize {
+    (workers(0) / 2).max(1)
+}
+
 /// How many workers a configured number means.
 pub(crate) fn workers(configured: u8) -> usize {
     match configured {

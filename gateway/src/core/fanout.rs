@@ -15,9 +15,10 @@ use super::hub::{ChannelIndex, Hub, Unfollowed};
 use crate::broadcast::Broadcast;
 
 /// Connections that one slice visits at most.
-pub const SLICE: usize = 256;
-/// Small jobs that may go before a large one's next slice.
-const SMALL_RUN: u32 = 16;
+pub const SLICE: usize = 32;
+/// Connections that small jobs may visit before a large one's next slice: of what
+/// a worker does, the large ones have a third at least.
+const SMALL_RUN: usize = 2 * SLICE;
 /// Publications that one sweep takes along at most.
 const TOGETHER: usize = 64;
 /// Publications that wait here at most; then the worker takes no more from the
@@ -30,7 +31,8 @@ pub struct Fanout {
     jobs: HashMap<ChannelIndex, Job>,
     small: VecDeque<ChannelIndex>,
     large: VecDeque<ChannelIndex>,
-    small_run: u32,
+    /// What small jobs have visited since a large one's last slice.
+    small_run: usize,
     waiting: usize,
 }
 
@@ -107,7 +109,7 @@ impl Fanout {
     /// The next piece of work, to be done and then reported with
     /// [`Fanout::done`].
     pub fn next(&mut self, hub: &mut Hub) -> Option<Slice> {
-        let channel = self.pop()?;
+        let (channel, is_small) = self.pop()?;
         let job = self.jobs.get_mut(&channel)?;
         if job.sweep.is_none() {
             let count = job.waiting.len().min(TOGETHER);
@@ -124,6 +126,9 @@ impl Fanout {
         let sweep = job.sweep.as_mut()?;
         let end = sweep.slots.end.min(sweep.slots.start + SLICE);
         let slots = mem::replace(&mut sweep.slots.start, end)..end;
+        if is_small {
+            self.small_run += slots.len().max(1);
+        }
         Some(Slice {
             channel,
             broadcasts: Arc::clone(&sweep.broadcasts),
@@ -132,15 +137,15 @@ impl Fanout {
         })
     }
 
-    fn pop(&mut self) -> Option<ChannelIndex> {
-        if self.small_run < SMALL_RUN || self.large.is_empty() {
-            self.small_run += 1;
-            if let Some(small) = self.small.pop_front() {
-                return Some(small);
-            }
+    /// Whose turn it is, and whether that is a small one.
+    fn pop(&mut self) -> Option<(ChannelIndex, bool)> {
+        if (self.small_run < SMALL_RUN || self.large.is_empty())
+            && let Some(small) = self.small.pop_front()
+        {
+            return Some((small, true));
         }
         self.small_run = 0;
-        self.large.pop_front()
+        self.large.pop_front().map(|large| (large, false))
     }
 
     /// A slice has been done. `Some`: the channel's last subscriber went
@@ -246,12 +251,12 @@ mod tests {
 
     #[test]
     fn small_jobs_overtake_a_large_one_between_its_slices() {
-        let mut hub = hub(&[("large", 600), ("small", 2)]);
+        let mut hub = hub(&[("large", 75), ("small", 2)]);
         let mut fanout = Fanout::default();
         push(&mut fanout, &hub, "large", 1);
         assert_eq!(
             step(&mut fanout, &mut hub),
-            Some(("large".into(), vec![1], 0..256))
+            Some(("large".into(), vec![1], 0..32))
         );
         push(&mut fanout, &hub, "small", 1);
         assert_eq!(
@@ -260,31 +265,42 @@ mod tests {
         );
         assert_eq!(
             step(&mut fanout, &mut hub),
-            Some(("large".into(), vec![1], 256..512))
+            Some(("large".into(), vec![1], 32..64))
         );
         assert_eq!(
             step(&mut fanout, &mut hub),
-            Some(("large".into(), vec![1], 512..600))
+            Some(("large".into(), vec![1], 64..75))
         );
         assert!(fanout.is_idle());
     }
 
     #[test]
     fn a_large_job_gets_its_turn_however_many_small_ones_there_are() {
-        let mut hub = hub(&[("large", 300), ("small", 2)]);
+        let mut hub = hub(&[("large", 40), ("small", 2)]);
         let mut fanout = Fanout::default();
         push(&mut fanout, &hub, "large", 1);
-        let mut slices = 0;
-        for offset in 1..=100 {
+        let visited = |(_, _, slots): &(String, Vec<u64>, Range<usize>)| slots.len();
+        let (mut small, mut large) = (0, 0);
+        for offset in 1.. {
             push(&mut fanout, &hub, "small", offset);
-            slices += u32::from(step(&mut fanout, &mut hub).unwrap().0 == "large");
+            let step = step(&mut fanout, &mut hub).unwrap();
+            if step.0 == "small" {
+                small += visited(&step);
+                assert!(small < 1_000, "the large one waits for ever");
+            } else {
+                large += visited(&step);
+                if large == 40 {
+                    break;
+                }
+            }
         }
-        assert_eq!(slices, 2);
+        // A third at least, as far as it had anything to do.
+        assert_eq!(small, 2 * SMALL_RUN);
     }
 
     #[test]
     fn a_slice_is_alone_when_nothing_can_be_gathered() {
-        let mut hub = hub(&[("a", 300), ("b", 2)]);
+        let mut hub = hub(&[("a", 40), ("b", 2)]);
         let mut fanout = Fanout::default();
         push(&mut fanout, &hub, "a", 1);
         let first = fanout.next(&mut hub).unwrap();
@@ -305,7 +321,7 @@ mod tests {
 
     #[test]
     fn large_jobs_take_turns() {
-        let mut hub = hub(&[("a", 300), ("b", 300)]);
+        let mut hub = hub(&[("a", 40), ("b", 40)]);
         let mut fanout = Fanout::default();
         push(&mut fanout, &hub, "a", 1);
         push(&mut fanout, &hub, "b", 1);
@@ -317,7 +333,7 @@ mod tests {
 
     #[test]
     fn what_comes_meanwhile_is_taken_along_in_the_next_sweep() {
-        let mut hub = hub(&[("a", 300)]);
+        let mut hub = hub(&[("a", 40)]);
         let mut fanout = Fanout::default();
         push(&mut fanout, &hub, "a", 1);
         step(&mut fanout, &mut hub);
@@ -325,17 +341,17 @@ mod tests {
         push(&mut fanout, &hub, "a", 3);
         assert_eq!(
             step(&mut fanout, &mut hub),
-            Some(("a".into(), vec![1], 256..300))
+            Some(("a".into(), vec![1], 32..40))
         );
         assert_eq!(
             step(&mut fanout, &mut hub),
-            Some(("a".into(), vec![2, 3], 0..256))
+            Some(("a".into(), vec![2, 3], 0..32))
         );
     }
 
     #[test]
     fn who_subscribes_during_a_sweep_gets_what_comes_after_it() {
-        let mut hub = hub(&[("a", 300)]);
+        let mut hub = hub(&[("a", 40)]);
         let mut fanout = Fanout::default();
         push(&mut fanout, &hub, "a", 1);
         step(&mut fanout, &mut hub);
@@ -345,26 +361,26 @@ mod tests {
             offset: Offset(1),
         };
         assert_eq!(
-            hub.subscribe(ConnectionIndex(300), &key("a"), Wish::default()),
+            hub.subscribe(ConnectionIndex(40), &key("a"), Wish::default()),
             Subscribed::Live(position)
         );
-        assert_eq!(step(&mut fanout, &mut hub).unwrap().2, 256..300);
+        assert_eq!(step(&mut fanout, &mut hub).unwrap().2, 32..40);
         step(&mut fanout, &mut hub);
         assert_eq!(
             step(&mut fanout, &mut hub),
-            Some(("a".into(), vec![2], 256..301))
+            Some(("a".into(), vec![2], 32..41))
         );
     }
 
     #[test]
     fn a_channel_whose_subscribers_all_went_is_forgotten() {
-        let mut hub = hub(&[("a", 300)]);
+        let mut hub = hub(&[("a", 40)]);
         let mut fanout = Fanout::default();
         push(&mut fanout, &hub, "a", 1);
         let slice = fanout.next(&mut hub).unwrap();
         fanout.done(&slice, &mut hub);
         push(&mut fanout, &hub, "a", 2);
-        for connection in 0..300 {
+        for connection in 0..40 {
             assert_eq!(hub.remove(ConnectionIndex(connection)), []);
         }
         let slice = fanout.next(&mut hub).unwrap();

@@ -107,8 +107,11 @@ impl State {
         };
         let socket = &mut self.sockets[key];
         let kind = socket.kind();
-        let traffic = self.metrics.traffic(kind, &app.id);
-        traffic.clients.inc();
+        let traffic = self.metrics.traffic(&app.id);
+        let traffic = traffic.map(|kinds| kinds[socket.wire.number()].clone());
+        if let Some(traffic) = &traffic {
+            traffic.clients.inc();
+        }
         self.metrics.connects.with_label_values(&[kind, "ok"]).inc();
         let limits = &self.config.limits.connection;
         let connection = Connection::new(id, Arc::clone(&app), limits, self.now);

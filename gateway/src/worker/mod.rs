@@ -199,8 +199,9 @@ async fn run(
             () = std::future::ready(()), if busy => {}
         }
         worker.tell_mesh();
-        if worker.fan_out() {
-            // Lets connections be read and written between slices.
+        if worker.fan_out() && (worker.has_work() || !mailbox.is_empty()) {
+            // Lets connections be read and written between slices. With nothing to
+            // do there is no need: waiting does it.
             tokio::task::yield_now().await;
         }
     }

@@ -194,7 +194,9 @@ impl State {
         let lasted = self.now.since(socket.opened_at);
         let kind = socket.kind();
         if let Some(client) = socket.client.take() {
-            client.traffic.clients.dec();
+            if let Some(traffic) = &client.traffic {
+                traffic.clients.dec();
+            }
             self.metrics
                 .disconnects
                 .with_label_values(&[kind, reason])

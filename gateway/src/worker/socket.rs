@@ -49,13 +49,24 @@ pub(super) struct Socket {
 /// A connection that was admitted.
 pub(super) struct Client {
     pub(super) connection: Connection,
-    pub(super) traffic: Traffic,
+    /// Counts what it is part of.
+    pub(super) traffic: Option<Traffic>,
 }
 
 /// What the bytes are.
 pub(super) enum Wire {
     WebSocket(Box<WebSocket>),
     EventStream(EventStream),
+}
+
+impl Wire {
+    /// Its place where there is one thing for each kind.
+    pub(super) fn number(&self) -> usize {
+        match self {
+            Self::WebSocket(_) => 0,
+            Self::EventStream(_) => 1,
+        }
+    }
 }
 
 /// A stream of some channels, ordered by name, with where it stands in each.
@@ -172,10 +183,7 @@ impl Socket {
     }
 
     pub(super) fn kind(&self) -> &'static str {
-        match self.wire {
-            Wire::WebSocket(_) => crate::metrics::TYPES[0],
-            Wire::EventStream(_) => crate::metrics::TYPES[1],
-        }
+        crate::metrics::TYPES[self.wire.number()]
     }
 }
 
