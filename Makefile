@@ -5,7 +5,7 @@ export RUST_BACKTRACE ?= 0
 # The oldest version whose processes may be in one cluster with those of this one.
 OLDER ?= 3a3c33f0
 
-.PHONY: help dev cluster test verify fix sim reproduce soak bench
+.PHONY: help dev cluster test verify fix sim reproduce soak bars bench
 
 help:
 	@echo 'make dev     run everything in one process (cargo run --release -- dev)'
@@ -15,7 +15,8 @@ help:
 	@echo 'make fix     format, apply lints, write the reference pages'
 	@echo 'make sim     many seeds of the simulation, as SEEDS=n says'
 	@echo 'make reproduce SEED=n   one of them, with everything that happens'
-	@echo 'make soak    the promises again and again, 100,000 channels, then the benchmark'
+	@echo 'make soak    the promises again and again, 100,000 channels, then the bars'
+	@echo 'make bars    what a gateway delivers, in one process and in a cluster, against its bars'
 	@echo 'make bench   what a delivery costs, beside the floor'
 
 dev:
@@ -56,7 +57,12 @@ soak:
 	older=$$(scripts/older $(OLDER)) && OLDER_BINARY=$$older cargo test --release --workspace --test moves -- --nocapture restarted
 	cargo test --release --workspace --test cluster_bars -- --test-threads=1 --nocapture
 	ulimit -Sn 4096 && CHANNELS=100000 cargo test --release --workspace --test cluster_scale -- --nocapture
-	cargo run --release -- bench fanout --subscribers 10000 --rate 5 --seconds 20
+	$(MAKE) bars
+
+# What a gateway delivers, against its bars; then the same load through a cluster.
+bars:
+	cargo run --release -p cluster-tests --example bars -- $(SCENARIOS)
+	cargo run --release -p cluster-tests --example bars -- --cluster $(SCENARIOS)
 
 bench:
 	cargo run --release -- bench fanout

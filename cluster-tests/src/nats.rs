@@ -167,6 +167,11 @@ impl NatsServer {
         }
     }
 
+    /// Its process id; `None`: it has ended.
+    pub fn pid(&self) -> Option<u32> {
+        self.child.as_ref().map(Child::id)
+    }
+
     /// Stops it without ending it: its connections stay, and nothing moves.
     ///
     /// # Errors
