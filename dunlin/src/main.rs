@@ -1,5 +1,9 @@
 //! The one binary: processes (`dev`, `gateway`, `node`) and tools.
 
+/// Gives back what a crowd needed, by a thread of its own (docs/adr/0024).
+#[global_allocator]
+static ALLOCATOR: tikv_jemallocator::Jemalloc = tikv_jemallocator::Jemalloc;
+
 mod admin;
 #[expect(
     clippy::disallowed_methods,

@@ -244,6 +244,15 @@ impl Hub {
         unfollowed
     }
 
+    /// Gives back what a crowd needed that has gone.
+    pub fn shrink(&mut self) {
+        let used = self.connections.iter().rposition(|links| !links.is_empty());
+        self.connections.truncate(used.map_or(0, |last| last + 1));
+        self.connections.shrink_to_fit();
+        self.channels.shrink_to_fit();
+        self.indices.shrink_to_fit();
+    }
+
     /// The edge says where a channel stands. Its subscribers are to be told;
     /// `None`: the answer is to an earlier following.
     pub fn attached(

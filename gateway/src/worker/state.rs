@@ -127,6 +127,7 @@ impl State {
             let Some((key, second)) = self.wheel.due(self.now) else {
                 self.metrics_tick();
                 self.tell_spread();
+                self.shrink();
                 return false;
             };
             let key = key as usize;
@@ -264,6 +265,17 @@ impl State {
             for shard in self.spread_in.drain(..) {
                 self.spread[usize::from(shard.0)].1 = Fanout::default();
             }
+        }
+    }
+
+    /// Gives back what a crowd needed, when it has gone.
+    fn shrink(&mut self) {
+        /// Connections for which room is kept in any case.
+        const KEPT: usize = 1_024;
+        let room = self.sockets.capacity();
+        if room > KEPT && self.sockets.len() < room / 4 {
+            self.sockets.shrink_to_fit();
+            self.hub.shrink();
         }
     }
 

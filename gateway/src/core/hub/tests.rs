@@ -122,6 +122,7 @@ enum Op {
     CatchUp(u8),
     Unsubscribe(u8, u8),
     Remove(u8),
+    Shrink,
     Sweep(u8, u8),
 }
 
@@ -134,6 +135,7 @@ fn op() -> impl Strategy<Value = Op> {
         1 => (0_u8..12).prop_map(Op::CatchUp),
         2 => (0_u8..12, 0_u8..4).prop_map(|(c, k)| Op::Unsubscribe(c, k)),
         1 => (0_u8..12).prop_map(Op::Remove),
+        1 => Just(Op::Shrink),
         3 => (0_u8..4, 1_u8..4).prop_map(|(k, slices)| Op::Sweep(k, slices)),
     ]
 }
@@ -207,6 +209,7 @@ proptest! {
                     let sweeping = sweeps.get_mut(&k).map(|s| s.expected.remove(&c)).is_some();
                     prop_assert_eq!(last, was && live[&k].is_empty() && resuming[&k].is_empty() && !sweeping);
                 }
+                Op::Shrink => hub.shrink(),
                 Op::Remove(c) => {
                     hub.remove(ConnectionIndex(c.into()));
                     full.retain(|(of, _)| *of != c);
