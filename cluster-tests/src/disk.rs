@@ -4,14 +4,11 @@
 use std::fs::File;
 use std::io::{ErrorKind, Write};
 use std::path::{Path, PathBuf};
-use std::process::Stdio;
 
-use anyhow::{Context, Result};
-use tokio::io::{AsyncBufReadExt, BufReader};
-use tokio::process::{Child, Command};
-use tokio::time::timeout;
+use anyhow::Result;
+use tokio::process::Command;
 
-use crate::PATIENCE;
+use crate::namespace::Namespace;
 
 /// Bytes that are written at a time to fill it: a page, so that nothing is left.
 const PAGE: [u8; 4_096] = [b'x'; 4_096];
@@ -19,10 +16,8 @@ const PAGE: [u8; 4_096] = [b'x'; 4_096];
 /// See the [module](self).
 #[derive(Debug)]
 pub struct SmallDisk {
-    /// Keeps the namespace.
-    holder: Child,
+    namespace: Namespace,
     at: PathBuf,
-    is_root: bool,
 }
 
 impl SmallDisk {
@@ -33,29 +28,10 @@ impl SmallDisk {
     /// When the folder cannot be made, or nothing is said in time.
     pub async fn mount(at: &Path, bytes: u64) -> Result<Option<Self>> {
         std::fs::create_dir_all(at)?;
-        let is_root = rustix::process::getuid().is_root();
-        let mut command = Command::new("unshare");
-        if !is_root {
-            command.args(["--user", "--map-root-user"]);
-        }
-        let script = format!(
-            "mount -t tmpfs -o size={bytes},mode=700 tmpfs \"$0\" && echo mounted && exec sleep infinity"
-        );
-        command.args(["--mount", "sh", "-c", &script]).arg(at);
-        command.stdout(Stdio::piped()).stderr(Stdio::null());
-        let Ok(mut holder) = command.kill_on_drop(true).spawn() else {
-            return Ok(None);
-        };
-        let stdout = holder.stdout.take().context("stdout is piped")?;
-        let mut lines = BufReader::new(stdout).lines();
-        let said = timeout(PATIENCE, lines.next_line()).await;
-        Ok(
-            (said.context("neither mounted nor refused")??).map(|_| Self {
-                holder,
-                at: at.to_owned(),
-                is_root,
-            }),
-        )
+        let script = format!("mount -t tmpfs -o size={bytes},mode=700 tmpfs \"$0\"");
+        let made = Namespace::make("--mount", &script, at).await?;
+        let at = at.to_owned();
+        Ok(made.map(|namespace| Self { namespace, at }))
     }
 
     /// The same command, run by somebody who sees the disk.
@@ -63,25 +39,7 @@ impl SmallDisk {
     /// # Errors
     /// When the disk has gone.
     pub fn within(&self, command: &Command) -> Result<Command> {
-        let command = command.as_std();
-        let mut inside = Command::new("nsenter");
-        if !self.is_root {
-            inside.args(["--user", "--preserve-credentials"]);
-        }
-        let holder = self.pid()?.to_string();
-        inside.args(["--mount", "--target", &holder, "--"]);
-        inside
-            .arg(command.get_program())
-            .args(command.get_args())
-            .stdin(Stdio::null())
-            .kill_on_drop(true);
-        for (name, value) in command.get_envs() {
-            match value {
-                Some(value) => inside.env(name, value),
-                None => inside.env_remove(name),
-            };
-        }
-        Ok(inside)
+        self.namespace.within(command)
     }
 
     /// Writes until nothing more can be written.
@@ -108,12 +66,8 @@ impl SmallDisk {
     }
 
     fn filler(&self) -> Result<PathBuf> {
-        let root = PathBuf::from(format!("/proc/{}/root", self.pid()?));
+        let root = PathBuf::from(format!("/proc/{}/root", self.namespace.pid()?));
         let below = self.at.strip_prefix("/")?;
         Ok(root.join(below).join("filler"))
-    }
-
-    fn pid(&self) -> Result<u32> {
-        self.holder.id().context("the disk has gone")
     }
 }

@@ -5,7 +5,7 @@
 //! [`nats`] starts and ends the bus of a cluster, [`cluster`] all of one, and
 //! [`traffic`] goes through it; [`in_process`] starts gateways and a node inside
 //! the test, on a bus that [`disturbed`] disturbs. [`proxy`] disturbs what goes between processes,
-//! [`disk`] can be full,
+//! [`disk`] can be full, [`network`] can lose what is sent,
 //! and [`verify`] has `dunlin verify` judge what came of it.
 //! Everything listens on free loopback ports and waits with deadlines.
 #![expect(
@@ -19,7 +19,9 @@ pub mod disk;
 pub mod disturbed;
 pub mod in_process;
 pub mod invariants;
+mod namespace;
 pub mod nats;
+pub mod network;
 pub mod probes;
 pub mod process;
 pub mod proxy;

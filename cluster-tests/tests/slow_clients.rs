@@ -2,10 +2,14 @@
 //! each alone and all together, in bytes and in time; and in namespaces that say so
 //! they are given later what they did not take.
 
+use std::process::Stdio;
+use std::time::Duration;
+
 use anyhow::{Context, Result, bail};
 use cluster_tests::client::{EventStream, Pusher, metric, publish};
-use cluster_tests::eventually;
-use cluster_tests::process::Dev;
+use cluster_tests::network::{Network, SERVER};
+use cluster_tests::process::{Dev, binary, command, command_of};
+use cluster_tests::{eventually, skipped};
 use serde_json::Value;
 
 /// Of a publication; what the kernel takes for a client that does not read is some
@@ -148,5 +152,60 @@ async fn what_waits_for_all_clients_is_bounded_and_the_slowest_go_first() -> Res
         cut_off >= 20.0,
         "30 of them had 0.6 MB each to read: {cut_off}"
     );
+    Ok(())
+}
+
+/// On the server's machine, where nothing is lost.
+async fn publish_within(network: &Network, server: &Dev) -> Result<()> {
+    let script = "echo x | \"$0\" pub bench-x-0 --url \"$1\"";
+    let mut publish = command_of("sh".as_ref(), ["-c", script]);
+    publish.arg(binary()).arg(server.url());
+    let ended = network.at_server(&publish)?.output().await?;
+    anyhow::ensure!(ended.status.success(), "{ended:?}");
+    Ok(())
+}
+
+/// Whoever is gone without a word is not kept: what was sent to it is not
+/// acknowledged, and the kernel says so.
+#[tokio::test]
+async fn a_client_whose_network_is_gone_is_given_up() -> Result<()> {
+    let Some(network) = Network::make().await? else {
+        skipped("no network namespace can be made here");
+        return Ok(());
+    };
+    let impatient = ["--activity-timeout-s", "1", "--outbox-age-max-s", "1"];
+    let listen = format!("{SERVER}:0");
+    let server = ["dev", "--listen", &listen, "--admin", "127.0.0.1:0"];
+    let server = command(server.iter().chain(&impatient));
+    let server = Dev::start_command(network.at_server(&server)?).await?;
+    let (_, port) = server.clients.rsplit_once(':').context("a port")?;
+    let port = port.parse()?;
+    let url = server.url();
+    // A WebSocket; it ends when its stdin does.
+    let client = [
+        "bench",
+        "subscribers",
+        "--run",
+        "x",
+        "--channels",
+        "1",
+        "--count",
+        "1",
+    ];
+    let mut client = network.at_client(&command(client.iter().chain(&["--url", &url])));
+    client.stdin(Stdio::piped()).stdout(Stdio::null());
+    let mut client = client.stderr(Stdio::null()).spawn()?;
+    let established =
+        async |count: usize| network.established(port).ok().filter(|now| *now == count);
+    eventually("it is connected", async || established(1).await).await;
+    // It stays, longer than until it is pinged.
+    tokio::time::sleep(Duration::from_millis(2_500)).await;
+    assert_eq!(network.established(port)?, 1);
+    network.lose_what_the_server_sends().await?;
+    publish_within(&network, &server).await?;
+    // Eleven seconds until the kernel gives up; a pong would be waited for half a
+    // minute.
+    eventually("it is given up", async || established(0).await).await;
+    client.kill().await?;
     Ok(())
 }

@@ -69,6 +69,7 @@ pub struct Metrics {
     pub(crate) writes_skipped_closing: IntCounter,
     pub(crate) writes_skipped_backpressure: IntCounter,
     pub(crate) fanout_recipients: Histogram,
+    pub(crate) fanout_duration: Histogram,
     pub(crate) fanout_share: Histogram,
     pub(crate) fanout_batches: IntCounter,
     pub(crate) fanout_yields: IntCounter,
@@ -215,6 +216,11 @@ impl Metrics {
                 "dunlin_fanout_recipients",
                 "Connections that one worker sent one publication to.",
                 &[1.0, 10.0, 100.0, 1_000.0, 10_000.0, 100_000.0],
+            )?,
+            fanout_duration: r.histogram(
+                "dunlin_fanout_duration_seconds",
+                "From a worker's first write of a publication to its last; what a write to a full socket leaves behind comes later.",
+                &[0.00001, 0.0001, 0.0005, 0.001, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5],
             )?,
             fanout_share: r.histogram(
                 "dunlin_fanout_share_ratio",

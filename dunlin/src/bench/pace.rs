@@ -12,7 +12,7 @@ use tokio::time::Instant;
 use super::frames::{self, channel};
 use super::process::now_ns;
 use super::setup::Setup;
-use crate::client::{Connection, Event, problem};
+use crate::client::{Connection, Event, Failed, problem};
 
 /// Connections to the API: while one publication waits for its acknowledgement
 /// the next one has its turn.
@@ -75,7 +75,15 @@ impl Progress {
             data: &data,
             idempotency_key: None,
         };
-        let (status, body) = connection.publish(&setup.app, &event).await?;
+        let published = match connection.publish(&setup.app, &event).await {
+            // Some servers answer one request on each connection.
+            Err(Failed::NotSent(_)) => {
+                *connection = setup.server.connect().await?;
+                connection.publish(&setup.app, &event).await
+            }
+            published => published,
+        };
+        let (status, body) = published?;
         match status {
             StatusCode::OK => self.published.fetch_add(1, Ordering::Relaxed),
             StatusCode::TOO_MANY_REQUESTS | StatusCode::SERVICE_UNAVAILABLE => {

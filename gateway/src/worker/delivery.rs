@@ -37,7 +37,13 @@ impl State {
                 ..Fanout::default()
             };
             if slice.last {
+                let began = self.sweeps.remove(&slice.channel).unwrap_or(began);
+                self.metrics
+                    .fanout_duration
+                    .observe(began.elapsed().as_secs_f64());
                 self.observe(&slice, &mut fanout);
+            } else {
+                self.sweeps.entry(slice.channel).or_insert(began);
             }
             // Of one shard, and nearly always under one fence.
             let origin = slice.broadcasts.iter().rev().find_map(|b| b.origin);

@@ -2,9 +2,9 @@
 //! worker's thread and nothing waits; the methods are in the files beside this
 //! one, by what they are about.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use proto::channel::ChannelKey;
@@ -20,7 +20,7 @@ use crate::Config;
 use crate::core::budget::Budget;
 use crate::core::connection::Effect;
 use crate::core::fanout;
-use crate::core::hub::{ConnectionIndex, Hub};
+use crate::core::hub::{ChannelIndex, ConnectionIndex, Hub};
 use crate::core::wheel::{Second, Wheel};
 use crate::core::workers::{WORKERS_MAX, WorkerId};
 use crate::mesh;
@@ -52,6 +52,8 @@ pub(super) struct State {
     pub(super) accepted: u64,
     pub(super) hub: Hub,
     pub(super) fanout: fanout::Fanout,
+    /// When those began that are under way and take more than one slice.
+    pub(super) sweeps: HashMap<ChannelIndex, Instant>,
     pub(super) sockets: Slab<Socket>,
     /// When they are looked after.
     wheel: Wheel,
@@ -90,6 +92,7 @@ impl State {
             accepted: 0,
             hub: Hub::default(),
             fanout: fanout::Fanout::default(),
+            sweeps: HashMap::new(),
             sockets: Slab::new(),
             wheel: Wheel::new(Timestamp::now()),
             budget,
