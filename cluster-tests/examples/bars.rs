@@ -14,14 +14,14 @@ use serde_json::Value;
 
 /// What is demanded of a figure.
 enum Bar {
-    AtMost(&'static str, f64),
-    AtLeast(&'static str, f64),
+    Most(&'static str, f64),
+    Least(&'static str, f64),
     /// At most so much where a bare `send(2)` takes 5.4 us, as on the machine that
     /// the bars were set on; elsewhere as many times the floor.
-    AtMostByFloor(&'static str, f64),
+    MostByFloor(&'static str, f64),
 }
 
-use Bar::{AtLeast, AtMost, AtMostByFloor};
+use Bar::{Least, Most, MostByFloor};
 
 /// What a bare `send(2)` took where the bars were set, in microseconds.
 const FLOOR_US: f64 = 5.4;
@@ -39,15 +39,15 @@ const SCENARIOS: [Scenario; 7] = [
     Scenario {
         name: "fanout",
         arguments: &["--subscribers", "10000", "--rate", "5", "--seconds", "20"],
-        bars: &[AtMost("/server_to_floor", 1.2)],
+        bars: &[Most("/server_to_floor", 1.2)],
         in_cluster: &[],
     },
     Scenario {
         name: "flood",
         arguments: &[],
         bars: &[
-            AtLeast("/deliveries_per_s", 500_000.0),
-            AtMost("/server_rss_bytes_grown", 64.0 * 1_048_576.0),
+            Least("/deliveries_per_s", 500_000.0),
+            Most("/server_rss_bytes_grown", 64.0 * 1_048_576.0),
         ],
         in_cluster: &[],
     },
@@ -55,23 +55,23 @@ const SCENARIOS: [Scenario; 7] = [
         name: "victim",
         arguments: &[],
         bars: &[
-            AtMost("/latency_us/p99", 5_000.0),
-            AtMost("/latency_us/p999", 25_000.0),
+            Most("/latency_us/p99", 5_000.0),
+            Most("/latency_us/p999", 25_000.0),
         ],
         in_cluster: &[],
     },
     Scenario {
         name: "many",
         arguments: &[],
-        bars: &[AtMostByFloor("/server_cpu_us_per_delivery", 15.0)],
-        in_cluster: &[AtMostByFloor("/server_cpu_us_per_delivery", 30.0)],
+        bars: &[MostByFloor("/server_cpu_us_per_delivery", 15.0)],
+        in_cluster: &[MostByFloor("/server_cpu_us_per_delivery", 30.0)],
     },
     Scenario {
         name: "idle",
         arguments: &[],
         bars: &[
-            AtMost("/server_rss_bytes_per_connection", 4_096.0),
-            AtLeast("/given_back_percent", 80.0),
+            Most("/server_rss_bytes_per_connection", 4_096.0),
+            Least("/given_back_percent", 80.0),
         ],
         in_cluster: &[],
     },
@@ -79,8 +79,8 @@ const SCENARIOS: [Scenario; 7] = [
         name: "storm",
         arguments: &[],
         bars: &[
-            AtLeast("/subscribed_per_s", 6_000.0),
-            AtLeast("/again_to_first", 0.9),
+            Least("/subscribed_per_s", 6_000.0),
+            Least("/again_to_first", 0.9),
         ],
         in_cluster: &[],
     },
@@ -88,9 +88,9 @@ const SCENARIOS: [Scenario; 7] = [
         name: "slow",
         arguments: &[],
         bars: &[
-            AtMost("/p99_ratio", 1.2),
-            AtMost("/left", 0.0),
-            AtMost("/rss_bytes_above", 500.0 * OUTBOX_BYTES),
+            Most("/p99_ratio", 1.2),
+            Most("/left", 0.0),
+            Most("/rss_bytes_above", 500.0 * OUTBOX_BYTES),
         ],
         in_cluster: &[],
     },
@@ -158,7 +158,7 @@ fn judge(report: &Value, bar: &Bar) -> Result<(String, String, f64, bool)> {
         figure.with_context(|| format!("{pointer} was not measured: {report}"))
     };
     let (pointer, shown, measured, holds) = match bar {
-        AtMost(pointer, most) => {
+        Most(pointer, most) => {
             let measured = figure(pointer)?;
             (
                 pointer,
@@ -167,7 +167,7 @@ fn judge(report: &Value, bar: &Bar) -> Result<(String, String, f64, bool)> {
                 measured <= *most,
             )
         }
-        AtLeast(pointer, least) => {
+        Least(pointer, least) => {
             let measured = figure(pointer)?;
             (
                 pointer,
@@ -176,7 +176,7 @@ fn judge(report: &Value, bar: &Bar) -> Result<(String, String, f64, bool)> {
                 measured >= *least,
             )
         }
-        AtMostByFloor(pointer, most) => {
+        MostByFloor(pointer, most) => {
             let measured = figure(pointer)?;
             let most = most / FLOOR_US * figure("/floor_cpu_us_per_send")?;
             (pointer, format!("<= {most:.2}"), measured, measured <= most)
