@@ -106,6 +106,7 @@ pub async fn begin_gateway(
         apps,
         workers: 2,
         activity_timeout: Duration::from_secs(120),
+        tls: None,
         limits: Limits::default(),
         // No client is too slow here.
         outbox: OutboxLimits {

@@ -368,6 +368,7 @@ async fn addresses(lines: &mut Lines<BufReader<ChildStdout>>) -> Result<HashMap<
             (words.next(), words.next())
         {
             let address = address.trim_start_matches("http://");
+            let address = address.trim_start_matches("https://");
             addresses.insert(name.to_owned(), address.to_owned());
             if name == "admin" {
                 return Ok(addresses);

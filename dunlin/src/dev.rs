@@ -59,6 +59,7 @@ async fn serve(config: Dev, tokens: Option<Arc<Tokens>>) -> Result<(), Failure> 
         apps,
         workers,
         activity_timeout: config.clients.activity_timeout(),
+        tls: config.clients.tls(),
         limits: config.clients.limits(process::file_limit()),
         outbox: config.clients.outbox(),
         namespaces: config.namespaces(),
@@ -195,10 +196,11 @@ fn greet(clients: SocketAddr, admin: SocketAddr, config: &Dev) {
         );
     }
     let app = &config.clients.apps[0];
+    let scheme = config.clients.scheme();
     let url = if clients == Dev::listens_by_default() {
         String::new()
     } else {
-        format!(" --url http://{clients}")
+        format!(" --url {scheme}://{clients}")
     };
     let custom = (app.id.as_str(), app.key.as_str()) != ("app-id", "app-key");
     let app_flag = if custom {
@@ -208,9 +210,9 @@ fn greet(clients: SocketAddr, admin: SocketAddr, config: &Dev) {
     };
     process::greet(&format!(
         "Dunlin {version} is running.\n\n  \
-         clients   http://{clients}   app {id}, key {key}\n  \
+         clients   {scheme}://{clients}   app {id}, key {key}\n  \
          admin     http://{admin}\n\n\
-         Open http://{clients}/#logs in two windows, or in two terminals:\n\n  \
+         Open {scheme}://{clients}/#logs in two windows, or in two terminals:\n\n  \
          dunlin sub logs{url}{app_flag}\n  \
          tail -f some.log | dunlin pub logs{url}{app_flag}\n\n\
          Ctrl-C ends it. Nothing is kept.\n",

@@ -51,6 +51,7 @@ async fn serve(config: Gateway, tokens: Option<Arc<Tokens>>) -> Result<(), Failu
         apps,
         workers: config::workers(config.clients.workers),
         activity_timeout: config.clients.activity_timeout(),
+        tls: config.clients.tls(),
         limits: config.clients.limits(process::file_limit()),
         outbox: config.clients.outbox(),
         namespaces: config.namespaces(),
@@ -60,10 +61,11 @@ async fn serve(config: Gateway, tokens: Option<Arc<Tokens>>) -> Result<(), Failu
     let gateway = gateway::start(gateway_config, Arc::clone(&bus), metrics, shutdown.clone());
     let gateway = gateway.await.map_err(failed)?;
     process::greet(&format!(
-        "Dunlin {}: gateway {} of cluster {}.\n\n  clients   http://{}\n  admin     http://{admin_address}\n",
+        "Dunlin {}: gateway {} of cluster {}.\n\n  clients   {}://{}\n  admin     http://{admin_address}\n",
         env!("CARGO_PKG_VERSION"),
         config.name,
         config.bus.cluster,
+        config.clients.scheme(),
         gateway.address,
     ));
     let admin = Admin {
@@ -143,6 +145,7 @@ fn readiness(
 pub(crate) fn failed(error: gateway::Error) -> Failure {
     let exit = match error {
         gateway::Error::Listen { .. } => Exit::Io,
+        gateway::Error::Tls(_) => Exit::Config,
         gateway::Error::WorkerPanicked | gateway::Error::Panicked(_) => Exit::Software,
         _ => Exit::Unavailable,
     };

@@ -43,6 +43,11 @@ mod publisher;
 mod server;
 #[expect(
     clippy::disallowed_methods,
+    reason = "shell: shakes hands, waits and spawns"
+)]
+pub mod tls;
+#[expect(
+    clippy::disallowed_methods,
     reason = "shell: owns sockets, their tasks and their clock"
 )]
 mod worker;
@@ -72,6 +77,8 @@ pub struct Config {
     pub gateway: GatewayRef,
     /// Where clients and backends connect.
     pub listen: SocketAddr,
+    /// Encrypts what goes between it and clients and backends. `None`: a proxy in front does.
+    pub tls: Option<tls::Files>,
     /// Whom it serves.
     pub apps: Arc<app::Apps>,
     /// Threads that own connections; one per core is best.
@@ -155,6 +162,9 @@ pub enum Error {
         /// What the system said.
         error: std::io::Error,
     },
+    /// Its certificate cannot be used.
+    #[error("{0}; see --tls-cert and --tls-key")]
+    Tls(#[from] tls::Error),
     /// It could not listen on the bus.
     #[error("could not subscribe to {subject} on the bus: {error}")]
     Subscribe {
@@ -230,6 +240,7 @@ pub async fn start(
     // First, so that a wrong address is said before anything is waited for.
     let listener = server::bind(config.listen)?;
     let address = listener.local_addr().unwrap_or(config.listen);
+    let tls = config.tls.clone().map(tls::Tls::load).transpose()?;
     let seeker = mesh::Seeker::subscribe(config, bus, Arc::clone(&metrics)).await?;
     let (ready, is_ready) = watch::channel(false);
     let inspector = Inspector {
@@ -237,7 +248,7 @@ pub async fn start(
     };
     let task = tokio::spawn(async move {
         let served = match seeker.find(shutdown.clone()).await {
-            Some(mesh) => serve(mesh, listener, metrics, &ready, shutdown).await,
+            Some(mesh) => serve(mesh, (listener, tls), metrics, &ready, shutdown).await,
             None => Ok(()),
         };
         ready.send_replace(false);
@@ -258,7 +269,7 @@ pub async fn start(
 )]
 async fn serve(
     mesh: mesh::Mesh,
-    listener: tokio::net::TcpListener,
+    (listener, tls): (tokio::net::TcpListener, Option<tls::Tls>),
     metrics: Arc<Metrics>,
     ready: &watch::Sender<bool>,
     mut shutdown: watch::Receiver<bool>,
@@ -297,14 +308,21 @@ async fn serve(
     // It ends after the others, so that what they have under way is answered.
     let (stop_mesh, mesh_shutdown) = watch::channel(false);
     let mut mesh = tokio::spawn(mesh.run(mailboxes, mesh_shutdown));
-    tasks.spawn(server::run(
-        listener,
+    if let Some(tls) = tls.clone() {
+        let fresh = tls.keep_fresh(metrics.certificate_reloads(), shutdown.clone());
+        tasks.spawn(async move {
+            fresh.await;
+            Ok(())
+        });
+    }
+    let serving = server::Serving {
         routes,
         workers,
-        config.limits.requests_max,
+        tls,
+        config: Arc::clone(&config),
         metrics,
-        shutdown.clone(),
-    ));
+    };
+    tasks.spawn(server::run(listener, serving, shutdown.clone()));
     tracing::info!(gateway = %config.gateway.id, incarnation = config.gateway.incarnation.0, "gateway serves");
     ready.send_replace(true);
     loop {

@@ -85,6 +85,7 @@ pub struct Metrics {
     pub(crate) accept_errors: IntCounter,
     pub(crate) connection_panics: IntCounter,
     limited: IntCounterVec,
+    certificates: IntCounterVec,
     pub(crate) bus_requests: IntCounter,
     pub(crate) bus_replies: IntCounter,
     pub(crate) bus_batches: IntCounter,
@@ -248,6 +249,7 @@ impl Metrics {
             nodes_silent: r.gauge("dunlin_nodes_silent", "Nodes of which neither batch nor beat has come for 2 s.")?,
             accept_errors: errors_total.with_label_values(&["accept", "server"]),
             connection_panics: errors_total.with_label_values(&["panic", "connection"]),
+            certificates: r.counters("dunlin_certificate_reloads_total", "Times that the certificate's files had changed and were read again, by whether they could be used.", &["result"])?,
             limited: r.counters("dunlin_rate_limit_triggered_total", "What clients and backends asked for beyond a limit, by limiter.", &["limiter"])?,
             bus_requests: published.with_label_values(&[bus, "request"]),
             bus_replies: received.with_label_values(&[bus, "reply"]),
@@ -339,6 +341,7 @@ impl Metrics {
             self.publishes.with_label_values(&[source, "ok"]);
             self.publishes.with_label_values(&[source, "failed"]);
         }
+        self.certificate_reloads();
         for limiter in Limiter::ALL {
             self.limited.with_label_values(&[limiter.as_str()]);
         }
@@ -352,6 +355,11 @@ impl Metrics {
 }
 
 impl Metrics {
+    /// Certificates that were read again: those that could be used, and others.
+    pub(crate) fn certificate_reloads(&self) -> [IntCounter; 2] {
+        ["ok", "failed"].map(|result| self.certificates.with_label_values(&[result]))
+    }
+
     /// Somebody asked for more than is allowed.
     pub(crate) fn count_limited(&self, limiter: Limiter) {
         self.limited.with_label_values(&[limiter.as_str()]).inc();

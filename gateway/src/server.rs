@@ -10,6 +10,7 @@
 use std::collections::VecDeque;
 use std::convert::Infallible;
 use std::future::poll_fn;
+use std::io;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
@@ -24,17 +25,20 @@ use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use proto::error::ErrorCode;
+use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{mpsc, watch};
 use tokio::task::{AbortHandle, JoinSet};
+use tokio_rustls::server::TlsStream;
 use tower_service::Service;
 
 use crate::core::limits::Limiter;
 use crate::door::Door;
 use crate::metrics::Metrics;
 use crate::problem::Problem;
+use crate::tls::{self, Tls};
 use crate::worker::{self, Client, Takeover};
-use crate::{Config, Error, api, connect, mesh, playground};
+use crate::{Config, Error, OutboxLimits, api, connect, mesh, playground};
 
 /// How long a client may take to send the head of a request; also how long a
 /// connection may be idle between requests.
@@ -52,7 +56,7 @@ const BACKLOG: u32 = 4_096;
 
 /// Takes the address. Does not accept yet.
 pub(crate) fn bind(address: SocketAddr) -> Result<TcpListener, Error> {
-    let listen = || -> Result<TcpListener, std::io::Error> {
+    let listen = || -> Result<TcpListener, io::Error> {
         let socket = match address {
             SocketAddr::V4(_) => tokio::net::TcpSocket::new_v4()?,
             SocketAddr::V6(_) => tokio::net::TcpSocket::new_v6()?,
@@ -152,15 +156,29 @@ fn known_method(method: &axum::http::Method) -> &'static str {
     }
 }
 
+/// What it takes to serve connections.
+pub(crate) struct Serving {
+    pub(crate) routes: Router,
+    pub(crate) workers: Vec<worker::Handle>,
+    pub(crate) tls: Option<Tls>,
+    pub(crate) config: Arc<Config>,
+    pub(crate) metrics: Arc<Metrics>,
+}
+
 /// Accepts until shutdown.
 pub(crate) async fn run(
     listener: TcpListener,
-    routes: Router,
-    workers: Vec<worker::Handle>,
-    requests_max: usize,
-    metrics: Arc<Metrics>,
+    serving: Serving,
     mut shutdown: watch::Receiver<bool>,
 ) -> Result<(), Error> {
+    let Serving {
+        routes,
+        workers,
+        tls,
+        config,
+        metrics,
+    } = serving;
+    let requests_max = config.limits.requests_max;
     let mut connections = JoinSet::new();
     let mut idlers = Idlers::new(requests_max);
     let workers = Arc::new(RoundRobin {
@@ -184,13 +202,28 @@ pub(crate) async fn run(
                     }
                 }
                 let busy = Arc::new(AtomicBool::new(false));
-                let serve = serve(
-                    (stream, peer.ip()),
-                    routes.clone(),
-                    Arc::clone(&workers),
-                    Arc::clone(&busy),
-                    shutdown.clone(),
-                );
+                // API answers are small and awaited.
+                let _ = stream.set_nodelay(true);
+                let connection = Connection {
+                    peer: peer.ip(),
+                    accepted_at: Instant::now(),
+                    routes: routes.clone(),
+                    workers: Arc::clone(&workers),
+                    config: Arc::clone(&config),
+                    busy: Arc::clone(&busy),
+                    shutdown: shutdown.clone(),
+                };
+                let tls = tls.clone();
+                let serve = async move {
+                    match tls {
+                        None => connection.serve(stream).await,
+                        Some(tls) => {
+                            if let Some(stream) = tls.accept(stream).await {
+                                connection.serve(stream).await;
+                            }
+                        }
+                    }
+                };
                 idlers.add(connections.spawn(serve), busy);
             }
             Err(error) => {
@@ -262,73 +295,105 @@ impl RoundRobin {
     }
 }
 
-/// Serves one connection until it ends or a worker takes it.
-async fn serve(
-    (stream, peer): (TcpStream, IpAddr),
+/// A stream that a worker can be given.
+trait Stream: AsyncRead + AsyncWrite + Unpin + Send + 'static {
+    /// What the worker gets.
+    fn for_worker(self, outbox: &OutboxLimits) -> io::Result<std::net::TcpStream>;
+}
+
+impl Stream for TcpStream {
+    fn for_worker(self, outbox: &OutboxLimits) -> io::Result<std::net::TcpStream> {
+        worker::tune(&self, outbox)?;
+        self.into_std()
+    }
+}
+
+impl Stream for TlsStream<TcpStream> {
+    fn for_worker(self, outbox: &OutboxLimits) -> io::Result<std::net::TcpStream> {
+        worker::tune(self.get_ref().0, outbox)?;
+        tls::local_end(self, outbox.age_max)
+    }
+}
+
+/// One connection of the HTTP server.
+struct Connection {
+    peer: IpAddr,
+    accepted_at: Instant,
     routes: Router,
     workers: Arc<RoundRobin>,
+    config: Arc<Config>,
+    /// It has a request under way.
     busy: Arc<AtomicBool>,
-    mut shutdown: watch::Receiver<bool>,
-) {
-    // API answers are small and awaited.
-    let _ = stream.set_nodelay(true);
-    let accepted_at = Instant::now();
-    let is_first = AtomicBool::new(true);
-    let (slot, mut taken) = mpsc::channel(1);
-    let service = service_fn(move |mut request: hyper::Request<hyper::body::Incoming>| {
-        let mut routes = routes.clone();
-        let is_first = is_first.swap(false, Ordering::Relaxed);
-        request.extensions_mut().insert(Slot {
-            taken: slot.clone(),
-            since: if is_first {
-                accepted_at
-            } else {
-                Instant::now()
-            },
-            peer,
+    shutdown: watch::Receiver<bool>,
+}
+
+impl Connection {
+    /// Serves it until it ends or a worker takes it.
+    async fn serve(mut self, stream: impl Stream) {
+        let is_first = AtomicBool::new(true);
+        let (slot, mut taken) = mpsc::channel(1);
+        let (routes, busy) = (self.routes, self.busy);
+        let (peer, accepted_at) = (self.peer, self.accepted_at);
+        let service = service_fn(move |mut request: hyper::Request<hyper::body::Incoming>| {
+            let mut routes = routes.clone();
+            let is_first = is_first.swap(false, Ordering::Relaxed);
+            request.extensions_mut().insert(Slot {
+                taken: slot.clone(),
+                since: if is_first {
+                    accepted_at
+                } else {
+                    Instant::now()
+                },
+                peer,
+            });
+            let busy = Arc::clone(&busy);
+            busy.store(true, Ordering::Relaxed);
+            Box::pin(async move {
+                let response = routes.call(request).await.into_response();
+                busy.store(false, Ordering::Relaxed);
+                Ok::<_, Infallible>(response)
+            })
         });
-        let busy = Arc::clone(&busy);
-        busy.store(true, Ordering::Relaxed);
-        Box::pin(async move {
-            let response = routes.call(request).await.into_response();
-            busy.store(false, Ordering::Relaxed);
-            Ok::<_, Infallible>(response)
-        })
-    });
-    let mut connection = http1::Builder::new()
-        .timer(TokioTimer::new())
-        .header_read_timeout(HEAD_TIMEOUT)
-        .max_buf_size(HEAD_BYTES_MAX)
-        .serve_connection(TokioIo::new(stream), service);
-    let mut stopping = false;
-    let takes = loop {
-        tokio::select! {
-            biased;
-            takes = taken.recv() => break takes,
-            // An error here is a client that went or spoke no HTTP.
-            _ = poll_fn(|cx| connection.poll_without_shutdown(cx)) => return,
-            _ = shutdown.wait_for(|stop| *stop), if !stopping => {
-                stopping = true;
-                std::pin::Pin::new(&mut connection).graceful_shutdown();
+        let mut connection = http1::Builder::new()
+            .timer(TokioTimer::new())
+            .header_read_timeout(HEAD_TIMEOUT)
+            .max_buf_size(HEAD_BYTES_MAX)
+            .serve_connection(TokioIo::new(stream), service);
+        let mut stopping = false;
+        let takes = loop {
+            tokio::select! {
+                biased;
+                takes = taken.recv() => break takes,
+                // An error here is a client that went or spoke no HTTP.
+                _ = poll_fn(|cx| connection.poll_without_shutdown(cx)) => break None,
+                _ = self.shutdown.wait_for(|stop| *stop), if !stopping => {
+                    stopping = true;
+                    std::pin::Pin::new(&mut connection).graceful_shutdown();
+                }
+            }
+        };
+        let parts = connection.into_parts();
+        let Some((Takes { head, client }, since)) = takes else {
+            // By TLS the client is to know that this was all.
+            let mut stream = parts.io.into_inner();
+            let _ = tokio::time::timeout(SHUTDOWN_PATIENCE, stream.shutdown()).await;
+            return;
+        };
+        match parts.io.into_inner().for_worker(&self.config.outbox) {
+            Ok(stream) => {
+                let takeover = Takeover {
+                    stream,
+                    head,
+                    leftover: parts.read_buf,
+                    client,
+                    since,
+                };
+                self.workers.next().accept(takeover).await;
+            }
+            Err(error) => {
+                tracing::warn!(%error, "could not take a connection from the HTTP server")
             }
         }
-    };
-    let Some((Takes { head, client }, since)) = takes else {
-        return;
-    };
-    let parts = connection.into_parts();
-    match parts.io.into_inner().into_std() {
-        Ok(stream) => {
-            let takeover = Takeover {
-                stream,
-                head,
-                leftover: parts.read_buf,
-                client,
-                since,
-            };
-            workers.next().accept(takeover).await;
-        }
-        Err(error) => tracing::warn!(%error, "could not take a connection from the HTTP server"),
     }
 }
 

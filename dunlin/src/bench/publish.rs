@@ -189,6 +189,7 @@ async fn join(
         apps,
         workers: 0,
         activity_timeout: Duration::ZERO,
+        tls: None,
         limits: Limits::default(),
         outbox: OutboxLimits::default(),
         namespaces: Namespaces::default(),

@@ -66,6 +66,13 @@ pub(crate) struct ClientOptions {
     /// Bytes that the kernel keeps for one client that does not read [default: 65536].
     #[arg(long, env = "DUNLIN_SEND_BUFFER_BYTES", value_name = "N")]
     pub(crate) send_buffer_bytes: Option<usize>,
+    /// A certificate, with those between it and its authority (PEM): clients and backends connect by
+    /// TLS then. Read again when it changes.
+    #[arg(long, env = "DUNLIN_TLS_CERT", value_name = "FILE")]
+    pub(crate) tls_cert: Option<PathBuf>,
+    /// Its key (PEM).
+    #[arg(long, env = "DUNLIN_TLS_KEY", value_name = "FILE")]
+    pub(crate) tls_key: Option<PathBuf>,
     /// Proxies whose X-Forwarded-For is believed, with commas between them: addresses or networks
     /// such as 10.0.0.0/8; `none` if clients connect without one. Limits by address are on then
     /// [default: off].
@@ -212,6 +219,8 @@ impl ClientOptions {
             &self.outbox_bytes_total_max,
         );
         overrule(&mut file.send_buffer_bytes, &self.send_buffer_bytes);
+        overrule(&mut file.tls_cert, &self.tls_cert);
+        overrule(&mut file.tls_key, &self.tls_key);
         overrule(&mut file.trusted_proxies, &self.trusted_proxies);
         if !self.apps.is_empty() {
             let apps = self.apps.iter().map(AppConfig::from_text);

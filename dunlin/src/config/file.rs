@@ -48,6 +48,10 @@ pub(crate) struct File {
     pub(crate) outbox_bytes_total_max: Option<usize>,
     /// Bytes that the kernel keeps for one client that does not read, before they wait here. 4096 to 16777216.
     pub(crate) send_buffer_bytes: Option<usize>,
+    /// A certificate for the client address, and those between it and its authority (PEM). It is read again when the file changes.
+    pub(crate) tls_cert: Option<PathBuf>,
+    /// The key of that certificate (PEM).
+    pub(crate) tls_key: Option<PathBuf>,
     /// Proxies in front of the gateway: addresses or networks, such as `10.0.0.0/8,fd00::1`, with commas between them, or `none`. What they say in `X-Forwarded-For` is believed, and limits by address are on. Without: they are off.
     #[schemars(with = "Option<String>")]
     pub(crate) trusted_proxies: Option<TrustedProxies>,

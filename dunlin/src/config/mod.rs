@@ -8,12 +8,12 @@ use std::net::{Ipv4Addr, SocketAddr};
 use std::path::PathBuf;
 use std::time::Duration;
 
-use gateway::OutboxLimits;
 use gateway::app::{App, Secret};
 use gateway::core::admission::{self, AddressLimits};
 use gateway::core::connection;
 use gateway::core::leaving::Pace;
 use gateway::core::limits::Rate;
+use gateway::{OutboxLimits, tls};
 use proto::id::{GatewayId, NodeId};
 use proto::namespace::Namespaces;
 use proto::subject::ClusterName;
@@ -56,6 +56,10 @@ pub(crate) struct Clients {
     pub(crate) outbox_age_max_s: u64,
     pub(crate) outbox_bytes_total_max: usize,
     pub(crate) send_buffer_bytes: usize,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) tls_cert: Option<PathBuf>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) tls_key: Option<PathBuf>,
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schemars(with = "Option<String>")]
     pub(crate) trusted_proxies: Option<TrustedProxies>,
@@ -161,6 +165,15 @@ impl Clients {
                 "listen and admin are both {listen}; clients and administration need an address each",
             ));
         }
+        if file.tls_cert.is_some() != file.tls_key.is_some() {
+            let (has, lacks) = match file.tls_cert {
+                Some(_) => ("tls_cert", "tls_key"),
+                None => ("tls_key", "tls_cert"),
+            };
+            return Err(format!(
+                "{has} is given, and {lacks} is not: TLS needs both"
+            ));
+        }
         let outbox = OutboxLimits::default();
         let outbox_bytes_max = file.outbox_bytes_max.unwrap_or(outbox.bytes_max);
         let outbox_bytes_total_max = file
@@ -179,17 +192,38 @@ impl Clients {
             outbox_age_max_s: file.outbox_age_max_s.unwrap_or(outbox.age_max.as_secs()),
             outbox_bytes_total_max,
             send_buffer_bytes: file.send_buffer_bytes.unwrap_or(outbox.send_buffer_bytes),
+            tls_cert: file.tls_cert.clone(),
+            tls_key: file.tls_key.clone(),
             trusted_proxies: file.trusted_proxies.clone(),
             limits: file.limits.clone(),
             apps: file.apps.clone(),
         })
     }
 
+    /// Where certificate and key are, if clients connect by TLS.
+    pub(crate) fn tls(&self) -> Option<tls::Files> {
+        let (certificate, key) = self.tls_cert.clone().zip(self.tls_key.clone())?;
+        Some(tls::Files { certificate, key })
+    }
+
+    /// The scheme of the URLs of this server.
+    pub(crate) fn scheme(&self) -> &'static str {
+        if self.tls_cert.is_some() {
+            "https"
+        } else {
+            "http"
+        }
+    }
+
     /// What clients may, in a process with that many files; `None`: with any number.
     pub(crate) fn limits(&self, files: Option<u64>) -> gateway::Limits {
         let files = files.map_or(usize::MAX, |files| files as usize);
         let limits = &self.limits;
-        let room = Room::of(files);
+        let mut room = Room::of(files);
+        if self.tls_cert.is_some() {
+            // The client's, and a pair to the worker.
+            room.clients = (room.clients / 3).max(1);
+        }
         let most = match limits.connections_max {
             0 => room.clients,
             most => most as usize,

@@ -115,6 +115,22 @@ fn proxies_are_networks_or_none() {
 }
 
 #[test]
+fn tls_needs_certificate_and_key() {
+    let dev = |text: &str| Dev::from_file(&File::parse(text).expect("a file"));
+    let both = "tls_cert = \"a.crt\"\ntls_key = \"a.key\"\n";
+    let clients = dev(both).unwrap().clients;
+    assert_eq!((clients.tls().is_some(), clients.scheme()), (true, "https"));
+    let room = |clients: &Clients| clients.limits(Some(3_000)).admission.connections_max;
+    let plain = dev("").unwrap().clients;
+    assert_eq!((plain.tls(), plain.scheme()), (None, "http"));
+    assert_eq!(room(&clients), room(&plain) / 3);
+    for (one, lacks) in [("tls_cert", "tls_key"), ("tls_key", "tls_cert")] {
+        let problem = dev(&format!("{one} = \"a\"")).map(drop).unwrap_err();
+        assert!(problem.contains(&format!("{lacks} is not")), "{problem}");
+    }
+}
+
+#[test]
 fn limits_by_address_are_off_until_proxies_are_known() {
     let limits = |text: &str| {
         let file = File::parse(text).expect("a file");

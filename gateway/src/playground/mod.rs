@@ -110,10 +110,12 @@ fn is_own_page(headers: &HeaderMap) -> bool {
         .trim_start_matches('[')
         .trim_end_matches(']');
     let rebindable = name != "localhost" && name.parse::<std::net::IpAddr>().is_err();
+    let from = ["http://", "https://"].map(|scheme| origin.strip_prefix(scheme));
     !rebindable
-        && origin
-            .strip_prefix("http://")
-            .is_some_and(|from| from.eq_ignore_ascii_case(host))
+        && from
+            .into_iter()
+            .flatten()
+            .any(|from| from.eq_ignore_ascii_case(host))
 }
 
 #[cfg(test)]
@@ -133,10 +135,12 @@ mod tests {
     fn only_the_page_itself_may_publish() {
         assert!(own("127.0.0.1:6001", Some("http://127.0.0.1:6001")));
         assert!(own("localhost:6001", Some("http://localhost:6001")));
+        assert!(own("localhost:6001", Some("https://localhost:6001")));
         assert!(own("[::1]:6001", Some("http://[::1]:6001")));
         assert!(!own("127.0.0.1:6001", None));
         assert!(!own("127.0.0.1:6001", Some("http://127.0.0.1:6002")));
         assert!(!own("127.0.0.1:6001", Some("https://evil.example")));
+        assert!(!own("127.0.0.1:6001", Some("ftp://127.0.0.1:6001")));
         assert!(!own("127.0.0.1:6001", Some("null")));
         // A name that was made to point here.
         assert!(!own("evil.example:6001", Some("http://evil.example:6001")));

@@ -1,7 +1,7 @@
 //! What comes in: new connections, bytes, commands.
 
 use std::io;
-use std::net::TcpStream as TcpStdStream;
+use std::os::fd::AsFd;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
@@ -43,7 +43,10 @@ impl State {
             client,
             since,
         } = takeover;
-        let stream = Rc::new(TcpStream::from_std(tuned(stream, &self.config.outbox)?)?);
+        // Of a connection with TLS it is the end of a local pair that fills up first.
+        let bytes = self.config.outbox.send_buffer_bytes;
+        sockopt::set_socket_send_buffer_size(&stream, bytes)?;
+        let stream = Rc::new(TcpStream::from_std(stream)?);
         let websocket = || Wire::WebSocket(Box::default());
         let (wire, seat, refusal, head) = match client {
             Client::WebSocket(seat) => (websocket(), seat, None, Some(head)),
@@ -304,17 +307,17 @@ impl State {
     }
 }
 
-/// A socket as deliveries need it.
-fn tuned(stream: TcpStdStream, limits: &OutboxLimits) -> io::Result<TcpStdStream> {
+/// Makes a client's socket as deliveries need it.
+pub(crate) fn tune(stream: impl AsFd, limits: &OutboxLimits) -> io::Result<()> {
     // Deliveries are written whole: waiting for more would only delay them.
-    stream.set_nodelay(true)?;
+    sockopt::set_tcp_nodelay(&stream, true)?;
     // Else the kernel would keep megabytes for a client before anybody noticed that
     // it does not read.
     sockopt::set_socket_send_buffer_size(&stream, limits.send_buffer_bytes)?;
     // Who does not answer what was sent is gone, though nothing has said so.
     let patience = (limits.age_max + USER_TIMEOUT_MARGIN).as_millis();
     sockopt::set_tcp_user_timeout(&stream, u32::try_from(patience).unwrap_or(u32::MAX))?;
-    Ok(stream)
+    Ok(())
 }
 
 fn op(command: &Command) -> &'static str {
@@ -330,14 +333,14 @@ fn op(command: &Command) -> &'static str {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::net::{Ipv4Addr, TcpListener};
+    use std::net::{Ipv4Addr, TcpListener, TcpStream as TcpStdStream};
 
     #[test]
     fn the_kernel_keeps_little_for_a_client_and_not_for_ever() {
         let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
         let stream = TcpStdStream::connect(listener.local_addr().unwrap()).unwrap();
         let limits = OutboxLimits::default();
-        let stream = tuned(stream, &limits).unwrap();
+        tune(&stream, &limits).unwrap();
         assert!(stream.nodelay().unwrap());
         // Linux says twice what it was told: the other half is for its own needs.
         let bytes = sockopt::socket_send_buffer_size(&stream).unwrap();
