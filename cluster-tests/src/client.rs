@@ -1,6 +1,8 @@
 //! Small clients: HTTP byte by byte, so that a test can send what no library
 //! would; WebSocket by the library.
 
+use std::net::{Ipv4Addr, SocketAddr};
+
 use anyhow::{Context, Result, bail};
 use futures_util::{SinkExt, StreamExt};
 use gateway::app::Secret;
@@ -8,7 +10,7 @@ use gateway::core::auth;
 use proto::time::UnixTime;
 use serde_json::{Value, json};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::TcpStream;
+use tokio::net::{TcpSocket, TcpStream};
 use tokio::time::timeout;
 use tokio_tungstenite::WebSocketStream;
 use tokio_tungstenite::tungstenite::protocol::frame::coding::CloseCode;
@@ -242,9 +244,24 @@ impl Pusher {
         Self::open_at(&server.clients, path).await
     }
 
+    /// The same from one of the addresses of this machine.
+    ///
+    /// # Errors
+    /// When the handshake fails.
+    pub async fn open_from(server: &Dev, from: Ipv4Addr, path: &str) -> Result<Self> {
+        let socket = TcpSocket::new_v4()?;
+        socket.bind(SocketAddr::from((from, 0)))?;
+        let stream = socket.connect(server.clients.parse()?).await?;
+        Self::open_on(stream, &server.clients, path).await
+    }
+
     async fn open_at(address: &str, path: &str) -> Result<Self> {
-        let url = format!("ws://{address}{path}");
         let stream = TcpStream::connect(address).await?;
+        Self::open_on(stream, address, path).await
+    }
+
+    async fn open_on(stream: TcpStream, address: &str, path: &str) -> Result<Self> {
+        let url = format!("ws://{address}{path}");
         let (socket, _) = timeout(PATIENCE, tokio_tungstenite::client_async(url, stream))
             .await
             .context("no handshake")??;

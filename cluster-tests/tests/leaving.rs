@@ -39,6 +39,11 @@ async fn clients_are_sent_away_one_after_the_other_and_hear_everything_until_the
     let mut publisher = Publisher::connect(&cluster.gateway("g1").clients).await?;
     let told = request(&admin, "POST", "/admin/drain", "", "").await?;
     assert!(told.head.starts_with("http/1.1 202"), "{told:?}");
+    eventually("its metrics say so", async || {
+        let draining = metric_at(&admin, "dunlin_draining", &[]).await.ok()?;
+        (draining == 1.0).then_some(())
+    })
+    .await;
     let mut published = 0;
     let part = eventually("some have gone", async || {
         let left = clients_of(&admin).await.ok()?;

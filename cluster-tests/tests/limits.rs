@@ -127,6 +127,12 @@ async fn a_client_that_connects_and_disconnects_in_a_loop_is_stopped() -> Result
     let labels = ["type=\"eventsource\"", "result=\"rate_limited\""];
     let counted = metric(&server, "dunlin_connects_total", &labels).await?;
     assert_eq!(counted, f64::from(refused));
+    // Nor does it get further by naming what does not exist.
+    for path in ["/app/nobody?protocol=7", "/nowhere"] {
+        let refused = Pusher::open_from(&server, Ipv4Addr::new(127, 0, 0, 9), path).await;
+        let refused = format!("{:#}", refused.expect_err("not even told"));
+        assert!(refused.contains("429"), "{refused}");
+    }
     // It is told when to come again; others come as they like.
     assert_eq!(connect_from(&server, 10, "").await?.0, 200);
     for _ in 0..20 {

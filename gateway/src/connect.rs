@@ -3,6 +3,7 @@
 //! rest.
 
 use std::borrow::Cow;
+use std::net::IpAddr;
 use std::sync::Arc;
 
 use axum::Router;
@@ -51,6 +52,9 @@ async fn websocket(
         return Problem::new(ErrorCode::UpgradeRequired, message).into_response();
     }
     let (parts, _) = request.into_parts();
+    if let Err(problem) = knock(&context, &parts, TYPES[0]) {
+        return problem.into_response();
+    }
     match admit_websocket(&context, &key, &parts) {
         Ok(seat) => upgrade(parts, Client::WebSocket(seat)).await,
         Err(Refused::ByClose(close)) => tell_by_close(&context, parts, close).await,
@@ -75,19 +79,31 @@ impl From<Close> for Refused {
     }
 }
 
-/// Lets a client of an app in.
-fn enter(context: &Context, app: &Arc<App>, request: &Parts) -> Result<Seat, Refusal> {
-    let limits = &context.config.limits;
-    let peer = request.extensions.get::<Slot>().map(Slot::peer);
+/// Where a client comes from, if it can be told.
+fn origin_address(context: &Context, request: &Parts) -> Option<IpAddr> {
+    let peer = request.extensions.get::<Slot>().map(Slot::peer)?;
     let forwarded = request.headers.get_all("x-forwarded-for");
     // What cannot be read ends the search.
     let forwarded = forwarded.iter().map(|value| value.to_str().unwrap_or("?"));
     let forwarded: Vec<&str> = forwarded.collect();
-    let trusted = &limits.trusted_proxies;
-    let from = peer.map(|peer| client_address(peer, forwarded.into_iter(), trusted));
-    context.door.enter(app, from).inspect_err(|refusal| {
+    let trusted = &context.config.limits.trusted_proxies;
+    Some(client_address(peer, forwarded.into_iter(), trusted))
+}
+
+/// Whether an address may try at all, before anything is done for it.
+fn knock(context: &Context, request: &Parts, kind: &str) -> Result<(), Problem> {
+    let knocked = context.door.knock(origin_address(context, request));
+    knocked.map_err(|refusal| {
         context.metrics.count_limited(refusal.limiter);
+        count_refused(context, kind, "rate_limited");
+        not_let_in(refusal)
     })
+}
+
+/// Lets a client of an app in.
+fn enter(context: &Context, app: &Arc<App>, request: &Parts) -> Result<Seat, Refusal> {
+    let entered = context.door.enter(app, origin_address(context, request));
+    entered.inspect_err(|refusal| context.metrics.count_limited(refusal.limiter))
 }
 
 /// The answer to a client that is not let in.
@@ -132,7 +148,10 @@ pub(crate) async fn unknown_path(State(context): State<Context>, request: Reques
         );
         let code = CloseCode::UnknownPath;
         let (parts, _) = request.into_parts();
-        return tell_by_close(&context, parts, Close { code, message }).await;
+        return match knock(&context, &parts, TYPES[0]) {
+            Ok(()) => tell_by_close(&context, parts, Close { code, message }).await,
+            Err(problem) => problem.into_response(),
+        };
     }
     let problem = unknown_route(request.uri().path());
     let unread = !request.body().is_end_stream();
@@ -236,6 +255,9 @@ async fn event_stream(
     }
     if parts.method != Method::GET {
         return Problem::method_not_allowed("GET, OPTIONS").into_response();
+    }
+    if let Err(problem) = knock(&context, &parts, TYPES[1]) {
+        return problem.into_response();
     }
     let (seat, stream) = match admit_stream(&context, &key, &parts, origin) {
         Ok(admitted) => admitted,

@@ -25,6 +25,11 @@ impl Door {
         }
     }
 
+    /// Somebody connects, whatever for.
+    pub(crate) fn knock(&self, from: Option<IpAddr>) -> Result<(), Refusal> {
+        self.lock().knock(from.map(Origin::of), Timestamp::now())
+    }
+
     /// Lets a client in.
     pub(crate) fn enter(&self, app: &Arc<App>, from: Option<IpAddr>) -> Result<Seat, Refusal> {
         let from = from.map(Origin::of);

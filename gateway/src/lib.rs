@@ -275,6 +275,7 @@ async fn serve(
     mut shutdown: watch::Receiver<bool>,
 ) -> Result<(), Error> {
     let config = mesh.config();
+    let draining = metrics.draining.clone();
     let mut tasks = JoinSet::new();
     let mut workers = Vec::new();
     let main = tokio::runtime::Handle::current();
@@ -329,6 +330,7 @@ async fn serve(
         tokio::select! {
             _ = shutdown.wait_for(|stop| *stop), if *ready.borrow() => {
                 ready.send_replace(false);
+                draining.set(1);
             }
             ended = &mut mesh => return ended.map_err(Error::Panicked)?,
             ended = tasks.join_next() => match ended {

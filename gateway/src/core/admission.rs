@@ -155,7 +155,26 @@ impl Admission {
         self.connections
     }
 
-    /// A client of an app wants to connect. It is in until [`Self::leave`].
+    /// Somebody connects, whatever for.
+    ///
+    /// # Errors
+    /// Its address does so too often.
+    pub fn knock(&mut self, from: Option<Origin>, now: Timestamp) -> Result<(), Refusal> {
+        let Some((origin, limits)) = from.zip(self.limits.of_address) else {
+            return Ok(());
+        };
+        let of_address = self.of_address(origin, limits.connects, now);
+        if of_address.connects.take(limits.connects, now) {
+            return Ok(());
+        }
+        Err(Refusal {
+            of: Whose::Address,
+            limiter: Limiter::ConnectIp,
+            wait: of_address.connects.wait(limits.connects),
+        })
+    }
+
+    /// A client of an app is to be let in. It is in until [`Self::leave`].
     ///
     /// # Errors
     /// Why it is not let in.
@@ -167,7 +186,10 @@ impl Admission {
     ) -> Result<(), Refusal> {
         let from = from.zip(self.limits.of_address);
         if let Some((origin, limits)) = from {
-            self.check_address(origin, limits, now)?;
+            let of_address = self.of_address(origin, limits.connects, now);
+            if of_address.connections >= limits.connections_max {
+                return Err(self.too_many(Whose::Address));
+            }
         }
         let Some(of_app) = self.apps.get_mut(app) else {
             // Who names an unknown app does not come here.
@@ -239,29 +261,14 @@ impl Admission {
         take(&mut of_app.publishes, channels, rate, now, Limiter::Publish)
     }
 
-    fn check_address(
-        &mut self,
-        origin: Origin,
-        limits: AddressLimits,
-        now: Timestamp,
-    ) -> Result<(), Refusal> {
+    fn of_address(&mut self, origin: Origin, rate: Rate, now: Timestamp) -> &mut OfAddress {
         if self.addresses.len() >= ADDRESSES_MAX && !self.addresses.contains_key(&origin) {
-            self.forget_some(limits.connects, now);
+            self.forget_some(rate, now);
         }
-        let of_address = self.addresses.entry(origin).or_insert_with(|| OfAddress {
+        self.addresses.entry(origin).or_insert_with(|| OfAddress {
             connections: 0,
-            connects: Bucket::full(limits.connects, now),
-        });
-        let of = Whose::Address;
-        if !of_address.connects.take(limits.connects, now) {
-            let wait = of_address.connects.wait(limits.connects);
-            let limiter = Limiter::ConnectIp;
-            return Err(Refusal { of, limiter, wait });
-        }
-        if of_address.connections >= limits.connections_max {
-            return Err(self.too_many(of));
-        }
-        Ok(())
+            connects: Bucket::full(rate, now),
+        })
     }
 
     /// Forgets addresses that have no connection: those that have rested, or all

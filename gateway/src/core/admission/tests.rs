@@ -39,7 +39,10 @@ fn everybody_has_a_limit_of_their_own() {
         ..AppLimits::default()
     };
     let mut admission = admission(of_app);
-    let mut enter = |name: &str, from| why(admission.enter(&app(name), origin(from), Timestamp(0)));
+    let mut enter = |name: &str, from| {
+        let knocked = admission.knock(origin(from), Timestamp(0));
+        why(knocked.and_then(|()| admission.enter(&app(name), origin(from), Timestamp(0))))
+    };
     assert_eq!([enter("a", 1), enter("a", 1)], [None, None]);
     assert_eq!(enter("a", 1), Some((Whose::Address, Limiter::Connections)));
     assert_eq!(enter("a", 1), Some((Whose::Address, Limiter::ConnectIp)));
@@ -55,6 +58,20 @@ fn everybody_has_a_limit_of_their_own() {
 }
 
 #[test]
+fn an_address_that_knocks_too_often_is_told_how_long_to_wait() {
+    let mut admission = admission(AppLimits::default());
+    let mut knock = |from, at| admission.knock(origin(from), Timestamp(at));
+    for _ in 0..3 {
+        assert_eq!(knock(1, 0), Ok(()));
+    }
+    let refusal = knock(1, 400).unwrap_err();
+    assert_eq!(refusal.limiter, Limiter::ConnectIp);
+    assert_eq!(refusal.wait, Duration::from_millis(600));
+    assert_eq!(knock(2, 400), Ok(()), "another one");
+    assert_eq!(knock(1, 1_000), Ok(()));
+}
+
+#[test]
 fn where_addresses_are_not_told_apart_they_do_not_count() {
     let limits = Limits {
         of_address: None,
@@ -63,7 +80,11 @@ fn where_addresses_are_not_told_apart_they_do_not_count() {
     let apps = [(app("a"), AppLimits::default())];
     let mut admission = Admission::new(limits, apps, Timestamp(0));
     for _ in 0..4 {
-        assert_eq!(why(admission.enter(&app("a"), None, Timestamp(0))), None);
+        assert_eq!(why(admission.knock(origin(1), Timestamp(0))), None);
+        assert_eq!(
+            why(admission.enter(&app("a"), origin(1), Timestamp(0))),
+            None
+        );
     }
 }
 
@@ -155,7 +176,7 @@ fn of_very_many_addresses_those_without_a_connection_are_forgotten() {
     admission.enter(&app("a"), origin(0), Timestamp(0)).unwrap();
     admission.enter(&app("a"), origin(0), Timestamp(0)).unwrap();
     for from in 1..3 * ADDRESSES_MAX as u32 {
-        let _ = admission.enter(&app("a"), origin(from), Timestamp(0));
+        let _ = admission.knock(origin(from), Timestamp(0));
         assert!(admission.addresses.len() <= ADDRESSES_MAX);
     }
     let again = admission.enter(&app("a"), origin(0), Timestamp(0));
