@@ -152,11 +152,10 @@ fn measure(load: &Load<'_>) -> Result<Report, Failure> {
             None
         } else {
             let bar = progress("floor", publications);
-            let event = event(&channel(&run, 0), common.size as usize);
             let rounds = Rounds {
                 sockets: load.subscribers,
                 groups: load.channels as usize,
-                size: gateway::websocket::text_frame(&event).len(),
+                size: frames::frame_bytes(&channel(&run, 0), common.size),
                 rounds: publications,
                 interval: Duration::from_secs(1) / load.rate,
             };
@@ -197,10 +196,4 @@ fn measure(load: &Load<'_>) -> Result<Report, Failure> {
         Ok(report)
     };
     measuring().map_err(|error| Exit::Unavailable.with(error))
-}
-
-/// The JSON of one publication, to know its length.
-fn event(channel: &str, size: usize) -> String {
-    let data = frames::data(now_ns(), size);
-    serde_json::json!({ "event": "b", "channel": channel, "data": data }).to_string()
 }

@@ -126,7 +126,7 @@ fn measure(options: &Options, setup: Setup) -> anyhow::Result<Report> {
         let rounds = Rounds {
             sockets: options.subscribers,
             groups: 1,
-            size: frames::data(0, options.size as usize).len() + 70,
+            size: frames::frame_bytes(&channel(&run, 0), options.size),
             rounds: 200,
             interval: Duration::ZERO,
         };
@@ -149,12 +149,11 @@ fn measure(options: &Options, setup: Setup) -> anyhow::Result<Report> {
     report.latencies(&received);
     report.cpu(idle, loaded, received.deliveries);
     report.floor(floor);
-    let sends = floor.map(|floor| floor.sends as f64 / floor.elapsed_s.max(1e-9));
-    report.per_s(
-        "floor_sends_per_s",
-        "floor: bare send(2) per second",
-        sends.unwrap_or(0.0),
-    );
+    if let Some(floor) = floor {
+        let per_s = floor.sends as f64 / floor.elapsed_s.max(1e-9);
+        let label = "floor: bare send(2) per second";
+        report.per_s("floor_sends_per_s", label, per_s);
+    }
     let most = watched.rss_bytes_max.load(Ordering::Relaxed) as f64;
     let grown = idle.map(|idle| (most - idle.rss_bytes as f64).max(0.0));
     report.bytes(

@@ -20,6 +20,13 @@ pub(super) fn data(now_ns: u64, size: usize) -> String {
     data
 }
 
+/// Bytes of a publication in a channel, as it goes to a subscriber.
+pub(super) fn frame_bytes(channel: &str, size: u32) -> usize {
+    let data = data(0, size as usize);
+    let event = serde_json::json!({ "event": "b", "channel": channel, "data": data });
+    gateway::websocket::text_frame(&event.to_string()).len()
+}
+
 /// Puts frames together that arrive in pieces.
 #[derive(Debug, Default)]
 pub(super) struct Frames {

@@ -3,7 +3,7 @@
 
 use std::time::{Duration, Instant};
 
-use anyhow::Context;
+use anyhow::{Context, bail};
 use clap::Args;
 
 use super::crowd::{Crowd, Followers};
@@ -87,6 +87,11 @@ fn measure(options: &Options, setup: &Setup, without: Option<Duration>) -> anyho
         Some(_) => None,
     };
     let port = setup.subscribe_at.port();
+    if stalled.is_some() && established_from(STALLED_NETWORK, port)? == 0 {
+        bail!(
+            "the connections of stalled followers cannot be seen: the server has to be on this machine, at a loopback address of IPv4"
+        );
+    }
     let published = Progress::default();
     let pace = Pace {
         run: &run,
