@@ -125,7 +125,7 @@ fn failed(context: &Context, error: &auth::Error) -> Problem {
 }
 
 fn too_often(context: &Context, refusal: Refusal, message: &str) -> Problem {
-    context.metrics.count_limited(refusal.limiter);
+    context.metrics.count_limited(refusal.limiter, 1);
     Problem::new(ErrorCode::RateLimited, message).after(refusal.wait)
 }
 
@@ -138,7 +138,7 @@ async fn publish_event(
 ) -> Result<u8, Problem> {
     let count_large = |problem: &Problem| {
         if problem.code == ErrorCode::TooLarge {
-            context.metrics.count_limited(Limiter::MessageSize);
+            context.metrics.count_limited(Limiter::MessageSize, 1);
         }
     };
     let body = read_body(body, app.payload_bytes_max * ESCAPED + BODY_OVERHEAD).await;

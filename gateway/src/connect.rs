@@ -52,9 +52,6 @@ async fn websocket(
         return Problem::new(ErrorCode::UpgradeRequired, message).into_response();
     }
     let (parts, _) = request.into_parts();
-    if let Err(problem) = knock(&context, &parts, TYPES[0]) {
-        return problem.into_response();
-    }
     match admit_websocket(&context, &key, &parts) {
         Ok(seat) => upgrade(parts, Client::WebSocket(seat)).await,
         Err(Refused::ByClose(close)) => tell_by_close(&context, parts, close).await,
@@ -79,8 +76,9 @@ impl From<Close> for Refused {
     }
 }
 
-/// Where a client comes from, if it can be told.
+/// Where a client comes from, if that counts and can be told.
 fn origin_address(context: &Context, request: &Parts) -> Option<IpAddr> {
+    context.config.limits.admission.of_address?;
     let peer = request.extensions.get::<Slot>().map(Slot::peer)?;
     let forwarded = request.headers.get_all("x-forwarded-for");
     // What cannot be read ends the search.
@@ -91,11 +89,10 @@ fn origin_address(context: &Context, request: &Parts) -> Option<IpAddr> {
 }
 
 /// Whether an address may try at all, before anything is done for it.
-fn knock(context: &Context, request: &Parts, kind: &str) -> Result<(), Problem> {
+fn knock(context: &Context, request: &Parts) -> Result<(), Problem> {
     let knocked = context.door.knock(origin_address(context, request));
     knocked.map_err(|refusal| {
-        context.metrics.count_limited(refusal.limiter);
-        count_refused(context, kind, "rate_limited");
+        context.metrics.count_limited(refusal.limiter, 1);
         not_let_in(refusal)
     })
 }
@@ -103,7 +100,7 @@ fn knock(context: &Context, request: &Parts, kind: &str) -> Result<(), Problem> 
 /// Lets a client of an app in.
 fn enter(context: &Context, app: &Arc<App>, request: &Parts) -> Result<Seat, Refusal> {
     let entered = context.door.enter(app, origin_address(context, request));
-    entered.inspect_err(|refusal| context.metrics.count_limited(refusal.limiter))
+    entered.inspect_err(|refusal| context.metrics.count_limited(refusal.limiter, 1))
 }
 
 /// The answer to a client that is not let in.
@@ -148,9 +145,12 @@ pub(crate) async fn unknown_path(State(context): State<Context>, request: Reques
         );
         let code = CloseCode::UnknownPath;
         let (parts, _) = request.into_parts();
-        return match knock(&context, &parts, TYPES[0]) {
+        return match knock(&context, &parts) {
             Ok(()) => tell_by_close(&context, parts, Close { code, message }).await,
-            Err(problem) => problem.into_response(),
+            Err(problem) => {
+                count_refused(&context, TYPES[0], "rate_limited");
+                problem.into_response()
+            }
         };
     }
     let problem = unknown_route(request.uri().path());
@@ -174,6 +174,7 @@ fn admit_websocket(context: &Context, key: &str, request: &Parts) -> Result<Seat
         code,
         message: message.to_owned(),
     };
+    knock(context, request).map_err(Refused::ByStatus)?;
     let app = context
         .config
         .apps
@@ -256,9 +257,6 @@ async fn event_stream(
     if parts.method != Method::GET {
         return Problem::method_not_allowed("GET, OPTIONS").into_response();
     }
-    if let Err(problem) = knock(&context, &parts, TYPES[1]) {
-        return problem.into_response();
-    }
     let (seat, stream) = match admit_stream(&context, &key, &parts, origin) {
         Ok(admitted) => admitted,
         Err(problem) => {
@@ -318,7 +316,9 @@ fn admit_stream(
             Problem::new(ErrorCode::UnknownApp, "no app has this key"),
         ))
     };
-    let app = context.config.apps.by_key(key).ok_or_else(unknown)?;
+    let app = context.config.apps.by_key(key);
+    knock(context, request).map_err(|problem| Box::new((app.cloned(), problem)))?;
+    let app = app.ok_or_else(unknown)?;
     let refuse = |code, message: String| Box::new((Some(app.clone()), Problem::new(code, message)));
     if !app.enabled {
         return Err(refuse(ErrorCode::AppDisabled, "the app is disabled".into()));

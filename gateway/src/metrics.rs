@@ -362,9 +362,10 @@ impl Metrics {
         ["ok", "failed"].map(|result| self.certificates.with_label_values(&[result]))
     }
 
-    /// Somebody asked for more than is allowed.
-    pub(crate) fn count_limited(&self, limiter: Limiter) {
-        self.limited.with_label_values(&[limiter.as_str()]).inc();
+    /// So often somebody asked for more than is allowed.
+    pub(crate) fn count_limited(&self, limiter: Limiter, times: u64) {
+        let limited = self.limited.with_label_values(&[limiter.as_str()]);
+        limited.inc_by(times);
     }
 
     /// A client has come back to a channel and is given what it missed.

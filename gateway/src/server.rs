@@ -49,6 +49,11 @@ const HEAD_BYTES_MAX: usize = 16 * 1_024;
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 /// How often that is said.
 const COMPLAIN_EVERY: Duration = Duration::from_secs(5);
+/// How long a connection may be without a request before it has to make room: in a
+/// storm honest clients have not been read yet.
+const IDLE_AT_LEAST: Duration = Duration::from_secs(1);
+/// How often that is looked at while there is no room.
+const LOOK_FOR_ROOM: Duration = Duration::from_millis(20);
 /// How long requests under way may take at shutdown.
 const SHUTDOWN_PATIENCE: Duration = Duration::from_secs(1);
 /// The kernel's queue of connections that wait to be accepted.
@@ -188,19 +193,17 @@ pub(crate) async fn run(
     let mut complained = None;
     loop {
         let accepted = tokio::select! {
-            accepted = listener.accept() => accepted,
+            accepted = listener.accept(), if connections.len() < requests_max => accepted,
+            () = tokio::time::sleep(LOOK_FOR_ROOM), if connections.len() >= requests_max => {
+                let ended = idlers.make_room(Instant::now());
+                metrics.count_limited(Limiter::Connections, ended);
+                continue;
+            }
             Some(_) = connections.join_next(), if !connections.is_empty() => continue,
             _ = shutdown.wait_for(|stop| *stop) => break,
         };
         match accepted {
             Ok((stream, peer)) => {
-                if connections.len() >= requests_max {
-                    metrics.count_limited(Limiter::Connections);
-                    if !idlers.end_longest() {
-                        // All have a request under way: the client tries again.
-                        continue;
-                    }
-                }
                 let busy = Arc::new(AtomicBool::new(false));
                 // API answers are small and awaited.
                 let _ = stream.set_nodelay(true);
@@ -224,7 +227,7 @@ pub(crate) async fn run(
                         }
                     }
                 };
-                idlers.add(connections.spawn(serve), busy);
+                idlers.add(connections.spawn(serve), busy, Instant::now());
             }
             Err(error) => {
                 metrics.accept_errors.inc();
@@ -243,11 +246,19 @@ pub(crate) async fn run(
 }
 
 /// Connections of the HTTP server in the order in which they came. Those that send
-/// nothing, or only a part of a request, must not keep others out.
+/// nothing, or only a part of a request, must not keep others out: these wait in
+/// the kernel's queue meanwhile.
 struct Idlers {
     /// How many there are at most.
     most: usize,
-    all: VecDeque<(AbortHandle, Arc<AtomicBool>)>,
+    all: VecDeque<Idler>,
+}
+
+struct Idler {
+    task: AbortHandle,
+    /// A request is under way.
+    busy: Arc<AtomicBool>,
+    came: Instant,
 }
 
 impl Idlers {
@@ -258,26 +269,32 @@ impl Idlers {
         }
     }
 
-    /// Ends the one that has been there longest and has no request under way.
-    /// Whether there was one.
-    fn end_longest(&mut self) -> bool {
-        let is_idle = |(task, busy): &(AbortHandle, Arc<AtomicBool>)| {
-            !task.is_finished() && !busy.load(Ordering::Relaxed)
-        };
-        let idler = self.all.iter().position(is_idle);
-        if let Some((task, _)) = idler.and_then(|at| self.all.remove(at)) {
-            task.abort();
-            return true;
-        }
-        false
+    /// Ends some of those that have no request under way and have been there
+    /// longest. How many.
+    fn make_room(&mut self, now: Instant) -> u64 {
+        let mut room = (self.most / 16).max(1);
+        let before = room;
+        self.all.retain(|idler| {
+            let is_old = now.duration_since(idler.came) >= IDLE_AT_LEAST;
+            if room > 0
+                && is_old
+                && !idler.busy.load(Ordering::Relaxed)
+                && !idler.task.is_finished()
+            {
+                idler.task.abort();
+                room -= 1;
+            }
+            !idler.task.is_finished()
+        });
+        (before - room) as u64
     }
 
-    fn add(&mut self, task: AbortHandle, busy: Arc<AtomicBool>) {
+    fn add(&mut self, task: AbortHandle, busy: Arc<AtomicBool>, came: Instant) {
         // Most end, or go to a worker, soon.
         if self.all.len() >= 2 * self.most {
-            self.all.retain(|(task, _)| !task.is_finished());
+            self.all.retain(|idler| !idler.task.is_finished());
         }
-        self.all.push_back((task, busy));
+        self.all.push_back(Idler { task, busy, came });
     }
 }
 
@@ -311,7 +328,7 @@ impl Stream for TcpStream {
 impl Stream for TlsStream<TcpStream> {
     fn for_worker(self, outbox: &OutboxLimits) -> io::Result<std::net::TcpStream> {
         worker::tune(self.get_ref().0, outbox)?;
-        tls::local_end(self, outbox.age_max)
+        tls::local_end(self, worker::patience(outbox))
     }
 }
 

@@ -141,7 +141,7 @@ pub(crate) struct AppConfig {
 #[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub(crate) struct LimitsConfig {
-    /// Connections of clients. 0: as many as open files leave room for. Beyond: 4100, or 503.
+    /// Connections of clients. 0, or more than open files leave room for: as many as they do. Beyond: 4100, or 503.
     pub(crate) connections_max: u32,
     /// Connections from one IPv4 address or one /64 of IPv6. An office or a provider's network may be behind one. Beyond: 4100, or 429.
     pub(crate) connections_per_ip_max: u32,

@@ -224,9 +224,10 @@ impl Clients {
             // The client's, and a pair to the worker.
             room.clients = (room.clients / 3).max(1);
         }
-        let most = match limits.connections_max {
+        // More than there are files for would be refused by the kernel, without a word.
+        let most = match limits.connections_max as usize {
             0 => room.clients,
-            most => most as usize,
+            most => most.min(room.clients),
         };
         let connects = Rate {
             burst: limits.connects_per_ip_per_s.saturating_mul(10),

@@ -65,7 +65,8 @@ pub enum Whose {
     Address,
 }
 
-/// For how many addresses counts are kept. Beyond, those that only wait for
+/// For how many addresses counts are kept, or for twice as many as are connected.
+/// Beyond, those that only wait for
 /// their rate are forgotten: who has so many addresses is not held by limits of
 /// one.
 const ADDRESSES_MAX: usize = 100_000;
@@ -81,6 +82,8 @@ pub struct Admission {
     refusals: usize,
     apps: HashMap<AppId, OfApp>,
     addresses: HashMap<Origin, OfAddress>,
+    /// With how many of them some are forgotten.
+    forget_at: usize,
     /// So many have been told to come back later.
     turned_away: u64,
 }
@@ -146,6 +149,7 @@ impl Admission {
             refusals: 0,
             apps: apps.into_iter().map(of_app).collect(),
             addresses: HashMap::new(),
+            forget_at: ADDRESSES_MAX,
             turned_away: 0,
         }
     }
@@ -262,7 +266,7 @@ impl Admission {
     }
 
     fn of_address(&mut self, origin: Origin, rate: Rate, now: Timestamp) -> &mut OfAddress {
-        if self.addresses.len() >= ADDRESSES_MAX && !self.addresses.contains_key(&origin) {
+        if self.addresses.len() >= self.forget_at && !self.addresses.contains_key(&origin) {
             self.forget_some(rate, now);
         }
         self.addresses.entry(origin).or_insert_with(|| OfAddress {
@@ -279,6 +283,8 @@ impl Admission {
         if self.addresses.len() > ADDRESSES_MAX / 2 {
             self.addresses.retain(|_, of| of.connections > 0);
         }
+        // Those that are connected stay, so it is not tried for each new one.
+        self.forget_at = ADDRESSES_MAX.max(2 * self.addresses.len());
     }
 
     /// There are as many connections as there may be. Clients that are refused at

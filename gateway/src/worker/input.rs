@@ -217,7 +217,7 @@ impl State {
                     .with_label_values(&[close.code.reason()])
                     .inc();
                 if close.code == CloseCode::TooLarge {
-                    self.metrics.count_limited(Limiter::MessageSize);
+                    self.metrics.count_limited(Limiter::MessageSize, 1);
                 }
                 self.refuse(key, close);
             }
@@ -301,10 +301,16 @@ impl State {
                 .auth_failures
                 .with_label_values(&[reason])
                 .inc(),
-            Effect::Limited(limiter) => self.metrics.count_limited(limiter),
+            Effect::Limited(limiter) => self.metrics.count_limited(limiter, 1),
             Effect::Close(close) => self.refuse(key, close),
         }
     }
+}
+
+/// How long whatever is behind a worker's socket waits for a client: longer than the
+/// worker, which tells it why it is closed.
+pub(crate) fn patience(limits: &OutboxLimits) -> Duration {
+    limits.age_max + USER_TIMEOUT_MARGIN
 }
 
 /// Makes a client's socket as deliveries need it.
@@ -315,7 +321,7 @@ pub(crate) fn tune(stream: impl AsFd, limits: &OutboxLimits) -> io::Result<()> {
     // it does not read.
     sockopt::set_socket_send_buffer_size(&stream, limits.send_buffer_bytes)?;
     // Who does not answer what was sent is gone, though nothing has said so.
-    let patience = (limits.age_max + USER_TIMEOUT_MARGIN).as_millis();
+    let patience = patience(limits).as_millis();
     sockopt::set_tcp_user_timeout(&stream, u32::try_from(patience).unwrap_or(u32::MAX))?;
     Ok(())
 }

@@ -37,7 +37,7 @@ use crate::door::Seat;
 use crate::mesh;
 use crate::metrics::Metrics;
 use crate::protocol::Close;
-pub(crate) use input::tune;
+pub(crate) use input::{patience, tune};
 use tasks::Worker;
 
 /// What the mesh may have waiting for a worker; then it waits itself.

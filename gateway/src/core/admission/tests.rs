@@ -187,6 +187,27 @@ fn of_very_many_addresses_those_without_a_connection_are_forgotten() {
     );
 }
 
+/// However many are connected, only some of the newcomers have to look for room.
+#[test]
+fn very_many_connected_addresses_are_all_kept() {
+    let connected = 2 * ADDRESSES_MAX as u32;
+    let limits = Limits {
+        connections_max: usize::MAX,
+        ..limits()
+    };
+    let mut admission = Admission::new(limits, [(app("a"), AppLimits::default())], Timestamp(0));
+    let mut looked_at = HashSet::new();
+    for from in 0..=connected {
+        admission
+            .enter(&app("a"), origin(from), Timestamp(0))
+            .unwrap();
+        looked_at.insert(admission.forget_at);
+    }
+    assert_eq!(admission.addresses.len(), connected as usize + 1);
+    let expected = [1, 2, 4].map(|times| times * ADDRESSES_MAX);
+    assert_eq!(looked_at, HashSet::from(expected));
+}
+
 proptest! {
     /// Whoever comes and goes: no limit is passed, everybody is counted out, and
     /// nobody is refused whom there is room for.
