@@ -13,6 +13,7 @@
     reason = "shell: tests start processes and wait for them"
 )]
 
+pub mod certificate;
 pub mod client;
 pub mod cluster;
 pub mod disk;

@@ -7,77 +7,21 @@
 )]
 
 use std::fs;
-use std::sync::Arc;
 
 use anyhow::{Context, Result, bail};
+use cluster_tests::certificate::Certificate;
 use cluster_tests::client::{KEY, exchange, metric, signed_query};
-use cluster_tests::nats::Folder;
 use cluster_tests::process::{Dev, run};
 use cluster_tests::{PATIENCE, eventually};
 use futures_util::{SinkExt, StreamExt};
 use proto::time::UnixTime;
-use rustls::pki_types::{CertificateDer, ServerName};
-use rustls::{ClientConfig, RootCertStore};
 use serde_json::{Value, json};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio::time::timeout;
-use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
 use tokio_tungstenite::WebSocketStream;
 use tokio_tungstenite::tungstenite::Message;
-
-/// A certificate that is its own authority, in a folder.
-struct Certificate {
-    folder: Folder,
-    authority: CertificateDer<'static>,
-}
-
-impl Certificate {
-    fn new() -> Result<Self> {
-        let folder = Folder::new()?;
-        let authority = write_new(&folder)?;
-        Ok(Self { folder, authority })
-    }
-
-    fn arguments(&self) -> Result<[String; 4]> {
-        let path = |name: &str| {
-            let path = self.folder.path(name);
-            path.to_str().map(str::to_owned).context("a path of text")
-        };
-        let (certificate, key) = (path("tls.crt")?, path("tls.key")?);
-        Ok(["--tls-cert".into(), certificate, "--tls-key".into(), key])
-    }
-
-    async fn serve(&self, arguments: &[&str]) -> Result<Dev> {
-        let tls = self.arguments()?;
-        let tls = tls.iter().map(String::as_str);
-        Dev::start_with(tls.chain(arguments.iter().copied())).await
-    }
-
-    async fn connect(&self, server: &Dev) -> Result<TlsStream<TcpStream>> {
-        let mut roots = RootCertStore::empty();
-        roots.add(self.authority.clone())?;
-        let provider = Arc::new(rustls::crypto::ring::default_provider());
-        let config = ClientConfig::builder_with_provider(provider)
-            .with_safe_default_protocol_versions()?
-            .with_root_certificates(roots)
-            .with_no_client_auth();
-        let stream = TcpStream::connect(&server.clients).await?;
-        let connector = TlsConnector::from(Arc::new(config));
-        let name = ServerName::try_from("localhost")?;
-        Ok(timeout(PATIENCE, connector.connect(name, stream)).await??)
-    }
-}
-
-/// Writes another certificate and its key.
-fn write_new(folder: &Folder) -> Result<CertificateDer<'static>> {
-    let made = rcgen::generate_simple_self_signed(["localhost".to_owned()])?;
-    // The key first: whoever reads between the two sees that they do not fit.
-    folder.file("tls.key", &made.signing_key.serialize_pem())?;
-    folder.file("tls.crt", &made.cert.pem())?;
-    Ok(made.cert.der().clone())
-}
 
 type Client = WebSocketStream<TlsStream<TcpStream>>;
 
@@ -117,7 +61,7 @@ async fn publish(certificate: &Certificate, server: &Dev, data: &str) -> Result<
     let request = format!(
         "POST {path}?{query} HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\ncontent-length: {length}\r\n\r\n{body}"
     );
-    let answer = ask(certificate.connect(server).await?, &request).await?;
+    let answer = ask(certificate.connect(server, "http/1.1").await?, &request).await?;
     anyhow::ensure!(answer.starts_with("HTTP/1.1 200"), "{answer}");
     Ok(())
 }
@@ -126,8 +70,8 @@ async fn publish(certificate: &Certificate, server: &Dev, data: &str) -> Result<
 async fn clients_and_backends_connect_by_tls() -> Result<()> {
     let certificate = Certificate::new()?;
     let server = certificate.serve(&[]).await?;
-    let mut client = follow(certificate.connect(&server).await?, "news").await?;
-    let mut stream = certificate.connect(&server).await?;
+    let mut client = follow(certificate.connect(&server, "http/1.1").await?, "news").await?;
+    let mut stream = certificate.connect(&server, "http/1.1").await?;
     let request = format!("GET /app/{KEY}/sse?channel=news HTTP/1.1\r\nhost: localhost\r\n\r\n");
     stream.write_all(request.as_bytes()).await?;
     let mut seen = String::new();
@@ -169,7 +113,7 @@ async fn clients_and_backends_connect_by_tls() -> Result<()> {
 async fn the_certificate_is_replaced_while_it_runs() -> Result<()> {
     let mut certificate = Certificate::new()?;
     let server = certificate.serve(&[]).await?;
-    let mut client = follow(certificate.connect(&server).await?, "news").await?;
+    let mut client = follow(certificate.connect(&server, "http/1.1").await?, "news").await?;
     let reloads =
         async |result: &str| metric(&server, "dunlin_certificate_reloads_total", &[result]).await;
 
@@ -181,9 +125,13 @@ async fn the_certificate_is_replaced_while_it_runs() -> Result<()> {
     publish(&certificate, &server, "as before").await?;
     assert_eq!(frame(&mut client).await?["data"], "as before");
 
-    certificate.authority = write_new(&certificate.folder)?;
+    certificate.renew()?;
     eventually("the new one is shown", async || {
-        certificate.connect(&server).await.ok().map(drop)
+        certificate
+            .connect(&server, "http/1.1")
+            .await
+            .ok()
+            .map(drop)
     })
     .await;
     assert!(reloads("ok").await? > 0.0);
@@ -198,8 +146,8 @@ async fn whoever_reads_too_slowly_is_disconnected() -> Result<()> {
     let certificate = Certificate::new()?;
     let bounds = ["--outbox-bytes-max", "65536", "--outbox-age-max-s", "2"];
     let server = certificate.serve(&bounds).await?;
-    let stalled = follow(certificate.connect(&server).await?, "news").await?;
-    let mut other = follow(certificate.connect(&server).await?, "news").await?;
+    let stalled = follow(certificate.connect(&server, "http/1.1").await?, "news").await?;
+    let mut other = follow(certificate.connect(&server, "http/1.1").await?, "news").await?;
     let data = "x".repeat(90_000);
     for _ in 0..200 {
         publish(&certificate, &server, &data).await?;

@@ -10,18 +10,19 @@ use axum::Router;
 use axum::extract::{Path, Request, State};
 use axum::http::header::{
     ACCESS_CONTROL_ALLOW_HEADERS, ACCESS_CONTROL_ALLOW_METHODS, ACCESS_CONTROL_ALLOW_ORIGIN,
-    ACCESS_CONTROL_MAX_AGE, ORIGIN, UPGRADE, VARY,
+    ACCESS_CONTROL_MAX_AGE, CACHE_CONTROL, CONTENT_TYPE, ORIGIN, SEC_WEBSOCKET_VERSION, UPGRADE,
+    VARY,
 };
 use axum::http::request::Parts;
-use axum::http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, Uri};
+use axum::http::{Extensions, HeaderMap, HeaderName, HeaderValue, Method, StatusCode, Uri};
 use axum::response::{IntoResponse, Response};
 use axum::routing::any;
-use bytes::Bytes;
 use hyper::body::Body as _;
+use hyper::upgrade::OnUpgrade;
 use proto::channel::{ChannelKind, ChannelName};
 use proto::error::ErrorCode;
 use proto::position::Position;
-use tokio_tungstenite::tungstenite::handshake::server::{create_response, write_response};
+use tokio_tungstenite::tungstenite::handshake::server::create_response;
 
 use crate::app::App;
 use crate::core::address::client_address;
@@ -40,6 +41,9 @@ pub(crate) fn routes() -> Router<Context> {
         .route("/app/{key}/sse", any(event_stream))
 }
 
+/// The one version of WebSocket (RFC 6455, 4.1).
+const VERSION: HeaderValue = HeaderValue::from_static("13");
+
 // ---- WebSocket ------------------------------------------------------------
 
 async fn websocket(
@@ -47,7 +51,7 @@ async fn websocket(
     Path(key): Path<String>,
     request: Request,
 ) -> Response {
-    if !wants_upgrade(request.headers()) {
+    if !wants_upgrade(&request) {
         let message = "this path is for WebSocket; event streams are at /app/{key}/sse";
         return Problem::new(ErrorCode::UpgradeRequired, message).into_response();
     }
@@ -138,7 +142,7 @@ fn count_refused(context: &Context, kind: &str, result: &str) {
 /// Anything that is not at a known path. A WebSocket client learns it by a
 /// close code: an HTTP status would make it try again for ever.
 pub(crate) async fn unknown_path(State(context): State<Context>, request: Request) -> Response {
-    if wants_upgrade(request.headers()) {
+    if wants_upgrade(&request) {
         let message = format!(
             "there is no WebSocket at {}; it is at /app/{{key}}",
             request.uri().path()
@@ -162,10 +166,17 @@ pub(crate) async fn unknown_path(State(context): State<Context>, request: Reques
     }
 }
 
-fn wants_upgrade(headers: &HeaderMap) -> bool {
-    headers
-        .get(UPGRADE)
-        .is_some_and(|upgrade| upgrade.as_bytes().eq_ignore_ascii_case(b"websocket"))
+/// Whether a WebSocket is wanted: by an upgrade (RFC 6455), or, over HTTP/2, by a
+/// stream that connects (RFC 8441).
+fn wants_upgrade(request: &Request) -> bool {
+    let upgrade = request.headers().get(UPGRADE);
+    is_stream(request.extensions())
+        || upgrade.is_some_and(|upgrade| upgrade.as_bytes().eq_ignore_ascii_case(b"websocket"))
+}
+
+fn is_stream(extensions: &Extensions) -> bool {
+    let protocol = extensions.get::<hyper::ext::Protocol>();
+    protocol.is_some_and(|protocol| protocol.as_str() == "websocket")
 }
 
 /// Whom to let in.
@@ -211,19 +222,26 @@ async fn tell_by_close(context: &Context, request: Parts, close: Close) -> Respo
     }
 }
 
-async fn upgrade(request: Parts, client: Client) -> Response {
+async fn upgrade(mut request: Parts, client: Client) -> Response {
     let Some(slot) = request.extensions.get::<Slot>().cloned() else {
         return unknown_route(request.uri.path()).into_response();
     };
-    let handshake = axum::http::Request::from_parts(request, ());
-    let mut head = Vec::with_capacity(160);
-    let accepted =
-        create_response(&handshake).and_then(|response| write_response(&mut head, &response));
-    match accepted {
-        Ok(()) => {
+    let upgrade = request.extensions.remove::<OnUpgrade>();
+    let upgrade = upgrade.filter(|_| is_stream(&request.extensions));
+    if upgrade.is_some() && request.headers.get(SEC_WEBSOCKET_VERSION) != Some(&VERSION) {
+        let message = "the WebSocket handshake is not valid: sec-websocket-version is 13";
+        return Problem::new(ErrorCode::BadRequest, message).into_response();
+    }
+    let head = match &upgrade {
+        Some(_) => Ok(axum::http::Response::new(())),
+        None => create_response(&axum::http::Request::from_parts(request, ())),
+    };
+    match head {
+        Ok(head) => {
             slot.take(Takes {
-                head: head.into(),
+                head,
                 client,
+                upgrade,
             })
             .await
         }
@@ -236,13 +254,15 @@ async fn upgrade(request: Parts, client: Client) -> Response {
 
 // ---- event streams ----------------------------------------------------------
 
-/// The head of every stream. Its end is the connection's end, so that the same
-/// bytes serve clients and proxies of HTTP/1.0 and 1.1.
-const STREAM_HEAD: &str = "HTTP/1.1 200 OK\r\n\
-    content-type: text/event-stream\r\n\
-    cache-control: no-store\r\n\
-    x-accel-buffering: no\r\n\
-    connection: close\r\n";
+/// The head of every stream.
+const STREAM_HEAD: [(HeaderName, HeaderValue); 3] = [
+    (CONTENT_TYPE, HeaderValue::from_static("text/event-stream")),
+    (CACHE_CONTROL, HeaderValue::from_static("no-store")),
+    (
+        HeaderName::from_static("x-accel-buffering"),
+        HeaderValue::from_static("no"),
+    ),
+];
 
 async fn event_stream(
     State(context): State<Context>,
@@ -278,26 +298,22 @@ async fn event_stream(
     let Some(slot) = parts.extensions.get::<Slot>().cloned() else {
         return unknown_route(parts.uri.path()).into_response();
     };
-    let mut head = STREAM_HEAD.to_owned();
-    let mut cors = HeaderMap::new();
+    let mut head = axum::http::Response::new(());
+    head.headers_mut().extend(STREAM_HEAD);
     if let Some(app) = seat.app() {
-        allow_origin(&mut cors, app, origin);
+        allow_origin(head.headers_mut(), app, origin);
     }
-    for (name, value) in &cors {
-        if let Ok(value) = value.to_str() {
-            head.push_str(&format!("{name}: {value}\r\n"));
-        }
-    }
-    head.push_str("\r\n");
     let client = Client::EventStream {
         seat,
         channels: stream.channels,
         cursor: stream.cursor,
         envelope: stream.envelope,
     };
+    let upgrade = None;
     slot.take(Takes {
-        head: Bytes::from(head),
+        head,
         client,
+        upgrade,
     })
     .await
 }

@@ -17,6 +17,11 @@ pub mod websocket;
     reason = "shell: stamps and checks requests by the wall clock"
 )]
 mod api;
+#[expect(
+    clippy::disallowed_methods,
+    reason = "shell: waits for clients, though not for ever"
+)]
+mod bridge;
 mod connect;
 #[expect(
     clippy::disallowed_methods,

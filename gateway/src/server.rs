@@ -5,9 +5,12 @@
 //! decides, sends a [`Takeover`] instead of answering and never returns; the
 //! connection's task then takes the socket back from hyper, with whatever bytes
 //! came behind the request, and gives it away. So the router sees every request
-//! and a worker owns every long-lived socket.
+//! and a worker owns every long-lived socket. A connection that speaks HTTP/2 stays
+//! with hyper ([`http2`]): it may have other requests.
 
-use std::collections::VecDeque;
+mod http2;
+mod idlers;
+
 use std::convert::Infallible;
 use std::future::poll_fn;
 use std::io;
@@ -18,18 +21,24 @@ use std::time::{Duration, Instant};
 
 use axum::Router;
 use axum::extract::{MatchedPath, Request, State};
+use axum::http::HeaderValue;
+use axum::http::header::CONNECTION;
 use axum::middleware::{Next, from_fn_with_state};
 use axum::response::{IntoResponse, Response};
 use bytes::Bytes;
+use futures_util::FutureExt;
+use futures_util::future::BoxFuture;
+use hyper::body::Incoming;
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
+use hyper::upgrade::OnUpgrade;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use proto::error::ErrorCode;
 use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{mpsc, watch};
-use tokio::task::{AbortHandle, JoinSet};
-use tokio_rustls::server::TlsStream;
+use tokio::task::JoinSet;
+use tokio_tungstenite::tungstenite::handshake::server::write_response;
 use tower_service::Service;
 
 use crate::core::limits::Limiter;
@@ -38,7 +47,9 @@ use crate::metrics::Metrics;
 use crate::problem::Problem;
 use crate::tls::{self, Tls};
 use crate::worker::{self, Client, Takeover};
-use crate::{Config, Error, OutboxLimits, api, connect, mesh, playground};
+use crate::{Config, Error, OutboxLimits, api, bridge, connect, mesh, playground};
+use http2::Streams;
+use idlers::{Idlers, Load};
 
 /// How long a client may take to send the head of a request; also how long a
 /// connection may be idle between requests.
@@ -49,10 +60,7 @@ const HEAD_BYTES_MAX: usize = 16 * 1_024;
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 /// How often that is said.
 const COMPLAIN_EVERY: Duration = Duration::from_secs(5);
-/// How long a connection may be without a request before it has to make room: in a
-/// storm honest clients have not been read yet.
-const IDLE_AT_LEAST: Duration = Duration::from_secs(1);
-/// How often that is looked at while there is no room.
+/// How often it is looked for room while there is none.
 const LOOK_FOR_ROOM: Duration = Duration::from_millis(20);
 /// How long requests under way may take at shutdown.
 const SHUTDOWN_PATIENCE: Duration = Duration::from_secs(1);
@@ -76,17 +84,41 @@ pub(crate) fn bind(address: SocketAddr) -> Result<TcpListener, Error> {
 
 /// What a handler that wants the connection for a worker sends.
 pub(crate) struct Takes {
-    pub(crate) head: Bytes,
+    /// Of the answer; without `connection`.
+    pub(crate) head: axum::http::Response<()>,
     pub(crate) client: Client,
+    /// Of a WebSocket over HTTP/2: its stream, both ways.
+    pub(crate) upgrade: Option<OnUpgrade>,
 }
 
-/// How a handler takes its connection; an extension of each request.
+impl Takes {
+    /// The head as HTTP/1.1 has it. The end of a stream is that of its connection,
+    /// so that the same bytes serve clients and proxies of HTTP/1.0 and 1.1.
+    fn head(mut self) -> io::Result<(Bytes, Client)> {
+        if !self.head.headers().contains_key(CONNECTION) {
+            let close = HeaderValue::from_static("close");
+            self.head.headers_mut().insert(CONNECTION, close);
+        }
+        let mut head = Vec::with_capacity(256);
+        write_response(&mut head, &self.head).map_err(io::Error::other)?;
+        Ok((head.into(), self.client))
+    }
+}
+
+/// How a handler takes its connection, or its stream of one; an extension of each
+/// request.
 #[derive(Clone)]
 pub(crate) struct Slot {
-    taken: mpsc::Sender<(Takes, Instant)>,
+    way: Way,
     /// When the client began.
     since: Instant,
     peer: IpAddr,
+}
+
+#[derive(Clone)]
+enum Way {
+    Connection(mpsc::Sender<(Takes, Instant)>),
+    Stream(Arc<Streams>),
 }
 
 impl Slot {
@@ -95,11 +127,16 @@ impl Slot {
         self.peer
     }
 
-    /// Gives the connection to a worker. Never returns: the connection's task
-    /// drops the request.
+    /// Gives the client to a worker. The answer is only for HTTP/2; a whole
+    /// connection's task drops the request.
     pub(crate) async fn take(&self, takes: Takes) -> Response {
-        let _ = self.taken.send((takes, self.since)).await;
-        std::future::pending().await
+        match &self.way {
+            Way::Connection(taken) => {
+                let _ = taken.send((takes, self.since)).await;
+                std::future::pending().await
+            }
+            Way::Stream(streams) => streams.take(takes, self.since).await,
+        }
     }
 }
 
@@ -157,6 +194,7 @@ fn known_method(method: &axum::http::Method) -> &'static str {
         "HEAD" => "HEAD",
         "PUT" => "PUT",
         "DELETE" => "DELETE",
+        "CONNECT" => "CONNECT",
         _ => "other",
     }
 }
@@ -186,25 +224,34 @@ pub(crate) async fn run(
     let requests_max = config.limits.requests_max;
     let mut connections = JoinSet::new();
     let mut idlers = Idlers::new(requests_max);
+    // Those are bounded as clients are.
+    let with_streams = Arc::new(AtomicUsize::new(0));
     let workers = Arc::new(RoundRobin {
         workers,
         next: AtomicUsize::new(0),
     });
     let mut complained = None;
     loop {
+        let others = connections
+            .len()
+            .saturating_sub(with_streams.load(Ordering::Relaxed));
+        let is_full = others >= requests_max;
         let accepted = tokio::select! {
-            accepted = listener.accept(), if connections.len() < requests_max => accepted,
-            () = tokio::time::sleep(LOOK_FOR_ROOM), if connections.len() >= requests_max => {
+            accepted = listener.accept(), if !is_full => accepted,
+            () = tokio::time::sleep(LOOK_FOR_ROOM), if is_full => {
                 let ended = idlers.make_room(Instant::now());
                 metrics.count_limited(Limiter::Connections, ended);
                 continue;
             }
-            Some(_) = connections.join_next(), if !connections.is_empty() => continue,
+            Some(ended) = connections.join_next_with_id(), if !connections.is_empty() => {
+                idlers.ended(ended.map_or_else(|error| error.id(), |(id, ())| id));
+                continue;
+            }
             _ = shutdown.wait_for(|stop| *stop) => break,
         };
         match accepted {
             Ok((stream, peer)) => {
-                let busy = Arc::new(AtomicBool::new(false));
+                let load = Load::new(Arc::clone(&with_streams));
                 // API answers are small and awaited.
                 let _ = stream.set_nodelay(true);
                 let connection = Connection {
@@ -213,21 +260,27 @@ pub(crate) async fn run(
                     routes: routes.clone(),
                     workers: Arc::clone(&workers),
                     config: Arc::clone(&config),
-                    busy: Arc::clone(&busy),
+                    load: Arc::clone(&load),
                     shutdown: shutdown.clone(),
                 };
                 let tls = tls.clone();
                 let serve = async move {
                     match tls {
-                        None => connection.serve(stream).await,
-                        Some(tls) => {
-                            if let Some(stream) = tls.accept(stream).await {
-                                connection.serve(stream).await;
+                        None => match http2::is_spoken(&stream).await {
+                            Some(true) => connection.serve_streams(stream).await,
+                            Some(false) => connection.serve(stream).await,
+                            None => {}
+                        },
+                        Some(tls) => match tls.accept(stream).await {
+                            Some(stream) if http2::is_agreed(&stream) => {
+                                connection.serve_streams(stream).await;
                             }
-                        }
+                            Some(stream) => connection.serve(stream).await,
+                            None => {}
+                        },
                     }
                 };
-                idlers.add(connections.spawn(serve), busy, Instant::now());
+                idlers.add(connections.spawn(serve), load, Instant::now());
             }
             Err(error) => {
                 metrics.accept_errors.inc();
@@ -241,61 +294,18 @@ pub(crate) async fn run(
     }
     drop(listener);
     let all = async { while connections.join_next().await.is_some() {} };
-    let _ = tokio::time::timeout(SHUTDOWN_PATIENCE, all).await;
+    let patience = async {
+        tokio::time::sleep(SHUTDOWN_PATIENCE).await;
+        // Workers send their clients away at their own pace.
+        while with_streams.load(Ordering::Relaxed) > 0 {
+            tokio::time::sleep(LOOK_FOR_ROOM).await;
+        }
+    };
+    tokio::select! {
+        () = all => {}
+        () = patience => {}
+    }
     Ok(())
-}
-
-/// Connections of the HTTP server in the order in which they came. Those that send
-/// nothing, or only a part of a request, must not keep others out: these wait in
-/// the kernel's queue meanwhile.
-struct Idlers {
-    /// How many there are at most.
-    most: usize,
-    all: VecDeque<Idler>,
-}
-
-struct Idler {
-    task: AbortHandle,
-    /// A request is under way.
-    busy: Arc<AtomicBool>,
-    came: Instant,
-}
-
-impl Idlers {
-    fn new(most: usize) -> Self {
-        Self {
-            most,
-            all: VecDeque::new(),
-        }
-    }
-
-    /// Ends some of those that have no request under way and have been there
-    /// longest. How many.
-    fn make_room(&mut self, now: Instant) -> u64 {
-        let mut room = (self.most / 16).max(1);
-        let before = room;
-        self.all.retain(|idler| {
-            let is_old = now.duration_since(idler.came) >= IDLE_AT_LEAST;
-            if room > 0
-                && is_old
-                && !idler.busy.load(Ordering::Relaxed)
-                && !idler.task.is_finished()
-            {
-                idler.task.abort();
-                room -= 1;
-            }
-            !idler.task.is_finished()
-        });
-        (before - room) as u64
-    }
-
-    fn add(&mut self, task: AbortHandle, busy: Arc<AtomicBool>, came: Instant) {
-        // Most end, or go to a worker, soon.
-        if self.all.len() >= 2 * self.most {
-            self.all.retain(|idler| !idler.task.is_finished());
-        }
-        self.all.push_back(Idler { task, busy, came });
-    }
 }
 
 /// Gives each worker as many connections as the others. Only those that a
@@ -312,25 +322,42 @@ impl RoundRobin {
     }
 }
 
-/// A stream that a worker can be given.
+/// A connection that a worker can be given.
 trait Stream: AsyncRead + AsyncWrite + Unpin + Send + 'static {
+    fn tune(&self, outbox: &OutboxLimits) -> io::Result<()>;
+
     /// What the worker gets.
     fn for_worker(self, outbox: &OutboxLimits) -> io::Result<std::net::TcpStream>;
 }
 
 impl Stream for TcpStream {
-    fn for_worker(self, outbox: &OutboxLimits) -> io::Result<std::net::TcpStream> {
-        worker::tune(&self, outbox)?;
+    fn tune(&self, outbox: &OutboxLimits) -> io::Result<()> {
+        worker::tune(self, outbox)
+    }
+
+    fn for_worker(self, _: &OutboxLimits) -> io::Result<std::net::TcpStream> {
         self.into_std()
     }
 }
 
-impl Stream for TlsStream<TcpStream> {
+impl Stream for tls::Stream {
+    fn tune(&self, outbox: &OutboxLimits) -> io::Result<()> {
+        worker::tune(self.get_ref().0, outbox)
+    }
+
     fn for_worker(self, outbox: &OutboxLimits) -> io::Result<std::net::TcpStream> {
-        worker::tune(self.get_ref().0, outbox)?;
-        tls::local_end(self, worker::patience(outbox))
+        let (near, far) = bridge::pair()?;
+        tokio::spawn(bridge::carry(self, near, worker::patience(outbox)));
+        Ok(far)
     }
 }
+
+type Answer = BoxFuture<'static, Result<Response, Infallible>>;
+
+/// Answers requests.
+trait Answering: Fn(hyper::Request<Incoming>) -> Answer + Send + 'static {}
+
+impl<T: Fn(hyper::Request<Incoming>) -> Answer + Send + 'static> Answering for T {}
 
 /// One connection of the HTTP server.
 struct Connection {
@@ -339,43 +366,57 @@ struct Connection {
     routes: Router,
     workers: Arc<RoundRobin>,
     config: Arc<Config>,
-    /// It has a request under way.
-    busy: Arc<AtomicBool>,
+    load: Arc<Load>,
     shutdown: watch::Receiver<bool>,
 }
 
 impl Connection {
+    fn answering(&self, way: Way) -> impl Answering {
+        let is_first = AtomicBool::new(true);
+        let (routes, load) = (self.routes.clone(), Arc::clone(&self.load));
+        let (peer, accepted_at) = (self.peer, self.accepted_at);
+        move |mut request: hyper::Request<Incoming>| {
+            let since = if is_first.swap(false, Ordering::Relaxed) {
+                accepted_at
+            } else {
+                Instant::now()
+            };
+            let way = way.clone();
+            request.extensions_mut().insert(Slot { way, since, peer });
+            let (mut routes, under_way) = (routes.clone(), load.request());
+            async move {
+                let response = routes.call(request).await.into_response();
+                drop(under_way);
+                Ok(response)
+            }
+            .boxed()
+        }
+    }
+
+    /// Serves it until it ends; workers may take streams of it.
+    async fn serve_streams(self, stream: impl Stream) {
+        if let Err(error) = stream.tune(&self.config.outbox) {
+            tracing::debug!(%error, "a connection has ended before it began");
+            return;
+        }
+        let streams = Arc::new(Streams {
+            workers: Arc::clone(&self.workers),
+            config: Arc::clone(&self.config),
+            load: Arc::clone(&self.load),
+        });
+        let answering = self.answering(Way::Stream(streams));
+        http2::serve(stream, answering, &self.load, self.shutdown).await;
+    }
+
     /// Serves it until it ends or a worker takes it.
     async fn serve(mut self, stream: impl Stream) {
-        let is_first = AtomicBool::new(true);
         let (slot, mut taken) = mpsc::channel(1);
-        let (routes, busy) = (self.routes, self.busy);
-        let (peer, accepted_at) = (self.peer, self.accepted_at);
-        let service = service_fn(move |mut request: hyper::Request<hyper::body::Incoming>| {
-            let mut routes = routes.clone();
-            let is_first = is_first.swap(false, Ordering::Relaxed);
-            request.extensions_mut().insert(Slot {
-                taken: slot.clone(),
-                since: if is_first {
-                    accepted_at
-                } else {
-                    Instant::now()
-                },
-                peer,
-            });
-            let busy = Arc::clone(&busy);
-            busy.store(true, Ordering::Relaxed);
-            Box::pin(async move {
-                let response = routes.call(request).await.into_response();
-                busy.store(false, Ordering::Relaxed);
-                Ok::<_, Infallible>(response)
-            })
-        });
+        let answering = self.answering(Way::Connection(slot));
         let mut connection = http1::Builder::new()
             .timer(TokioTimer::new())
             .header_read_timeout(HEAD_TIMEOUT)
             .max_buf_size(HEAD_BYTES_MAX)
-            .serve_connection(TokioIo::new(stream), service);
+            .serve_connection(TokioIo::new(stream), service_fn(answering));
         let mut stopping = false;
         let takes = loop {
             tokio::select! {
@@ -390,14 +431,18 @@ impl Connection {
             }
         };
         let parts = connection.into_parts();
-        let Some((Takes { head, client }, since)) = takes else {
+        let Some((takes, since)) = takes else {
             // By TLS the client is to know that this was all.
             let mut stream = parts.io.into_inner();
             let _ = tokio::time::timeout(SHUTDOWN_PATIENCE, stream.shutdown()).await;
             return;
         };
-        match parts.io.into_inner().for_worker(&self.config.outbox) {
-            Ok(stream) => {
+        let outbox = &self.config.outbox;
+        let stream = parts.io.into_inner();
+        let tuned = stream.tune(outbox);
+        let taken = tuned.and_then(|()| Ok((stream.for_worker(outbox)?, takes.head()?)));
+        match taken {
+            Ok((stream, (head, client))) => {
                 let takeover = Takeover {
                     stream,
                     head,

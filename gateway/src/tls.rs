@@ -1,15 +1,7 @@
 //! Shell: TLS at the client address. The certificate is read again when its files
 //! change.
-//!
-//! A worker writes to sockets of the kernel. Of a connection with TLS it is given
-//! one end of a pair of local sockets; a task carries what goes through the pair
-//! to and from the client, encrypted. That costs a copy and a task switch for each
-//! delivery, and nothing of the worker's own path.
 
 use std::fs;
-use std::io;
-use std::os::fd::OwnedFd;
-use std::os::unix::net::UnixStream as UnixStdStream;
 use std::path::PathBuf;
 use std::sync::{Arc, PoisonError, RwLock};
 use std::time::{Duration, SystemTime};
@@ -21,8 +13,7 @@ use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use rustls::server::{ClientHello, ResolvesServerCert};
 use rustls::sign::CertifiedKey;
-use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
-use tokio::net::{TcpStream, UnixStream};
+use tokio::net::TcpStream;
 use tokio::sync::watch;
 use tokio_rustls::TlsAcceptor;
 use tokio_rustls::server::TlsStream;
@@ -31,10 +22,11 @@ use tokio_rustls::server::TlsStream;
 const LOOK_EVERY: Duration = Duration::from_secs(2);
 /// How long a handshake may take.
 const HANDSHAKE: Duration = Duration::from_secs(10);
-/// How long the other direction of a connection goes on after one has ended.
-const FAREWELL: Duration = Duration::from_secs(3);
-/// Bytes that are carried at a time.
-const CARRIED: usize = 16 * 1_024;
+/// What HTTP/2 is called there (RFC 9113, 3.2).
+pub(crate) const HTTP2: &[u8] = b"h2";
+
+/// A connection.
+pub(crate) type Stream = TlsStream<TcpStream>;
 
 /// Where certificate and key are.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -132,7 +124,7 @@ impl Tls {
             .map_err(unusable)?
             .with_no_client_auth()
             .with_cert_resolver(Arc::clone(&current) as Arc<dyn ResolvesServerCert>);
-        config.alpn_protocols = vec![b"http/1.1".to_vec()];
+        config.alpn_protocols = vec![HTTP2.to_vec(), b"http/1.1".to_vec()];
         Ok(Self {
             acceptor: TlsAcceptor::from(Arc::new(config)),
             current,
@@ -179,7 +171,7 @@ impl Tls {
     }
 
     /// Shakes hands. `None`: the client did not, in time or at all.
-    pub(crate) async fn accept(&self, stream: TcpStream) -> Option<TlsStream<TcpStream>> {
+    pub(crate) async fn accept(&self, stream: TcpStream) -> Option<Stream> {
         let accepting = self.acceptor.accept(stream);
         match tokio::time::timeout(HANDSHAKE, accepting).await {
             Ok(Ok(stream)) => Some(stream),
@@ -190,57 +182,4 @@ impl Tls {
             Err(_) => None,
         }
     }
-}
-
-/// An end of a pair of local sockets whose other end is this connection. `patience`:
-/// how long the client may take for what it is sent.
-pub(crate) fn local_end(
-    stream: TlsStream<TcpStream>,
-    patience: Duration,
-) -> io::Result<std::net::TcpStream> {
-    let (near, far) = UnixStdStream::pair()?;
-    near.set_nonblocking(true)?;
-    far.set_nonblocking(true)?;
-    tokio::spawn(carry(stream, UnixStream::from_std(near)?, patience));
-    // To the standard library a stream is a stream.
-    Ok(OwnedFd::from(far).into())
-}
-
-/// Carries in both directions, until one has ended and the other had time to.
-async fn carry(client: TlsStream<TcpStream>, worker: UnixStream, patience: Duration) {
-    let (from_client, to_client) = tokio::io::split(client);
-    let (from_worker, to_worker) = worker.into_split();
-    let outward = one_way(from_worker, to_client, patience);
-    let inward = one_way(from_client, to_worker, patience);
-    tokio::pin!(outward, inward);
-    tokio::select! {
-        () = &mut outward => {
-            let _ = tokio::time::timeout(FAREWELL, inward).await;
-        }
-        () = &mut inward => {
-            let _ = tokio::time::timeout(FAREWELL, outward).await;
-        }
-    }
-}
-
-async fn one_way(
-    mut from: impl AsyncRead + Unpin,
-    mut to: impl AsyncWrite + Unpin,
-    patience: Duration,
-) {
-    let mut buffer = vec![0; CARRIED];
-    loop {
-        let count = match from.read(&mut buffer).await {
-            Ok(0) | Err(_) => break,
-            Ok(count) => count,
-        };
-        let writing = async {
-            to.write_all(&buffer[..count]).await?;
-            to.flush().await
-        };
-        if !matches!(tokio::time::timeout(patience, writing).await, Ok(Ok(()))) {
-            return;
-        }
-    }
-    let _ = tokio::time::timeout(FAREWELL, to.shutdown()).await;
 }

@@ -85,7 +85,7 @@ impl State {
             is_behind: false,
             _seat: seat,
         });
-        if let Some(head) = head {
+        if let Some(head) = head.filter(|head| !head.is_empty()) {
             self.put(key, head);
         }
         if let Some(close) = refusal {

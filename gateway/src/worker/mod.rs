@@ -78,7 +78,8 @@ pub(crate) enum Mail {
 #[derive(Debug)]
 pub(crate) struct Takeover {
     pub(crate) stream: TcpStream,
-    /// The head of the response, to be written first.
+    /// The head of the response, to be written first. Of a stream of HTTP/2 not: empty,
+    /// or what shows that it has begun.
     pub(crate) head: Bytes,
     /// Bytes that came behind the request.
     pub(crate) leftover: Bytes,

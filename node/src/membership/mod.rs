@@ -517,6 +517,7 @@ impl Driver {
         let mut cluster = consensus.cluster();
         let mut rumours = self.host.rumours.subscribe();
         let mut tick = ticks();
+        let mut shown = None;
         loop {
             let standing = consensus.standing();
             if let Some(failure) = &standing.failure {
@@ -527,7 +528,17 @@ impl Driver {
             // Here, where nothing is waited for: what a deaf leader has proposed may
             // never be decided.
             consensus.mute(self.host.is_deaf(&agreed, &standing));
-            self.show(&agreed, &standing, &rumours.borrow_and_update().clone());
+            let sight = Sight {
+                cluster: Arc::clone(&agreed),
+                standing,
+                rumours: Arc::clone(&rumours.borrow_and_update()),
+                is_registered: matches!(*self.shown.phase.borrow(), Phase::Registered(_)),
+            };
+            // Looking at every shard is not for every tick.
+            if shown.as_ref() != Some(&sight) {
+                self.show(&sight);
+                shown = Some(sight);
+            }
             if let Phase::Registered(node) = &*self.shown.phase.borrow()
                 && let Err(why) = agreed.check_life(self.host.raft_id(), node)
             {
@@ -563,7 +574,13 @@ impl Driver {
         }
     }
 
-    fn show(&self, cluster: &Arc<Cluster>, standing: &Standing, rumours: &Rumours) {
+    fn show(&self, sight: &Sight) {
+        let Sight {
+            cluster,
+            standing,
+            rumours,
+            ..
+        } = sight;
         let members = cluster.members().values().map(|m| &m.registration);
         let members = members.map(|member| (member.raft_id, member.address.as_str()));
         self.host.addresses.set_members(members);
@@ -574,6 +591,15 @@ impl Driver {
             .metrics
             .observe(cluster, &targets, standing, rumours);
     }
+}
+
+/// All that [`Driver::show`] goes by.
+#[derive(PartialEq, Eq)]
+struct Sight {
+    cluster: Arc<Cluster>,
+    standing: Standing,
+    rumours: Arc<Rumours>,
+    is_registered: bool,
 }
 
 fn ticks() -> tokio::time::Interval {
