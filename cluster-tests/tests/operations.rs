@@ -506,6 +506,16 @@ async fn how_long_anything_new_waits_is_measured() -> Result<()> {
             (count > 0.0).then_some(())
         })
         .await;
+        let percentile = async |percent: u32| {
+            let name = format!("dunlin_runtime_lag_p{percent}_seconds");
+            metric(&server, &name, &[runtime]).await
+        };
+        let (half, most) = eventually("there are percentiles", async || {
+            let (half, most) = (percentile(50).await.ok()?, percentile(99).await.ok()?);
+            (half > 0.0 && most > 0.0).then_some((half, most))
+        })
+        .await;
+        assert!(half < 2.5 && most <= 2.5, "{half} and {most} seconds");
     }
     let handshakes = async || metric(&server, "dunlin_handshake_duration_seconds_count", &[]).await;
     assert_eq!(handshakes().await?, 0.0, "requests of others are none");

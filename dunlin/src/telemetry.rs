@@ -1,10 +1,12 @@
 //! Logs, and the metrics that belong to no component; the exporter that puts
 //! all of them together.
 
+mod lag;
+
 use std::collections::BTreeMap;
 use std::io::IsTerminal;
-use std::sync::Mutex;
-use std::time::{Duration, Instant};
+use std::sync::{Mutex, PoisonError};
+use std::time::Instant;
 
 use prometheus::core::Collector;
 use prometheus::process_collector::ProcessCollector;
@@ -17,9 +19,6 @@ use proto::bus::{BusHandle, Stats};
 use tracing_subscriber::EnvFilter;
 
 use crate::cli::LogFormat;
-
-/// How often the runtime is asked how long it takes to begin a task.
-const LAG_INTERVAL: Duration = Duration::from_millis(20);
 
 /// What is logged unless `RUST_LOG` says otherwise. The libraries say in other
 /// words what our own shells say of them.
@@ -55,6 +54,7 @@ pub(crate) struct Exporter {
     scrape_duration: Histogram,
     /// What the counters of the bus stand at; scrapes take turns.
     known: Mutex<Stats>,
+    lag: Mutex<lag::Percentiles>,
 }
 
 /// A registry whose metrics all say which component they are of, for processes
@@ -121,7 +121,7 @@ impl Exporter {
         ] {
             registry.register(collector)?;
         }
-        watch_lag(&registry)?;
+        lag::watch(&registry)?;
         registries.push(registry);
         Ok(Self {
             registries,
@@ -133,6 +133,7 @@ impl Exporter {
             bus,
             scrape_duration,
             known: Mutex::default(),
+            lag: Mutex::default(),
         })
     }
 
@@ -162,6 +163,12 @@ impl Exporter {
                 }
             }
         }
+        if let Some(lag) = families.get(lag::NAME) {
+            let mut percentiles = self.lag.lock().unwrap_or_else(PoisonError::into_inner);
+            let percentiles = percentiles.families(lag);
+            let named = percentiles.into_iter().map(|it| (it.name().to_owned(), it));
+            families.extend(named);
+        }
         families
             .into_values()
             .filter(|family| !family.get_metric().is_empty())
@@ -172,10 +179,7 @@ impl Exporter {
         let stats = self.bus.stats();
         self.bus_subscriptions.set(stats.subscriptions as i64);
         self.bus_connected.set(i64::from(stats.connected));
-        let mut known = self
-            .known
-            .lock()
-            .unwrap_or_else(std::sync::PoisonError::into_inner);
+        let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
         for (counter, now, before) in [
             (&self.bus_dropped, stats.dropped, known.dropped),
             (&self.bus_unsent, stats.unsent, known.unsent),
@@ -185,40 +189,4 @@ impl Exporter {
         }
         *known = stats;
     }
-}
-
-/// Measures how long a new task waits for its first turn, from a thread of its
-/// own: what a message that comes now would wait. Ends with the runtime.
-fn watch_lag(registry: &Registry) -> Result<(), prometheus::Error> {
-    let lag = Histogram::with_opts(
-        HistogramOpts::new(
-            "dunlin_runtime_lag_seconds",
-            "How long a new task of the main runtime waits for its first turn.",
-        )
-        .buckets(vec![
-            0.0001, 0.0005, 0.001, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5,
-        ]),
-    )?;
-    registry.register(Box::new(lag.clone()))?;
-    let Ok(runtime) = tokio::runtime::Handle::try_current() else {
-        return Ok(());
-    };
-    let started = std::thread::Builder::new()
-        .name("lag".into())
-        .spawn(move || {
-            loop {
-                let began = Instant::now();
-                let lag = lag.clone();
-                let task = runtime.spawn(async move { lag.observe(began.elapsed().as_secs_f64()) });
-                std::thread::sleep(LAG_INTERVAL);
-                // Cancelled: the runtime is shutting down.
-                if task.is_finished() && runtime.block_on(task).is_err() {
-                    return;
-                }
-            }
-        });
-    if let Err(error) = started {
-        tracing::warn!(%error, "runtime lag is not measured");
-    }
-    Ok(())
 }

@@ -17,10 +17,6 @@ pub mod websocket;
     reason = "shell: stamps and checks requests by the wall clock"
 )]
 mod api;
-#[expect(
-    clippy::disallowed_methods,
-    reason = "shell: waits for clients, though not for ever"
-)]
 mod bridge;
 mod connect;
 #[expect(
@@ -283,8 +279,7 @@ async fn serve(
     let draining = metrics.draining.clone();
     let mut tasks = JoinSet::new();
     let mut workers = Vec::new();
-    let main = tokio::runtime::Handle::current();
-    let mut probed = vec![lag::Probed::new(main, metrics.runtime_lag_main.clone())];
+    let mut probed = Vec::new();
     for number in 0..config.workers.clamp(1, core::workers::WORKERS_MAX) {
         let (handle, ended) = worker::spawn(
             core::workers::WorkerId(number as u8),
