@@ -32,7 +32,7 @@ pub(crate) fn run(options: &DevOptions) -> Result<(), Failure> {
 
 async fn serve(config: Dev, tokens: Option<Arc<Tokens>>) -> Result<(), Failure> {
     let mut signals = Signals::listen()?;
-    process::tell_file_limit();
+    process::tell_file_limit(&config.clients);
     let (stop, shutdown) = watch::channel(false);
     let (stop_node, node_shutdown) = watch::channel(false);
     let (ready, is_ready) = watch::channel(false);

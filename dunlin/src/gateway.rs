@@ -29,7 +29,7 @@ pub(crate) fn run(options: &GatewayOptions) -> Result<(), Failure> {
 
 async fn serve(config: Gateway, tokens: Option<Arc<Tokens>>) -> Result<(), Failure> {
     let mut signals = Signals::listen()?;
-    process::tell_file_limit();
+    process::tell_file_limit(&config.clients);
     let (stop, shutdown) = watch::channel(false);
     let (stop_admin, admin_shutdown) = watch::channel(false);
     let (leave, mut told_to_leave) = mpsc::channel(1);

@@ -146,9 +146,9 @@ pub(crate) fn fill_random(buffer: &mut [u8]) -> std::io::Result<()> {
 }
 
 /// Each client is a file descriptor: how many fit, for those who serve any.
-pub(crate) fn tell_file_limit() {
+pub(crate) fn tell_file_limit(config: &config::Clients) {
     if let Some(limit) = file_limit() {
-        let clients = config::Room::of(limit as usize).clients;
+        let clients = config.room(limit as usize).clients;
         tracing::warn!(
             "the limit of open files is {limit}: about {clients} clients fit (raise it with LimitNOFILE or ulimit -Hn)"
         );

@@ -147,6 +147,13 @@ impl<T> Timers<T> {
         self.heap.pop().map(|Reverse(entry)| entry.timer)
     }
 
+    /// Gives back what many timers needed that have gone.
+    pub fn shrink(&mut self) {
+        if self.heap.len() * 4 < self.heap.capacity() {
+            self.heap.shrink_to(self.heap.len() * 2);
+        }
+    }
+
     /// How many timers are set.
     pub fn len(&self) -> usize {
         self.heap.len()

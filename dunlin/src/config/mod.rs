@@ -215,15 +215,22 @@ impl Clients {
         }
     }
 
+    /// For how many connections so many files are.
+    pub(crate) fn room(&self, files: usize) -> Room {
+        let room = Room::of(files);
+        let clients = match self.tls_cert {
+            // The client's, and a pair to the worker.
+            Some(_) => (room.clients / 3).max(1),
+            None => room.clients,
+        };
+        Room { clients, ..room }
+    }
+
     /// What clients may, in a process with that many files; `None`: with any number.
     pub(crate) fn limits(&self, files: Option<u64>) -> gateway::Limits {
         let files = files.map_or(usize::MAX, |files| files as usize);
         let limits = &self.limits;
-        let mut room = Room::of(files);
-        if self.tls_cert.is_some() {
-            // The client's, and a pair to the worker.
-            room.clients = (room.clients / 3).max(1);
-        }
+        let room = self.room(files);
         // More than there are files for would be refused by the kernel, without a word.
         let most = match limits.connections_max as usize {
             0 => room.clients,
@@ -287,7 +294,7 @@ impl Room {
     /// sets, the bus, logs.
     const RESERVED_FILES: usize = 64;
 
-    pub(crate) fn of(files: usize) -> Self {
+    fn of(files: usize) -> Self {
         let requests = (files / 16).clamp(16, 4_096);
         let refusals = requests / 4;
         let others = Self::RESERVED_FILES + requests + refusals;

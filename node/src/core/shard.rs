@@ -542,6 +542,15 @@ impl Shard {
                 self.set_check(now, &key);
             }
         }
+        self.shrink();
+    }
+
+    /// Gives back what many channels needed that have gone: there are many shards.
+    fn shrink(&mut self) {
+        if self.channels.len() * 4 < self.channels.capacity() {
+            self.channels.shrink_to(self.channels.len() * 2);
+        }
+        self.timers.shrink();
     }
 }
 

@@ -227,6 +227,10 @@ impl Edge {
             return;
         }
         shard.channels.remove(&key);
+        // There are many shards.
+        if shard.channels.len() * 4 < shard.channels.capacity() {
+            shard.channels.shrink_to(shard.channels.len() * 2);
+        }
         shard.digest.remove(&key);
         let fence = shard.fence;
         self.version += 1;

@@ -171,6 +171,7 @@ impl Shard {
     pub fn age(&mut self, now: Timestamp) {
         self.release_repaired(now);
         self.keys.expire(now);
+        self.shrink();
     }
 
     /// The standby stays, under another owner.

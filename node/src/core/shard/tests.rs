@@ -460,6 +460,19 @@ fn an_idle_channel_goes_and_comes_back_where_it_stood() {
 }
 
 #[test]
+fn channels_that_have_gone_keep_no_memory() {
+    let mut shard = short_history();
+    for number in 0..500 {
+        let publish = publish(&format!("c{number}"), number + 1);
+        ask(&mut shard, 0, gateway(1), publish);
+    }
+    assert!(shard.channels.capacity() >= 500);
+    tick(&mut shard, 10_000);
+    tick(&mut shard, 11_000);
+    assert_eq!((shard.channels(), shard.channels.capacity()), (0, 0));
+}
+
+#[test]
 fn a_channel_that_was_forgotten_comes_back_under_a_new_epoch_and_says_so() {
     let mut shard = short_history();
     let before = accepted(&ask(&mut shard, 0, gateway(1), publish("c", 1)));
