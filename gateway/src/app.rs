@@ -7,6 +7,7 @@ use std::sync::Arc;
 use proto::id::AppId;
 
 use crate::core::admission::AppLimits;
+use crate::core::limits::Rate;
 
 /// A secret that is never printed.
 #[derive(Clone, PartialEq, Eq)]
@@ -47,7 +48,14 @@ pub struct App {
     pub limits: AppLimits,
     /// Bytes of one event's data at most.
     pub payload_bytes_max: usize,
+    /// Whether clients may publish to each other.
+    pub client_events: bool,
+    /// How often each of them may. `None`: without limit.
+    pub client_event_rate: Option<Rate>,
 }
+
+/// Events a second that a client may publish unless the app says otherwise.
+pub const CLIENT_EVENTS_PER_S_DEFAULT: u32 = 10;
 
 /// Bytes of event data unless the app says otherwise.
 pub const PAYLOAD_BYTES_DEFAULT: usize = 100 * 1_024;
@@ -67,6 +75,8 @@ impl App {
             allowed_origins: vec!["*".into()],
             limits: AppLimits::default(),
             payload_bytes_max: PAYLOAD_BYTES_DEFAULT,
+            client_events: false,
+            client_event_rate: None,
         }
     }
 

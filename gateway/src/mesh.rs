@@ -11,7 +11,7 @@ use proto::bus::{BusHandle, Subscription};
 use proto::channel::ChannelKey;
 use proto::codec;
 use proto::error::ErrorCode;
-use proto::id::{ClusterUuid, GatewayRef, NodeId};
+use proto::id::{ClusterUuid, ConnectionId, GatewayRef, NodeId};
 use proto::inspection::{Answer, Question};
 use proto::message::{Fanout, GatewayBeat, Message, Request, Requests};
 use proto::position::Position;
@@ -44,14 +44,30 @@ const ROUND: usize = 256;
 /// How often time passes for the edge.
 const TICK: Duration = Duration::from_millis(20);
 
-type AnswerSender = oneshot::Sender<Result<Accepted, ErrorCode>>;
+/// Who wants to know what became of a publish.
+#[derive(Debug)]
+pub(crate) enum Asker {
+    Backend(oneshot::Sender<Result<Accepted, ErrorCode>>),
+    /// Only if it was not published.
+    Client(Sender),
+}
+
+/// A client that has published an event.
+#[derive(Debug, Clone)]
+pub(crate) struct Sender {
+    pub(crate) worker: WorkerId,
+    pub(crate) socket: usize,
+    /// Another may have its place by then.
+    pub(crate) connection: ConnectionId,
+    pub(crate) event: Arc<str>,
+}
 
 /// What publishers and workers tell the mesh.
 #[derive(Debug)]
 pub(crate) enum Mail {
     Publish {
         order: Order,
-        answer: AnswerSender,
+        asker: Asker,
     },
     Follow {
         worker: WorkerId,
@@ -89,7 +105,10 @@ impl Handle {
     pub(crate) async fn publish(&self, order: Order) -> Result<Accepted, ErrorCode> {
         let (answer, answered) = oneshot::channel();
         self.mailbox
-            .try_send(Mail::Publish { order, answer })
+            .try_send(Mail::Publish {
+                order,
+                asker: Asker::Backend(answer),
+            })
             .map_err(|error| match error {
                 mpsc::error::TrySendError::Full(_) => ErrorCode::Overloaded,
                 mpsc::error::TrySendError::Closed(_) => ErrorCode::Unavailable,
@@ -151,7 +170,7 @@ pub(crate) struct Mesh {
     ears: Ears,
     handle: Handle,
     edge: Edge,
-    answers: HashMap<Ticket, AnswerSender>,
+    askers: HashMap<Ticket, Asker>,
     asked: HashMap<Ticket, oneshot::Sender<Answer>>,
     tickets: u64,
 }
@@ -166,7 +185,7 @@ impl Mesh {
             ears,
             handle,
             edge,
-            answers: HashMap::new(),
+            askers: HashMap::new(),
             asked: HashMap::new(),
             tickets: 0,
         }
@@ -262,10 +281,10 @@ impl Mesh {
         let now = Timestamp::now();
         for mail in mail {
             let input = match mail {
-                Mail::Publish { order, answer } => {
+                Mail::Publish { order, asker } => {
                     self.tickets += 1;
                     let ticket = Ticket(self.tickets);
-                    self.answers.insert(ticket, answer);
+                    self.askers.insert(ticket, asker);
                     Input::Publish { ticket, order }
                 }
                 Mail::Follow {
@@ -326,9 +345,8 @@ impl Mesh {
                     requests.entry(node).or_default().push(request);
                 }
                 Effect::Answer((ticket, result)) => {
-                    // A publisher that has gone does not hear it.
-                    if let Some(answer) = self.answers.remove(&ticket) {
-                        let _ = answer.send(result);
+                    if let Some(asker) = self.askers.remove(&ticket) {
+                        answer(asker, result, workers);
                     }
                 }
                 Effect::Told { ticket, answer } => {
@@ -506,4 +524,24 @@ enum Source {
     Links,
     Beats,
     Maps,
+}
+
+/// Whoever has gone does not hear it.
+fn answer(
+    asker: Asker,
+    result: Result<Accepted, ErrorCode>,
+    workers: &[mpsc::Sender<worker::Mail>],
+) {
+    match (asker, result) {
+        (Asker::Backend(answer), result) => {
+            let _ = answer.send(result);
+        }
+        (Asker::Client(_), Ok(_)) => {}
+        (Asker::Client(sender), Err(code)) => {
+            tracing::debug!(connection = %sender.connection, event = %sender.event, code = code.as_str(), "an event of a client was not published");
+            if let Some(worker) = workers.get(usize::from(sender.worker.0)) {
+                let _ = worker.try_send(worker::Mail::NotPublished { sender, code });
+            }
+        }
+    }
 }

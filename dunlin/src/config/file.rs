@@ -8,7 +8,9 @@ use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use gateway::app::{App, PAYLOAD_BYTES_DEFAULT, PAYLOAD_BYTES_LIMIT, Secret};
+use gateway::app::{
+    App, CLIENT_EVENTS_PER_S_DEFAULT, PAYLOAD_BYTES_DEFAULT, PAYLOAD_BYTES_LIMIT, Secret,
+};
 use gateway::core::admission::AppLimits;
 use gateway::core::connection;
 use gateway::core::limits::Rate;
@@ -135,6 +137,12 @@ pub(crate) struct AppConfig {
     /// Bytes of one event's data at most, up to 409600.
     #[serde(default = "payload_default")]
     pub(crate) payload_bytes_max: usize,
+    /// Whether clients may publish events to each other (`client-…`), in private channels that they follow.
+    #[serde(default)]
+    pub(crate) client_events: bool,
+    /// How many such events a second each client may publish; after a rest twice as many at once. 0: no limit. Beyond, each is refused with error 4301.
+    #[serde(default = "client_events_default")]
+    pub(crate) client_events_per_s: u32,
 }
 
 /// What clients may at one gateway.
@@ -264,6 +272,10 @@ fn any_origin() -> Vec<String> {
 
 fn payload_default() -> usize {
     PAYLOAD_BYTES_DEFAULT
+}
+
+fn client_events_default() -> u32 {
+    CLIENT_EVENTS_PER_S_DEFAULT
 }
 
 fn history_publications() -> u32 {
@@ -500,6 +512,8 @@ impl AppConfig {
             api_requests_per_s: 0,
             publishes_per_s: 0,
             payload_bytes_max: PAYLOAD_BYTES_DEFAULT,
+            client_events: false,
+            client_events_per_s: CLIENT_EVENTS_PER_S_DEFAULT,
         })
     }
 
@@ -526,6 +540,8 @@ impl AppConfig {
             publishes: rate(self.publishes_per_s),
         };
         app.payload_bytes_max = self.payload_bytes_max;
+        app.client_events = self.client_events;
+        app.client_event_rate = rate(self.client_events_per_s);
         app
     }
 }

@@ -327,7 +327,8 @@ impl Dev {
         options.overrule(&mut file)?;
         if file.apps.is_empty() {
             // As at Soketi and Sockudo.
-            let app = AppConfig::new("app-id", "app-key", Secret::new("app-secret"))?;
+            let mut app = AppConfig::new("app-id", "app-key", Secret::new("app-secret"))?;
+            app.client_events = true;
             file.apps.push(app);
         }
         checked(&file, Self::from_file)

@@ -4,10 +4,12 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use proto::channel::{ChannelKind, ChannelName};
+use proto::error::ErrorCode;
 use proto::id::ConnectionId;
 use proto::time::Timestamp;
 
 use super::auth;
+use super::client_event::ClientEvent;
 use super::limits::{Bucket, Limiter, Rate};
 use crate::app::App;
 use crate::protocol::pusher::Malformed;
@@ -91,6 +93,8 @@ pub enum Effect {
     Subscribe(ChannelName, Recover),
     /// Take it out of the channel.
     Unsubscribe(ChannelName),
+    /// Publish an event of its own: name and data.
+    Publish(ChannelName, Arc<str>, Arc<str>),
     /// Count a refused signature.
     AuthFailed(&'static str),
     /// Count what was over a limit.
@@ -108,6 +112,8 @@ pub struct Connection {
     pinged_at: Option<Timestamp>,
     messages: Bucket,
     subscribes: Bucket,
+    /// Events of its own; `None`: without limit.
+    events: Option<Bucket>,
     /// Messages over the rate, one after the other.
     ignored: u32,
 }
@@ -117,6 +123,7 @@ impl Connection {
     pub fn new(id: ConnectionId, app: Arc<App>, limits: &Limits, now: Timestamp) -> Self {
         Self {
             id,
+            events: app.client_event_rate.map(|rate| Bucket::full(rate, now)),
             app,
             heard_at: now,
             pinged_at: None,
@@ -199,6 +206,7 @@ impl Connection {
             Ok(Command::Unsubscribe { channel }) => {
                 effects.extend(channel.parse().ok().map(Effect::Unsubscribe));
             }
+            Ok(Command::Publish(event)) => self.publish(event, now, held, effects),
             Ok(Command::Ping) => effects.push(Effect::Send(Frame::Pong)),
             Ok(Command::Pong) => {}
             Ok(Command::Unsupported { event }) => effects.push(unsupported(&event)),
@@ -231,6 +239,32 @@ impl Connection {
             None => (self.heard_at, activity_timeout),
         };
         patience.saturating_sub(now.since(since))
+    }
+
+    fn publish(
+        &mut self,
+        event: ClientEvent,
+        now: Timestamp,
+        held: &Held<'_>,
+        effects: &mut Vec<Effect>,
+    ) {
+        let rejected = |message| error(Some(MESSAGE_REJECTED), message);
+        let channel = match event.check(&self.app, held) {
+            Ok(channel) => channel,
+            Err(message) => return effects.push(rejected(message)),
+        };
+        let limit = self.events.as_mut().zip(self.app.client_event_rate);
+        if let Some((events, rate)) = limit
+            && !events.take(rate, now)
+        {
+            let per_s = rate.per_s;
+            let message = format!(
+                "{channel}: a client may publish {per_s} events a second; this one was not"
+            );
+            effects.push(Effect::Limited(Limiter::ClientEvents));
+            return effects.push(rejected(message));
+        }
+        effects.push(Effect::Publish(channel, event.event, event.data));
     }
 
     fn subscribe(
@@ -286,11 +320,23 @@ fn refused(channel: String, kind: &'static str, message: String, status: u16) ->
     })
 }
 
-fn unsupported(event: &str) -> Effect {
-    if event.starts_with("client-") {
-        let message = "client events are not available in this version".into();
-        return error(Some(MESSAGE_REJECTED), message);
+/// What a client is told whose event was not published, or perhaps not.
+pub fn not_published(event: &str, code: ErrorCode) -> Frame {
+    Frame::Error {
+        code: Some(MESSAGE_REJECTED),
+        message: match code {
+            ErrorCode::UnknownOutcome => {
+                format!("{event}: whether it was published is not known")
+            }
+            code => format!(
+                "{event} was not published: {}; try again later",
+                code.as_str()
+            ),
+        },
     }
+}
+
+fn unsupported(event: &str) -> Effect {
     let event: String = event.chars().take(50).collect();
     if event.starts_with("pusher:") {
         return error(None, format!("{event} is not available in this version"));
@@ -523,12 +569,12 @@ mod tests {
                 other => panic!("one error expected, got {other:?}"),
             }
         };
-        assert_eq!(
-            told(Ok(Command::Unsupported {
-                event: "client-x".into()
-            })),
-            Some(4301)
-        );
+        let event = ClientEvent {
+            event: "client-x".into(),
+            channel: "private-x".into(),
+            data: "{}".into(),
+        };
+        assert_eq!(told(Ok(Command::Publish(event))), Some(4301));
         // The server's own events are no more a client's than others are.
         assert_eq!(
             told(Ok(Command::Unsupported {

@@ -29,6 +29,8 @@ pub enum Limiter {
     Subscriptions,
     /// Messages of a connection.
     Messages,
+    /// Events that a client publishes.
+    ClientEvents,
     /// Publications of an app.
     Publish,
     /// API requests of an app.
@@ -39,13 +41,14 @@ pub enum Limiter {
 
 impl Limiter {
     /// All of them.
-    pub const ALL: [Self; 9] = [
+    pub const ALL: [Self; 10] = [
         Self::Connections,
         Self::ConnectIp,
         Self::ConnectApp,
         Self::Subscribe,
         Self::Subscriptions,
         Self::Messages,
+        Self::ClientEvents,
         Self::Publish,
         Self::Api,
         Self::MessageSize,
@@ -60,6 +63,7 @@ impl Limiter {
             Self::Subscribe => "subscribe",
             Self::Subscriptions => "subscriptions",
             Self::Messages => "messages",
+            Self::ClientEvents => "client_events",
             Self::Publish => "publish",
             Self::Api => "api",
             Self::MessageSize => "message_size",

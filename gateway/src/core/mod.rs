@@ -24,6 +24,7 @@ pub mod admission;
 pub mod attachment;
 pub mod auth;
 pub mod budget;
+pub mod client_event;
 pub mod connection;
 pub mod discovery;
 pub mod edge;

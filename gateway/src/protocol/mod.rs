@@ -6,6 +6,8 @@ use proto::channel::ChannelName;
 use proto::id::ConnectionId;
 use proto::position::{Gap, Position};
 
+use crate::core::client_event::ClientEvent;
+
 pub mod pusher;
 pub mod sse;
 
@@ -32,6 +34,8 @@ pub enum Command {
     Ping,
     /// I am here.
     Pong,
+    /// Tell the others in a channel.
+    Publish(ClientEvent),
     /// Something that this version has no meaning for.
     Unsupported {
         /// The event's name.

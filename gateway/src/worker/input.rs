@@ -8,7 +8,9 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use proto::channel::{ChannelKey, ChannelName};
+use proto::error::ErrorCode;
 use proto::id::ConnectionId;
+use proto::time::UnixTime;
 use rustix::net::sockopt;
 use tokio::net::TcpStream;
 
@@ -17,11 +19,13 @@ use super::state::{CLIENT_CLOSED, CLIENT_GONE, State, index};
 use super::{Client, Takeover};
 use crate::OutboxLimits;
 use crate::app::App;
-use crate::core::connection::{Connection, Effect, Held};
+use crate::core::connection::{Connection, Effect, Held, not_published};
 use crate::core::limits::Limiter;
 use crate::core::outbox::Outbox;
+use crate::core::uplink::Order;
 use crate::core::wheel::Second;
 use crate::core::workers::WORKERS_MAX;
+use crate::mesh;
 use crate::protocol::{Close, CloseCode, Command, Frame, Recover, pusher};
 use crate::websocket::Event;
 
@@ -296,6 +300,11 @@ impl State {
                     .inc_by((before - self.hub.subscriptions()) as u64);
                 self.unfollow(unfollowed);
             }
+            Effect::Publish(channel, event, data) => {
+                if let Some(key_of) = self.key_of(key, channel) {
+                    self.publish(key, key_of, event, data);
+                }
+            }
             Effect::AuthFailed(reason) => self
                 .metrics
                 .auth_failures
@@ -303,6 +312,43 @@ impl State {
                 .inc(),
             Effect::Limited(limiter) => self.metrics.count_limited(limiter, 1),
             Effect::Close(close) => self.refuse(key, close),
+        }
+    }
+}
+
+impl State {
+    /// Publishes an event of a client; the others get it.
+    fn publish(&mut self, socket: usize, key: ChannelKey, event: Arc<str>, data: Arc<str>) {
+        let Some(client) = self.sockets.get(socket).and_then(|it| it.client.as_ref()) else {
+            return;
+        };
+        let connection = client.connection.id();
+        let order = Order {
+            key,
+            event: Arc::clone(&event),
+            data,
+            exclude: Some(connection),
+            accepted_at: UnixTime::now(),
+            idempotency: None,
+        };
+        let sender = mesh::Sender {
+            worker: self.id,
+            socket,
+            connection,
+            event: Arc::clone(&event),
+        };
+        let asker = mesh::Asker::Client(sender);
+        if !self.mesh.try_tell(mesh::Mail::Publish { order, asker }) {
+            self.send(socket, &not_published(&event, ErrorCode::Overloaded));
+        }
+    }
+
+    /// What a client wanted to publish was not, or perhaps not.
+    pub(super) fn not_published(&mut self, sender: &mesh::Sender, code: ErrorCode) {
+        let socket = self.sockets.get(sender.socket);
+        let client = socket.and_then(|socket| socket.client.as_ref());
+        if client.is_some_and(|client| client.connection.id() == sender.connection) {
+            self.send(sender.socket, &not_published(&sender.event, code));
         }
     }
 }
@@ -332,6 +378,7 @@ fn op(command: &Command) -> &'static str {
         Command::Unsubscribe { .. } => "unsubscribe",
         Command::Ping => "ping",
         Command::Pong => "pong",
+        Command::Publish(_) => "client_event",
         Command::Unsupported { .. } => "unsupported",
     }
 }

@@ -24,6 +24,7 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use proto::channel::{ChannelKey, ChannelName};
+use proto::error::ErrorCode;
 use proto::position::Position;
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::LocalSet;
@@ -66,6 +67,11 @@ pub(crate) enum Mail {
     },
     /// Something happened in a channel.
     Broadcast(Arc<Broadcast>),
+    /// What a client wanted to publish was not, or perhaps not.
+    NotPublished {
+        sender: mesh::Sender,
+        code: ErrorCode,
+    },
     /// Clients that have come back to a channel are told what they missed.
     Resumed {
         key: ChannelKey,

@@ -94,6 +94,7 @@ impl Worker {
                 follow,
                 position,
             } => state.attached(&key, follow, position),
+            Mail::NotPublished { sender, code } => state.not_published(&sender, code),
             Mail::Resumed {
                 key,
                 cursor,

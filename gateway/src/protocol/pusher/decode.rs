@@ -5,6 +5,7 @@ use serde::Deserialize;
 use serde::de::DeserializeOwned;
 use serde_json::value::RawValue;
 
+use crate::core::client_event::{self, ClientEvent};
 use crate::protocol::{Command, Recover};
 
 /// A frame that is not of the protocol; the message is for the client.
@@ -16,6 +17,8 @@ pub struct Malformed(String);
 struct Envelope<'a> {
     #[serde(default)]
     event: Option<String>,
+    #[serde(default)]
+    channel: Option<String>,
     #[serde(default, borrow)]
     data: Option<&'a RawValue>,
 }
@@ -110,6 +113,24 @@ pub fn decode(text: &str) -> Result<Command, Malformed> {
         }
         "pusher:ping" => Ok(Command::Ping),
         "pusher:pong" => Ok(Command::Pong),
+        _ if event.starts_with(client_event::PREFIX) => {
+            let channel = envelope
+                .channel
+                .ok_or_else(|| Malformed(format!("{event} has no channel")))?;
+            let data = match envelope.data.map(RawValue::get) {
+                Some(text) if text.starts_with('"') => serde_json::from_str::<String>(text)
+                    .map_err(|error| {
+                        Malformed(format!("the data of {event} is not understood: {error}"))
+                    })?,
+                Some(json) => json.to_owned(),
+                None => "null".into(),
+            };
+            Ok(Command::Publish(ClientEvent {
+                event: event.into(),
+                channel,
+                data: data.into(),
+            }))
+        }
         _ => Ok(Command::Unsupported { event }),
     }
 }
@@ -208,11 +229,29 @@ mod tests {
 
     #[test]
     fn unknown_events_keep_their_name() {
-        let event = "client-typing".to_owned();
+        let event = "typing".to_owned();
         assert_eq!(
-            decode(r#"{"event":"client-typing","channel":"a","data":{}}"#),
+            decode(r#"{"event":"typing","channel":"a","data":{}}"#),
             Ok(Command::Unsupported { event })
         );
+    }
+
+    #[test]
+    fn data_of_a_client_is_text_or_json() {
+        let published = |rest: &str| {
+            let frame = format!(r#"{{"event":"client-x"{rest}}}"#);
+            match decode(&frame) {
+                Ok(Command::Publish(event)) => Ok(event.data.to_string()),
+                Ok(other) => panic!("{other:?}"),
+                Err(malformed) => Err(malformed.to_string()),
+            }
+        };
+        let json = r#","channel":"private-a","data":{"a":"b c"}"#;
+        assert_eq!(published(json), Ok(r#"{"a":"b c"}"#.into()));
+        let text = r#","channel":"private-a","data":"a \"b\"""#;
+        assert_eq!(published(text), Ok(r#"a "b""#.into()));
+        assert_eq!(published(r#","channel":"private-a""#), Ok("null".into()));
+        assert_eq!(published(""), Err("client-x has no channel".into()));
     }
 
     proptest! {
