@@ -523,3 +523,21 @@ async fn how_long_anything_new_waits_is_measured() -> Result<()> {
     assert_eq!(handshakes().await?, 1.0);
     Ok(())
 }
+
+/// Load balancers that were set up for other servers go on asking what they asked.
+#[tokio::test]
+async fn probes_of_other_servers_are_answered() -> Result<()> {
+    let apps = "[limits]\nconnections_max = 1\n\n[[apps]]\nid = \"a\"\nkey = \"app-key\"\nsecret = \"s\"\n\n[[apps]]\nid = \"off\"\nkey = \"off\"\nsecret = \"s\"\nenabled = false\n";
+    let server = Dev::start_configured(apps, &[]).await?;
+    let status = async |path: &str| anyhow::Ok(get(&server.clients, path).await?.status);
+    for path in ["/up", "/live", "/ready", "/accept-traffic", "/up/a"] {
+        let answer = get(&server.clients, path).await?;
+        assert_eq!((answer.status, answer.body.as_str()), (200, "OK"), "{path}");
+    }
+    assert_eq!(status("/up/off").await?, 403);
+    assert_eq!(status("/up/nobody").await?, 404);
+    let _client = Pusher::connect(&server).await?;
+    assert_eq!(status("/accept-traffic").await?, 503);
+    assert_eq!(status("/ready").await?, 200);
+    Ok(())
+}

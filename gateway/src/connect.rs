@@ -168,7 +168,7 @@ pub(crate) async fn unknown_path(State(context): State<Context>, request: Reques
 
 /// Whether a WebSocket is wanted: by an upgrade (RFC 6455), or, over HTTP/2, by a
 /// stream that connects (RFC 8441).
-fn wants_upgrade(request: &Request) -> bool {
+pub(crate) fn wants_upgrade(request: &Request) -> bool {
     let upgrade = request.headers().get(UPGRADE);
     is_stream(request.extensions())
         || upgrade.is_some_and(|upgrade| upgrade.as_bytes().eq_ignore_ascii_case(b"websocket"))

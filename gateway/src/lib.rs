@@ -35,6 +35,7 @@ mod lag;
 )]
 mod mesh;
 mod playground;
+mod probes;
 mod problem;
 mod publisher;
 #[expect(

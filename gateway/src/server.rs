@@ -47,7 +47,7 @@ use crate::metrics::Metrics;
 use crate::problem::Problem;
 use crate::tls::{self, Tls};
 use crate::worker::{self, Client, Takeover};
-use crate::{Config, Error, OutboxLimits, api, bridge, connect, mesh, playground};
+use crate::{Config, Error, OutboxLimits, api, bridge, connect, mesh, playground, probes};
 use http2::Streams;
 use idlers::{Idlers, Load};
 
@@ -152,11 +152,14 @@ pub(crate) struct Context {
 /// All paths of the client address.
 pub(crate) fn routes(context: Context) -> Router {
     let playground = context.config.playground;
-    let mut router = Router::new().merge(connect::routes()).merge(api::routes());
-    if playground {
-        router = router.merge(playground::routes());
-    }
-    router
+    Router::new()
+        .merge(connect::routes())
+        .merge(api::routes())
+        .merge(probes::routes())
+        .merge(match playground {
+            true => playground::routes(),
+            false => probes::at_root(),
+        })
         .fallback(connect::unknown_path)
         .layer(from_fn_with_state(context.clone(), count))
         .with_state(context)
