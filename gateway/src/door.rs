@@ -37,6 +37,7 @@ impl Door {
         Ok(Seat {
             door: self.clone(),
             of: Some((Arc::clone(app), from)),
+            further_files: 0,
         })
     }
 
@@ -46,6 +47,7 @@ impl Door {
         self.lock().keep_refused().then(|| Seat {
             door: self.clone(),
             of: None,
+            further_files: 0,
         })
     }
 
@@ -71,6 +73,11 @@ impl Door {
         self.lock().connections()
     }
 
+    /// Whether the gateway could let another client in.
+    pub(crate) fn has_room(&self) -> bool {
+        self.lock().has_room()
+    }
+
     fn lock(&self) -> MutexGuard<'_, Admission> {
         // Counts stay right: nothing in there is left half done.
         self.admission
@@ -85,12 +92,20 @@ pub(crate) struct Seat {
     door: Door,
     /// `None`: it was refused and is only being told so.
     of: Option<(Arc<App>, Option<Origin>)>,
+    further_files: usize,
 }
 
 impl Seat {
     /// The app that it is a client of, if it was let in.
     pub(crate) fn app(&self) -> Option<&Arc<App>> {
         self.of.as_ref().map(|(app, _)| app)
+    }
+
+    /// Its client needs so many files more. Whether there are.
+    pub(crate) fn open(&mut self, files: usize) -> bool {
+        let are_there = self.door.lock().open(files);
+        self.further_files += if are_there { files } else { 0 };
+        are_there
     }
 }
 
@@ -101,5 +116,6 @@ impl Drop for Seat {
             Some((app, from)) => admission.leave(&app.id, *from),
             None => admission.forget_refused(),
         }
+        admission.close(self.further_files);
     }
 }

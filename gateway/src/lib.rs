@@ -119,6 +119,7 @@ impl Default for Limits {
         Self {
             admission: core::admission::Limits {
                 connections_max: usize::MAX,
+                files_max: usize::MAX,
                 refusals_max: 1_024,
                 of_address: None,
             },

@@ -7,9 +7,9 @@
 
 use axum::Router;
 use axum::extract::{Path, Request, State};
-use axum::http::StatusCode;
-use axum::response::{IntoResponse, Response};
-use axum::routing::{MethodRouter, get};
+use axum::http::{Method, StatusCode};
+use axum::response::IntoResponse;
+use axum::routing::{MethodRouter, any};
 
 use crate::connect::{unknown_path, wants_upgrade};
 use crate::problem::Problem;
@@ -22,32 +22,36 @@ const OK: Answer = (StatusCode::OK, "OK");
 
 pub(crate) fn routes() -> Router<Context> {
     Router::new()
-        .route("/up", probe(get(async || OK)))
-        .route("/live", probe(get(async || OK)))
-        .route("/ready", probe(get(async || OK)))
-        .route("/up/{app}", probe(get(app)))
-        .route("/accept-traffic", probe(get(accepts)))
-}
-
-fn probe(get: MethodRouter<Context>) -> MethodRouter<Context> {
-    get.fallback(async || Problem::method_not_allowed("GET"))
+        .route("/up", probe(|_, _| OK))
+        .route("/live", probe(|_, _| OK))
+        .route("/ready", probe(|_, _| OK))
+        .route("/up/{app}", probe(app))
+        .route("/accept-traffic", probe(accepts))
 }
 
 /// For a gateway that has no page there.
 pub(crate) fn at_root() -> Router<Context> {
-    Router::new().route("/", probe(get(root)))
+    Router::new().route("/", probe(|_, _| OK))
 }
 
-async fn root(context: State<Context>, request: Request) -> Response {
-    if wants_upgrade(&request) {
-        return unknown_path(context, request).await;
-    }
-    OK.into_response()
+fn probe(answer: fn(&Context, &str) -> Answer) -> MethodRouter<Context> {
+    any(
+        async move |context: State<Context>, app: Option<Path<String>>, request: Request| {
+            if wants_upgrade(&request) {
+                return unknown_path(context, request).await;
+            }
+            if ![Method::GET, Method::HEAD].contains(request.method()) {
+                return Problem::method_not_allowed("GET").into_response();
+            }
+            let app = app.map_or_else(String::new, |Path(app)| app);
+            answer(&context, &app).into_response()
+        },
+    )
 }
 
 /// Whether clients of this app are let in.
-async fn app(State(context): State<Context>, Path(id): Path<String>) -> Answer {
-    match context.config.apps.by_id(&id) {
+fn app(context: &Context, id: &str) -> Answer {
+    match context.config.apps.by_id(id) {
         Some(app) if app.enabled => OK,
         Some(_) => (StatusCode::FORBIDDEN, "the app is disabled"),
         None => (StatusCode::NOT_FOUND, "no app has this id"),
@@ -55,9 +59,8 @@ async fn app(State(context): State<Context>, Path(id): Path<String>) -> Answer {
 }
 
 /// Whether new clients would be let in.
-async fn accepts(State(context): State<Context>) -> Answer {
-    let most = context.config.limits.admission.connections_max;
-    if context.door.connections() < most {
+fn accepts(context: &Context, _: &str) -> Answer {
+    if context.door.has_room() {
         return OK;
     }
     let full = "this gateway has as many connections as it may have; use another one";

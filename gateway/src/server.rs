@@ -49,6 +49,7 @@ use crate::tls::{self, Tls};
 use crate::worker::{self, Client, Takeover};
 use crate::{Config, Error, OutboxLimits, api, bridge, connect, mesh, playground, probes};
 use http2::Streams;
+pub(crate) use idlers::UnderWay;
 use idlers::{Idlers, Load};
 
 /// How long a client may take to send the head of a request; also how long a
@@ -270,13 +271,14 @@ pub(crate) async fn run(
                 let serve = async move {
                     match tls {
                         None => match http2::is_spoken(&stream).await {
-                            Some(true) => connection.serve_streams(stream).await,
+                            Some(true) => connection.serve_streams(stream, http2::PAIR_FILES).await,
                             Some(false) => connection.serve(stream).await,
                             None => {}
                         },
                         Some(tls) => match tls.accept(stream).await {
                             Some(stream) if http2::is_agreed(&stream) => {
-                                connection.serve_streams(stream).await;
+                                // As many have every client by TLS.
+                                connection.serve_streams(stream, 0).await;
                             }
                             Some(stream) => connection.serve(stream).await,
                             None => {}
@@ -298,11 +300,11 @@ pub(crate) async fn run(
     drop(listener);
     let all = async { while connections.join_next().await.is_some() {} };
     let patience = async {
-        tokio::time::sleep(SHUTDOWN_PATIENCE).await;
         // Workers send their clients away at their own pace.
         while with_streams.load(Ordering::Relaxed) > 0 {
             tokio::time::sleep(LOOK_FOR_ROOM).await;
         }
+        tokio::time::sleep(SHUTDOWN_PATIENCE).await;
     };
     tokio::select! {
         () = all => {}
@@ -396,8 +398,9 @@ impl Connection {
         }
     }
 
-    /// Serves it until it ends; workers may take streams of it.
-    async fn serve_streams(self, stream: impl Stream) {
+    /// Serves it until it ends; workers may take streams of it, for each of which
+    /// there has to be room for so many further files.
+    async fn serve_streams(self, stream: impl Stream, further_files: usize) {
         if let Err(error) = stream.tune(&self.config.outbox) {
             tracing::debug!(%error, "a connection has ended before it began");
             return;
@@ -406,6 +409,7 @@ impl Connection {
             workers: Arc::clone(&self.workers),
             config: Arc::clone(&self.config),
             load: Arc::clone(&self.load),
+            further_files,
         });
         let answering = self.answering(Way::Stream(streams));
         http2::serve(stream, answering, &self.load, self.shutdown).await;
@@ -452,6 +456,7 @@ impl Connection {
                     leftover: parts.read_buf,
                     client,
                     since,
+                    under_way: None,
                 };
                 self.workers.next().accept(takeover).await;
             }

@@ -131,7 +131,7 @@ pub(crate) struct AppConfig {
     /// Requests to the HTTP API a second, at each gateway; after a rest twice as many at once. 0: no limit, for backends hold the app's secret. Beyond: 429.
     #[serde(default)]
     pub(crate) api_requests_per_s: u32,
-    /// Publications a second, at each gateway, an event once for each of its channels; after a rest twice as many at once. 0: no limit. Beyond: 429.
+    /// Publications a second by its backends, at each gateway, an event once for each of its channels; after a rest twice as many at once. 0: no limit. Beyond: 429.
     #[serde(default)]
     pub(crate) publishes_per_s: u32,
     /// Bytes of one event's data at most, up to 409600.

@@ -217,13 +217,14 @@ impl Clients {
 
     /// For how many connections so many files are.
     pub(crate) fn room(&self, files: usize) -> Room {
-        let room = Room::of(files);
-        let clients = match self.tls_cert {
-            // The client's, and a pair to the worker.
-            Some(_) => (room.clients / 3).max(1),
-            None => room.clients,
-        };
-        Room { clients, ..room }
+        Room::of(
+            files,
+            match self.tls_cert {
+                // The client's, and a pair to the worker.
+                Some(_) => 3,
+                None => 1,
+            },
+        )
     }
 
     /// What clients may, in a process with that many files; `None`: with any number.
@@ -248,6 +249,7 @@ impl Clients {
         gateway::Limits {
             admission: admission::Limits {
                 connections_max: most,
+                files_max: room.clients,
                 refusals_max: room.refusals,
                 of_address,
             },
@@ -294,12 +296,12 @@ impl Room {
     /// sets, the bus, logs.
     const RESERVED_FILES: usize = 64;
 
-    fn of(files: usize) -> Self {
+    fn of(files: usize, of_a_client: usize) -> Self {
         let requests = (files / 16).clamp(16, 4_096);
         let refusals = requests / 4;
-        let others = Self::RESERVED_FILES + requests + refusals;
+        let others = Self::RESERVED_FILES + requests + refusals * of_a_client;
         Self {
-            clients: files.saturating_sub(others).max(1),
+            clients: (files.saturating_sub(others) / of_a_client).max(1),
             requests,
             refusals,
         }

@@ -145,7 +145,7 @@ fn limits_by_address_are_off_until_proxies_are_known() {
         (2_000, 70)
     );
     // All that may be there together have files.
-    let room = on.connections_max + on.refusals_max + Room::of(1_024).requests;
+    let room = on.connections_max + on.refusals_max + Room::of(1_024, 1).requests;
     assert!(room < 1_024 && on.connections_max > 800, "{on:?}");
     assert_eq!(limits("[limits]\nconnections_max = 7\n").connections_max, 7);
     let many = limits("[limits]\nconnections_max = 1000000\n");

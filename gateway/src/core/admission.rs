@@ -15,6 +15,8 @@ use super::limits::{Bucket, Limiter, Rate};
 pub struct Limits {
     /// Connections.
     pub connections_max: usize,
+    /// Open files of clients: one for each, and more for those that come over HTTP/2.
+    pub files_max: usize,
     /// Connections at once of clients that are not let in and told why.
     pub refusals_max: usize,
     /// By address. `None`: addresses are not told apart.
@@ -79,6 +81,8 @@ const SPREAD_SECS: u64 = 10;
 pub struct Admission {
     limits: Limits,
     connections: usize,
+    /// Files that some of them need besides their own.
+    further_files: usize,
     refusals: usize,
     apps: HashMap<AppId, OfApp>,
     addresses: HashMap<Origin, OfAddress>,
@@ -146,6 +150,7 @@ impl Admission {
         Self {
             limits,
             connections: 0,
+            further_files: 0,
             refusals: 0,
             apps: apps.into_iter().map(of_app).collect(),
             addresses: HashMap::new(),
@@ -157,6 +162,26 @@ impl Admission {
     /// Connections now.
     pub fn connections(&self) -> usize {
         self.connections
+    }
+
+    /// Whether the gateway could let another client in.
+    pub fn has_room(&self) -> bool {
+        let files = self.connections + self.further_files;
+        self.connections < self.limits.connections_max && files < self.limits.files_max
+    }
+
+    /// Somebody who is in needs so many files more. Whether there are; if so, until
+    /// [`Self::close`].
+    pub fn open(&mut self, files: usize) -> bool {
+        let all = self.connections + self.further_files + files;
+        let has_room = all <= self.limits.files_max;
+        self.further_files += if has_room { files } else { 0 };
+        has_room
+    }
+
+    /// These files are closed.
+    pub fn close(&mut self, files: usize) {
+        self.further_files -= files;
     }
 
     /// Somebody connects, whatever for.
@@ -195,6 +220,7 @@ impl Admission {
                 return Err(self.too_many(Whose::Address));
             }
         }
+        let has_room = self.has_room();
         let Some(of_app) = self.apps.get_mut(app) else {
             // Who names an unknown app does not come here.
             return Ok(());
@@ -205,7 +231,7 @@ impl Admission {
         if most.is_some_and(|most| of_app.connections >= most) {
             return Err(self.too_many(Whose::App));
         }
-        if self.connections >= self.limits.connections_max {
+        if !has_room {
             return Err(self.too_many(Whose::Gateway));
         }
         of_app.connections += 1;

@@ -22,7 +22,7 @@ use tokio::net::{TcpStream, UnixStream};
 use tokio::sync::{Notify, mpsc, watch};
 use tokio::time::timeout;
 
-use super::idlers::{Load, UnderWay};
+use super::idlers::Load;
 use super::{Answering, HEAD_BYTES_MAX, HEAD_TIMEOUT, RoundRobin, Takes};
 use crate::bridge::{self, FAREWELL};
 use crate::problem::Problem;
@@ -39,8 +39,12 @@ const CONNECTION_WINDOW: u32 = 256 * 1_024;
 const SEND_BYTES: usize = 64 * 1_024;
 /// How often a client is asked whether it is there.
 const ASK_EVERY: Duration = Duration::from_secs(20);
-/// How soon a beginning is looked at again of which too little has come.
+/// How soon a beginning is looked at again of which too little has come, at first.
 const LOOK_AGAIN: Duration = Duration::from_millis(10);
+/// How often that is doubled.
+const LOOKS: u32 = 9;
+/// Open files of a pair of sockets.
+pub(super) const PAIR_FILES: usize = 2;
 /// How a connection begins that speaks HTTP/2 without TLS having agreed on it (RFC
 /// 9113, 3.4). No request of HTTP/1.1 does.
 const PREFACE: [u8; 3] = *b"PRI";
@@ -48,21 +52,20 @@ const PREFACE: [u8; 3] = *b"PRI";
 const BEGUN: Bytes = Bytes::from_static(b":\n\n");
 
 /// Whether the client speaks HTTP/2 on a connection without TLS. `None`: it says
-/// nothing.
+/// nothing, or too little for some seconds.
 pub(super) async fn is_spoken(stream: &TcpStream) -> Option<bool> {
-    let looking = async {
-        let mut seen = [0; PREFACE.len()];
-        loop {
-            match stream.peek(&mut seen).await.ok()? {
-                0 => return None,
-                count if count < PREFACE.len() && PREFACE.starts_with(&seen[..count]) => {
-                    tokio::time::sleep(LOOK_AGAIN).await;
-                }
-                _ => return Some(seen == PREFACE),
+    let mut seen = [0; PREFACE.len()];
+    for look in 0..LOOKS {
+        let looking = timeout(HEAD_TIMEOUT, stream.peek(&mut seen));
+        match looking.await.ok()?.ok()? {
+            0 => return None,
+            count if count < PREFACE.len() && PREFACE.starts_with(&seen[..count]) => {
+                tokio::time::sleep(LOOK_AGAIN * 2_u32.pow(look)).await;
             }
+            _ => return Some(seen == PREFACE),
         }
-    };
-    timeout(HEAD_TIMEOUT, looking).await.ok()?
+    }
+    None
 }
 
 /// Whether the client has agreed on HTTP/2 by TLS (RFC 7301).
@@ -75,6 +78,8 @@ pub(super) struct Streams {
     pub(super) workers: Arc<RoundRobin>,
     pub(super) config: Arc<Config>,
     pub(super) load: Arc<Load>,
+    /// What each stream needs beside its client's place.
+    pub(super) further_files: usize,
 }
 
 tokio::task_local! {
@@ -92,12 +97,13 @@ where
     F: Future + Send + 'static,
 {
     fn execute(&self, stream: F) {
-        let end = Arc::new(Notify::new());
+        // What a stream begins besides, to write to an upgraded one, ends with it.
+        let end = END.try_with(Arc::clone).unwrap_or_default();
         let ended = Arc::clone(&end);
         tokio::spawn(END.scope(end, async move {
             tokio::select! {
                 _ = stream => {}
-                () = ended.notified() => {}
+                () = ended.notified() => ended.notify_one(),
             }
         }));
     }
@@ -133,9 +139,14 @@ pub(super) async fn serve(
             // An error here is a client that went or broke the protocol.
             _ = connection.as_mut() => return,
             _ = shutdown.wait_for(|stop| *stop), if !stopping => true,
-            _ = look.tick(), if !stopping => {
+            _ = look.tick() => {
                 let before = std::mem::replace(&mut served, load.served());
-                load.is_idle() && served == before
+                let is_idle = load.is_idle() && served == before;
+                if is_idle && stopping {
+                    // It was told a minute ago.
+                    return;
+                }
+                is_idle
             }
         };
         if stop {
@@ -161,9 +172,12 @@ impl Streams {
     async fn try_take(&self, takes: Takes, since: Instant) -> io::Result<Response> {
         let Takes {
             head,
-            client,
+            mut client,
             upgrade,
         } = takes;
+        if !client.seat().open(self.further_files) {
+            return Err(io::Error::other("no files are left"));
+        }
         let patience = worker::patience(&self.config.outbox);
         let (near, far) = bridge::pair()?;
         let takeover = Takeover {
@@ -172,25 +186,29 @@ impl Streams {
             leftover: Bytes::new(),
             client,
             since,
+            under_way: Some(self.load.stream()),
         };
-        self.workers.next().accept(takeover).await;
-        let under_way = self.load.stream();
+        if !self.workers.next().accept(takeover).await {
+            return Err(io::Error::other("the gateway is shutting down"));
+        }
+        let end = END.try_with(Arc::clone).unwrap_or_default();
         match upgrade {
             Some(upgrade) => {
-                tokio::spawn(carry(upgrade, near, patience, under_way));
+                tokio::spawn(carry(upgrade, near, patience, end));
                 // Of WebSocket's own handshake nothing is left (RFC 8441, 5).
                 Ok(StatusCode::OK.into_response())
             }
-            None => event_stream(head.into_parts().0.headers, near, patience, under_way).await,
+            None => event_stream(head.into_parts().0.headers, near, patience, end).await,
         }
     }
 }
 
-async fn carry(upgrade: OnUpgrade, near: UnixStream, patience: Duration, under_way: UnderWay) {
+async fn carry(upgrade: OnUpgrade, near: UnixStream, patience: Duration, end: Arc<Notify>) {
     if let Ok(Ok(client)) = timeout(patience, upgrade).await {
         bridge::carry(TokioIo::new(client), near, patience).await;
     }
-    drop(under_way);
+    // All has gone out, or never will.
+    end.notify_one();
 }
 
 /// The answer, as soon as the worker has begun it.
@@ -198,21 +216,17 @@ async fn event_stream(
     headers: HeaderMap,
     near: UnixStream,
     patience: Duration,
-    under_way: UnderWay,
+    end: Arc<Notify>,
 ) -> io::Result<Response> {
     let begun = bridge::read(&near).await;
     if begun.is_empty() {
         return Err(io::Error::other("the gateway is shutting down"));
     }
     let (pieces, mut taken) = mpsc::channel::<Option<Bytes>>(1);
-    let end = END.try_with(Arc::clone).ok();
     tokio::spawn(async move {
-        if pump(near, begun.freeze(), &pieces, patience).await.is_err()
-            && let Some(end) = end
-        {
+        if pump(near, begun.freeze(), &pieces, patience).await.is_err() {
             end.notify_one();
         }
-        drop(under_way);
     });
     let body = stream::poll_fn(move |cx| taken.poll_recv(cx).map(Option::flatten));
     let body = Body::from_stream(body.map(Ok::<_, Infallible>));

@@ -26,7 +26,7 @@ pub(super) struct Load {
 
 /// Something that is under way, as long as this is there.
 #[derive(Debug)]
-pub(super) struct UnderWay {
+pub(crate) struct UnderWay {
     load: Arc<Load>,
     is_stream: bool,
 }

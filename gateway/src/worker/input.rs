@@ -46,6 +46,7 @@ impl State {
             leftover,
             client,
             since,
+            under_way,
         } = takeover;
         // Of a connection with TLS it is the end of a local pair that fills up first.
         let bytes = self.config.outbox.send_buffer_bytes;
@@ -88,6 +89,7 @@ impl State {
             counted: 0,
             is_behind: false,
             _seat: seat,
+            _under_way: under_way,
         });
         if let Some(head) = head.filter(|head| !head.is_empty()) {
             self.put(key, head);

@@ -38,6 +38,7 @@ use crate::door::Seat;
 use crate::mesh;
 use crate::metrics::Metrics;
 use crate::protocol::Close;
+use crate::server::UnderWay;
 pub(crate) use input::{patience, tune};
 use tasks::Worker;
 
@@ -92,6 +93,8 @@ pub(crate) struct Takeover {
     pub(crate) client: Client,
     /// When the client began: its connection, or a request on an older one.
     pub(crate) since: Instant,
+    /// Of a stream of HTTP/2, for as long as the worker has it.
+    pub(crate) under_way: Option<UnderWay>,
 }
 
 /// What kind of connection it becomes.
@@ -109,6 +112,15 @@ pub(crate) enum Client {
         cursor: Vec<Option<Position>>,
         envelope: bool,
     },
+}
+
+impl Client {
+    /// Counts it.
+    pub(crate) fn seat(&mut self) -> &mut Seat {
+        match self {
+            Self::WebSocket(seat) | Self::Refused(seat, _) | Self::EventStream { seat, .. } => seat,
+        }
+    }
 }
 
 /// How others reach a worker.
@@ -129,9 +141,9 @@ impl Handle {
         self.mailbox.clone()
     }
 
-    /// Hands a connection over; it is closed if the worker has ended.
-    pub(crate) async fn accept(&self, takeover: Takeover) {
-        let _ = self.accepts.send(takeover).await;
+    /// Hands a connection over. `false`: the worker has ended, and it is closed.
+    pub(crate) async fn accept(&self, takeover: Takeover) -> bool {
+        self.accepts.send(takeover).await.is_ok()
     }
 }
 

@@ -15,6 +15,7 @@ use crate::core::outbox::{GATHER, Outbox};
 use crate::core::wheel::Second;
 use crate::door::Seat;
 use crate::metrics::Traffic;
+use crate::server::UnderWay;
 use crate::websocket::WebSocket;
 
 /// Bytes that may wait for an answer to begin.
@@ -44,6 +45,7 @@ pub(super) struct Socket {
     pub(super) is_behind: bool,
     /// Counts it, as long as its socket is there.
     pub(super) _seat: Seat,
+    pub(super) _under_way: Option<UnderWay>,
 }
 
 /// A connection that was admitted.

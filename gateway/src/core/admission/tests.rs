@@ -15,6 +15,7 @@ fn origin(number: u32) -> Option<Origin> {
 fn limits() -> Limits {
     Limits {
         connections_max: 4,
+        files_max: usize::MAX,
         refusals_max: 1,
         of_address: Some(AddressLimits {
             connections_max: 2,
@@ -155,6 +156,27 @@ fn those_who_are_refused_together_do_not_come_back_together() {
             .iter()
             .all(|wait| (1..=SPREAD_SECS).contains(&wait.as_secs()))
     );
+}
+
+/// Whoever needs more files than one leaves less room to others.
+#[test]
+fn files_end_before_connections_do() {
+    let limits = Limits {
+        files_max: 4,
+        of_address: None,
+        ..limits()
+    };
+    let mut admission = Admission::new(limits, [(app("a"), AppLimits::default())], Timestamp(0));
+    let enter = |admission: &mut Admission| why(admission.enter(&app("a"), None, Timestamp(0)));
+    assert_eq!(enter(&mut admission), None);
+    assert!(admission.open(2));
+    assert!(!admission.open(2));
+    assert_eq!(enter(&mut admission), None);
+    assert!(!admission.has_room());
+    let full = Some((Whose::Gateway, Limiter::Connections));
+    assert_eq!(enter(&mut admission), full);
+    admission.close(2);
+    assert_eq!(enter(&mut admission), None);
 }
 
 #[test]
