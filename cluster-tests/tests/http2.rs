@@ -11,7 +11,7 @@ use bytes::Bytes;
 use cluster_tests::certificate::Certificate;
 use cluster_tests::client::{KEY, metric, publish, signed_query};
 use cluster_tests::cluster::Cluster;
-use cluster_tests::process::Dev;
+use cluster_tests::process::{Dev, binary, command_of};
 use cluster_tests::{PATIENCE, eventually};
 use futures_util::{SinkExt, StreamExt};
 use http_body_util::{BodyExt, Full};
@@ -335,6 +335,43 @@ async fn a_stream_that_is_not_read_ends_alone() -> Result<()> {
     drop(stalled_socket);
     client.publish("news", "on").await?;
     other.until("data: on\n").await
+}
+
+/// Each needs more files than a connection of its own: they end before the process
+/// has none for others.
+#[tokio::test]
+async fn streams_leave_files_to_others() -> Result<()> {
+    let mut command = command_of(
+        "bash".as_ref(),
+        ["-c", "ulimit -n 1024 && exec \"$0\" \"$@\""],
+    );
+    command
+        .arg(binary())
+        .args(["dev", "--listen", "127.0.0.1:0", "--admin", "127.0.0.1:0"]);
+    let server = Dev::start_command(command).await?;
+    let mut held = Vec::new();
+    let refused = 'full: loop {
+        ensure!(held.len() < 1_000, "it is never full");
+        let client = Client::connect(&server.clients).await?;
+        for _ in 0..100 {
+            let answer = client.get(&format!("/app/{KEY}/sse?channel=news")).await?;
+            if answer.status() != 200 {
+                break 'full answer;
+            }
+            held.push((client.clone(), answer));
+        }
+    };
+    assert_eq!(refused.status(), 503);
+    assert!(held.len() > 200, "{} streams", held.len());
+    assert!(open_files(&server)? < 1_000);
+    publish(&server, "news", "e", "x").await?;
+    held.clear();
+    eventually("there is room again", async || {
+        let client = Client::connect(&server.clients).await.ok()?;
+        client.stream("channel=news").await.ok()
+    })
+    .await;
+    Ok(())
 }
 
 /// Streams outlive the patience with which requests are waited for.
