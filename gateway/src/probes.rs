@@ -1,9 +1,8 @@
 //! Shell: what load balancers ask of servers that speak Pusher's protocol, at the
-//! address of the clients and answered as there: `/` and `/ready` (Soketi), `/up`
-//! (Reverb, Sockudo), `/up/{app}` and `/live` (Sockudo), `/accept-traffic` (both).
-//! A gateway that has not begun to serve, or is shutting down, accepts no
-//! connection, and so answers none of them. Probes for operators are at the admin
-//! address.
+//! address of the clients and answered as there: `/up` (Reverb, Sockudo), `/up/{app}`
+//! and `/live` (Sockudo), `/ready` and `/accept-traffic` (Sockudo, Soketi). A gateway
+//! that has not begun to serve, or is shutting down, accepts no connection, and so
+//! answers none of them. Probes for operators are at the admin address.
 
 use axum::Router;
 use axum::extract::{Path, Request, State};
@@ -27,11 +26,6 @@ pub(crate) fn routes() -> Router<Context> {
         .route("/ready", probe(|_, _| OK))
         .route("/up/{app}", probe(app))
         .route("/accept-traffic", probe(accepts))
-}
-
-/// For a gateway that has no page there.
-pub(crate) fn at_root() -> Router<Context> {
-    Router::new().route("/", probe(|_, _| OK))
 }
 
 fn probe(answer: fn(&Context, &str) -> Answer) -> MethodRouter<Context> {

@@ -153,14 +153,14 @@ pub(crate) struct Context {
 /// All paths of the client address.
 pub(crate) fn routes(context: Context) -> Router {
     let playground = context.config.playground;
-    Router::new()
+    let mut router = Router::new()
         .merge(connect::routes())
         .merge(api::routes())
-        .merge(probes::routes())
-        .merge(match playground {
-            true => playground::routes(),
-            false => probes::at_root(),
-        })
+        .merge(probes::routes());
+    if playground {
+        router = router.merge(playground::routes());
+    }
+    router
         .fallback(connect::unknown_path)
         .layer(from_fn_with_state(context.clone(), count))
         .with_state(context)
