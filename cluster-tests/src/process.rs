@@ -277,6 +277,19 @@ impl Dev {
         server
     }
 
+    /// Starts one that may have so many files open.
+    ///
+    /// # Errors
+    /// When it does not begin to serve.
+    pub async fn start_with_files(most: u32) -> Result<Self> {
+        let limited = format!("ulimit -n {most} && exec \"$0\" \"$@\"");
+        let mut command = command_of("bash".as_ref(), ["-c", &limited]);
+        command
+            .arg(binary())
+            .args(["dev", "--listen", "127.0.0.1:0", "--admin", "127.0.0.1:0"]);
+        Self::start_command(command).await
+    }
+
     /// Starts one by a command of the caller's making.
     ///
     /// # Errors

@@ -11,7 +11,7 @@ use bytes::Bytes;
 use cluster_tests::certificate::Certificate;
 use cluster_tests::client::{KEY, metric, publish, signed_query};
 use cluster_tests::cluster::Cluster;
-use cluster_tests::process::{Dev, binary, command_of};
+use cluster_tests::process::Dev;
 use cluster_tests::{PATIENCE, eventually};
 use futures_util::{SinkExt, StreamExt};
 use http_body_util::{BodyExt, Full};
@@ -341,14 +341,7 @@ async fn a_stream_that_is_not_read_ends_alone() -> Result<()> {
 /// has none for others.
 #[tokio::test]
 async fn streams_leave_files_to_others() -> Result<()> {
-    let mut command = command_of(
-        "bash".as_ref(),
-        ["-c", "ulimit -n 1024 && exec \"$0\" \"$@\""],
-    );
-    command
-        .arg(binary())
-        .args(["dev", "--listen", "127.0.0.1:0", "--admin", "127.0.0.1:0"]);
-    let server = Dev::start_command(command).await?;
+    let server = Dev::start_with_files(1_024).await?;
     let mut held = Vec::new();
     let refused = 'full: loop {
         ensure!(held.len() < 1_000, "it is never full");
@@ -362,6 +355,10 @@ async fn streams_leave_files_to_others() -> Result<()> {
         }
     };
     assert_eq!(refused.status(), 503);
+    assert!(refused.headers().contains_key("retry-after"));
+    let limited = ["limiter=\"connections\""];
+    let limited = metric(&server, "dunlin_rate_limit_triggered_total", &limited).await?;
+    assert_eq!(limited, 1.0);
     assert!(held.len() > 200, "{} streams", held.len());
     assert!(open_files(&server)? < 1_000);
     publish(&server, "news", "e", "x").await?;

@@ -7,7 +7,7 @@ use cluster_tests::client::{
     Answer, EventStream, KEY, Pusher, get, metric, post_event, publish, request,
 };
 use cluster_tests::eventually;
-use cluster_tests::process::{Dev, binary, command_of};
+use cluster_tests::process::Dev;
 use futures_util::future::try_join_all;
 use serde_json::json;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -278,23 +278,12 @@ async fn what_is_too_large_is_counted() -> Result<()> {
     Ok(())
 }
 
-/// A server with room for 64 connections that have not said yet what they want.
-async fn with_few_files() -> Result<Dev> {
-    let mut command = command_of(
-        "bash".as_ref(),
-        ["-c", "ulimit -n 1024 && exec \"$0\" \"$@\""],
-    );
-    command
-        .arg(binary())
-        .args(["dev", "--listen", "127.0.0.1:0", "--admin", "127.0.0.1:0"]);
-    Dev::start_command(command).await
-}
-
 /// However little room there is at a time, who comes and says what it wants is let
 /// in, and nobody is sent away for the sake of others.
 #[tokio::test]
 async fn a_crowd_that_comes_at_once_is_let_in() -> Result<()> {
-    let server = with_few_files().await?;
+    // Room for 64 connections that have not said yet what they want.
+    let server = Dev::start_with_files(1_024).await?;
     let crowd = (0..500).map(|_| connect_from(&server, 1, ""));
     let crowd = try_join_all(crowd).await?;
     assert!(crowd.iter().all(|(status, _)| *status == 200));
@@ -306,7 +295,8 @@ async fn a_crowd_that_comes_at_once_is_let_in() -> Result<()> {
 /// need, and keep nobody out.
 #[tokio::test]
 async fn clients_that_say_nothing_keep_nobody_out() -> Result<()> {
-    let server = with_few_files().await?;
+    // Room for 64 connections that have not said yet what they want.
+    let server = Dev::start_with_files(1_024).await?;
     let mut bystander = Bystander::join(&server).await?;
     let mut silent = Vec::new();
     for number in 0..300 {

@@ -108,7 +108,7 @@ fn enter(context: &Context, app: &Arc<App>, request: &Parts) -> Result<Seat, Ref
 }
 
 /// The answer to a client that is not let in.
-fn not_let_in(refusal: Refusal) -> Problem {
+pub(crate) fn not_let_in(refusal: Refusal) -> Problem {
     let (code, message) = match (refusal.of, refusal.limiter) {
         (Whose::Address, Limiter::Connections) => (
             ErrorCode::RateLimited,

@@ -101,11 +101,11 @@ impl Seat {
         self.of.as_ref().map(|(app, _)| app)
     }
 
-    /// Its client needs so many files more. Whether there are.
-    pub(crate) fn open(&mut self, files: usize) -> bool {
-        let are_there = self.door.lock().open(files);
-        self.further_files += if are_there { files } else { 0 };
-        are_there
+    /// Its client needs so many files more.
+    pub(crate) fn open(&mut self, files: usize) -> Result<(), Refusal> {
+        self.door.lock().open(files)?;
+        self.further_files += files;
+        Ok(())
     }
 }
 

@@ -265,6 +265,7 @@ pub(crate) async fn run(
                     workers: Arc::clone(&workers),
                     config: Arc::clone(&config),
                     load: Arc::clone(&load),
+                    metrics: Arc::clone(&metrics),
                     shutdown: shutdown.clone(),
                 };
                 let tls = tls.clone();
@@ -372,6 +373,7 @@ struct Connection {
     workers: Arc<RoundRobin>,
     config: Arc<Config>,
     load: Arc<Load>,
+    metrics: Arc<Metrics>,
     shutdown: watch::Receiver<bool>,
 }
 
@@ -409,6 +411,7 @@ impl Connection {
             workers: Arc::clone(&self.workers),
             config: Arc::clone(&self.config),
             load: Arc::clone(&self.load),
+            metrics: Arc::clone(&self.metrics),
             further_files,
         });
         let answering = self.answering(Way::Stream(streams));

@@ -170,13 +170,17 @@ impl Admission {
         self.connections < self.limits.connections_max && files < self.limits.files_max
     }
 
-    /// Somebody who is in needs so many files more. Whether there are; if so, until
-    /// [`Self::close`].
-    pub fn open(&mut self, files: usize) -> bool {
+    /// Somebody who is in needs so many files more, until [`Self::close`].
+    ///
+    /// # Errors
+    /// There are none.
+    pub fn open(&mut self, files: usize) -> Result<(), Refusal> {
         let all = self.connections + self.further_files + files;
-        let has_room = all <= self.limits.files_max;
-        self.further_files += if has_room { files } else { 0 };
-        has_room
+        if all > self.limits.files_max {
+            return Err(self.too_many(Whose::Gateway));
+        }
+        self.further_files += files;
+        Ok(())
     }
 
     /// These files are closed.

@@ -320,19 +320,21 @@ fn refused(channel: String, kind: &'static str, message: String, status: u16) ->
     })
 }
 
-/// What a client is told whose event was not published, or perhaps not.
+/// What a client is told whose event was not published as it should have been.
 pub fn not_published(event: &str, code: ErrorCode) -> Frame {
+    let message = match code {
+        ErrorCode::UnknownOutcome => format!("{event}: whether it was published is not known"),
+        ErrorCode::Unprotected => {
+            format!("{event} was published, but is in one process only; do not send it again")
+        }
+        code => {
+            let code = code.as_str();
+            format!("{event} was not published: {code}; try again later")
+        }
+    };
     Frame::Error {
         code: Some(MESSAGE_REJECTED),
-        message: match code {
-            ErrorCode::UnknownOutcome => {
-                format!("{event}: whether it was published is not known")
-            }
-            code => format!(
-                "{event} was not published: {}; try again later",
-                code.as_str()
-            ),
-        },
+        message,
     }
 }
 
@@ -558,6 +560,17 @@ mod tests {
             connection.tick(Timestamp(260_000), TIMEOUT),
             Some(Effect::Send(Frame::Ping))
         );
+    }
+
+    #[test]
+    fn who_published_is_told_no_more_than_is_known() {
+        let told = |code| match not_published("client-x", code) {
+            Frame::Error { message, .. } => message,
+            other => panic!("{other:?}"),
+        };
+        assert!(told(ErrorCode::Overloaded).contains("was not published: overloaded"));
+        assert!(told(ErrorCode::UnknownOutcome).contains("is not known"));
+        assert!(told(ErrorCode::Unprotected).contains("was published"));
     }
 
     #[test]

@@ -25,6 +25,8 @@ use tokio::time::timeout;
 use super::idlers::Load;
 use super::{Answering, HEAD_BYTES_MAX, HEAD_TIMEOUT, RoundRobin, Takes};
 use crate::bridge::{self, FAREWELL};
+use crate::connect::not_let_in;
+use crate::metrics::Metrics;
 use crate::problem::Problem;
 use crate::worker::{self, Takeover};
 use crate::{Config, tls};
@@ -78,6 +80,7 @@ pub(super) struct Streams {
     pub(super) workers: Arc<RoundRobin>,
     pub(super) config: Arc<Config>,
     pub(super) load: Arc<Load>,
+    pub(super) metrics: Arc<Metrics>,
     /// What each stream needs beside its client's place.
     pub(super) further_files: usize,
 }
@@ -158,12 +161,17 @@ pub(super) async fn serve(
 
 impl Streams {
     /// Gives a stream to a worker.
-    pub(super) async fn take(&self, takes: Takes, since: Instant) -> Response {
+    pub(super) async fn take(&self, mut takes: Takes, since: Instant) -> Response {
+        if let Err(refusal) = takes.client.seat().open(self.further_files) {
+            self.metrics.count_limited(refusal.limiter, 1);
+            return not_let_in(refusal).into_response();
+        }
         match self.try_take(takes, since).await {
             Ok(response) => response,
             Err(error) => {
-                tracing::warn!(%error, "could not give a stream to a worker");
-                let message = format!("there is no room for this stream: {error}");
+                // Not for everybody to fill the log with.
+                tracing::debug!(%error, "could not give a stream to a worker");
+                let message = format!("this stream cannot be served: {error}");
                 Problem::new(ErrorCode::OverCapacity, message).into_response()
             }
         }
@@ -172,12 +180,9 @@ impl Streams {
     async fn try_take(&self, takes: Takes, since: Instant) -> io::Result<Response> {
         let Takes {
             head,
-            mut client,
+            client,
             upgrade,
         } = takes;
-        if !client.seat().open(self.further_files) {
-            return Err(io::Error::other("no files are left"));
-        }
         let patience = worker::patience(&self.config.outbox);
         let (near, far) = bridge::pair()?;
         let takeover = Takeover {

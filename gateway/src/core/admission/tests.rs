@@ -169,11 +169,11 @@ fn files_end_before_connections_do() {
     let mut admission = Admission::new(limits, [(app("a"), AppLimits::default())], Timestamp(0));
     let enter = |admission: &mut Admission| why(admission.enter(&app("a"), None, Timestamp(0)));
     assert_eq!(enter(&mut admission), None);
-    assert!(admission.open(2));
-    assert!(!admission.open(2));
+    let full = Some((Whose::Gateway, Limiter::Connections));
+    assert_eq!(why(admission.open(2)), None);
+    assert_eq!(why(admission.open(2)), full);
     assert_eq!(enter(&mut admission), None);
     assert!(!admission.has_room());
-    let full = Some((Whose::Gateway, Limiter::Connections));
     assert_eq!(enter(&mut admission), full);
     admission.close(2);
     assert_eq!(enter(&mut admission), None);

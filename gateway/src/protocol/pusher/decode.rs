@@ -17,8 +17,9 @@ pub struct Malformed(String);
 struct Envelope<'a> {
     #[serde(default)]
     event: Option<String>,
-    #[serde(default)]
-    channel: Option<String>,
+    /// Only events of clients have one that counts.
+    #[serde(default, borrow)]
+    channel: Option<&'a RawValue>,
     #[serde(default, borrow)]
     data: Option<&'a RawValue>,
 }
@@ -114,15 +115,15 @@ pub fn decode(text: &str) -> Result<Command, Malformed> {
         "pusher:ping" => Ok(Command::Ping),
         "pusher:pong" => Ok(Command::Pong),
         _ if event.starts_with(client_event::PREFIX) => {
-            let channel = envelope
-                .channel
-                .ok_or_else(|| Malformed(format!("{event} has no channel")))?;
-            let data = match envelope.data.map(RawValue::get) {
-                Some(text) if text.starts_with('"') => serde_json::from_str::<String>(text)
-                    .map_err(|error| {
-                        Malformed(format!("the data of {event} is not understood: {error}"))
-                    })?,
-                Some(json) => json.to_owned(),
+            let text = |raw: &RawValue| serde_json::from_str::<String>(raw.get());
+            let channel = envelope.channel.and_then(|raw| text(raw).ok());
+            let channel = channel.ok_or_else(|| {
+                let shown: String = event.chars().take(50).collect();
+                Malformed(format!("{shown} has no channel"))
+            })?;
+            // JSON goes on as text; RawValue has checked it.
+            let data = match envelope.data {
+                Some(raw) => text(raw).unwrap_or_else(|_| raw.get().to_owned()),
                 None => "null".into(),
             };
             Ok(Command::Publish(ClientEvent {
@@ -252,6 +253,11 @@ mod tests {
         assert_eq!(published(text), Ok(r#"a "b""#.into()));
         assert_eq!(published(r#","channel":"private-a""#), Ok("null".into()));
         assert_eq!(published(""), Err("client-x has no channel".into()));
+        let number = r#","channel":7"#;
+        assert_eq!(published(number), Err("client-x has no channel".into()));
+        // Where it means nothing it is not looked at.
+        let ping = r#"{"event":"pusher:ping","channel":7}"#;
+        assert_eq!(decode(ping), Ok(Command::Ping));
     }
 
     proptest! {
