@@ -120,10 +120,15 @@ fn tls_needs_certificate_and_key() {
     let both = "tls_cert = \"a.crt\"\ntls_key = \"a.key\"\n";
     let clients = dev(both).unwrap().clients;
     assert_eq!((clients.tls().is_some(), clients.scheme()), (true, "https"));
-    let room = |clients: &Clients| clients.limits(Some(3_000)).admission.connections_max;
     let plain = dev("").unwrap().clients;
     assert_eq!((plain.tls(), plain.scheme()), (None, "http"));
-    assert_eq!(room(&clients), room(&plain) / 3);
+    for (clients, of_a_client) in [(&plain, 1), (&clients, 3)] {
+        let limits = clients.limits(Some(3_000)).admission;
+        let of_clients = of_a_client * (limits.connections_max + limits.refusals_max);
+        let others = Room::RESERVED_FILES + Room::of(3_000, of_a_client).requests;
+        let left = 3_000 - of_clients - others;
+        assert!(left < of_a_client, "{left} of 3000 files are nobody's");
+    }
     for (one, lacks) in [("tls_cert", "tls_key"), ("tls_key", "tls_cert")] {
         let problem = dev(&format!("{one} = \"a\"")).map(drop).unwrap_err();
         assert!(problem.contains(&format!("{lacks} is not")), "{problem}");
