@@ -48,6 +48,7 @@ fn publication(offset: u64) -> Arc<Publication> {
         data: "x".repeat(128).into(),
         exclude: None,
         accepted_at: UnixTime(0),
+        mark: None,
     })
 }
 
@@ -142,6 +143,7 @@ fn publish_at_owner(bencher: Bencher<'_, '_>) {
             exclude: None,
             accepted_at: UnixTime(0),
             idempotency: None,
+            by: None,
         };
         effects.clear();
         let input = Input::Request {

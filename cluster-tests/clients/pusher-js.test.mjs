@@ -72,13 +72,6 @@ test("a wrong signature is a subscription error, and the connection stays", asyn
   assert.equal(client.connection.state, "connected");
 });
 
-test("a presence channel is refused as not supported", async (t) => {
-  const { client } = pusherClient(t, { channelAuthorization: authorization({ channelData: '{"user_id":"u1"}' }) });
-  const error = await bound(client.subscribe(channelName("presence-")), "pusher:subscription_error");
-  assert.equal(error.type, "NotSupported");
-  assert.equal(error.status, 400);
-});
-
 test("nothing is delivered after unsubscribing", async (t) => {
   const { client, frames } = pusherClient(t);
   const [left, kept] = [channelName(), channelName()];

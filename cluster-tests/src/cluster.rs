@@ -269,6 +269,26 @@ impl Cluster {
         self.add_gateway_by(name, command).await
     }
 
+    /// Starts gateways that have their apps from this configuration, and waits until
+    /// all is ready.
+    ///
+    /// # Errors
+    /// When any does not start.
+    pub async fn add_gateways_of(&mut self, apps: &str, names: &[&str]) -> Result<()> {
+        self.folder.file("apps.toml", apps)?;
+        let path = self.folder.path("apps.toml");
+        let path = path.to_str().context("a path of text")?;
+        let bus = self.nats.url();
+        for name in names {
+            let gateway = ["gateway", "--name", name, "--bus", &bus, "--config", path];
+            let at = ["--listen", "127.0.0.1:0", "--admin", "127.0.0.1:0"];
+            let command = command_of(&self.binary, gateway.iter().chain(&at));
+            self.add_gateway_by(name, command).await?;
+        }
+        self.ready().await;
+        Ok(())
+    }
+
     /// Starts a gateway by a command of the caller's making.
     ///
     /// # Errors

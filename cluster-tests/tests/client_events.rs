@@ -3,8 +3,7 @@
 use anyhow::{Context, Result, ensure};
 use cluster_tests::client::{KEY, Pusher, metric_at, post_event_to};
 use cluster_tests::cluster::Cluster;
-use cluster_tests::nats::Folder;
-use cluster_tests::process::{Dev, command};
+use cluster_tests::process::Dev;
 use gateway::app::Secret;
 use gateway::core::auth::channel_signature;
 use serde_json::{Value, json};
@@ -32,29 +31,14 @@ secret = "app-secret"
 
 struct World {
     cluster: Cluster,
-    _folder: Folder,
 }
 
 impl World {
     /// Two gateways of these apps.
     async fn start() -> Result<Self> {
         let mut cluster = Cluster::start().await?;
-        let folder = Folder::new()?;
-        folder.file("apps.toml", APPS)?;
-        let path = folder.path("apps.toml");
-        let path = path.to_str().context("a path of text")?;
-        for name in ["c1", "c2"] {
-            let bus = cluster.nats.url();
-            let gateway = ["gateway", "--name", name, "--bus", &bus, "--config", path];
-            let at = ["--listen", "127.0.0.1:0", "--admin", "127.0.0.1:0"];
-            let command = command(gateway.iter().chain(&at));
-            cluster.add_gateway_by(name, command).await?;
-        }
-        cluster.ready().await;
-        Ok(Self {
-            cluster,
-            _folder: folder,
-        })
+        cluster.add_gateways_of(APPS, &["c1", "c2"]).await?;
+        Ok(Self { cluster })
     }
 
     fn gateway(&self, name: &str) -> &Dev {

@@ -6,12 +6,21 @@ use std::process::Stdio;
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
+use cluster_tests::cluster::Cluster;
 use cluster_tests::process::Dev;
 use cluster_tests::repository;
 use tokio::process::Command;
 use tokio::sync::OnceCell;
 use tokio::time::timeout;
 
+/// The app of `dunlin dev`, at gateways of a cluster.
+const APPS: &str = r#"
+[[apps]]
+id = "app-id"
+key = "app-key"
+secret = "app-secret"
+client_events = true
+"#;
 /// How long one file of tests may take.
 const PATIENCE: Duration = Duration::from_secs(180);
 
@@ -23,6 +32,28 @@ async fn pusher_js() -> Result<()> {
 #[tokio::test]
 async fn pusher_js_that_resumes() -> Result<()> {
     node_test("pusher-resume.test.mjs").await
+}
+
+#[tokio::test]
+async fn presence() -> Result<()> {
+    node_test("presence.test.mjs").await
+}
+
+/// The same with members at two gateways, in front of three nodes.
+#[tokio::test]
+async fn presence_across_gateways() -> Result<()> {
+    let mut cluster = Cluster::start().await?;
+    cluster.add_gateways_of(APPS, &["c1", "c2"]).await?;
+    let gateways = ["c1", "c2"].map(|name| &cluster.gateways[name]);
+    let urls = gateways.map(Dev::url);
+    let (one, admin) = (&urls[0], &gateways[0].admin);
+    let places = [
+        ("DUNLIN_URL", one.clone()),
+        ("DUNLIN_URLS", urls.join(",")),
+        ("DUNLIN_ADMIN", format!("http://{admin}")),
+    ];
+    let log = || gateways.map(|gateway| gateway.log()).concat();
+    run_node_test("presence.test.mjs", &places, log).await
 }
 
 #[tokio::test]
@@ -47,14 +78,26 @@ async fn the_page_in_a_browser() -> Result<()> {
 
 /// Runs one file of tests against a server of its own.
 async fn node_test(file: &str) -> Result<()> {
+    let server = Dev::start().await?;
+    let places = [
+        ("DUNLIN_URL", server.url()),
+        ("DUNLIN_ADMIN", format!("http://{}", server.admin)),
+    ];
+    run_node_test(file, &places, || server.log()).await
+}
+
+/// Runs one file of tests against servers that are there.
+async fn run_node_test(
+    file: &str,
+    places: &[(&str, String)],
+    log: impl Fn() -> String,
+) -> Result<()> {
     let folder = repository().join("cluster-tests/clients");
     installed(&folder).await?;
-    let server = Dev::start().await?;
     let mut node = Command::new("node");
     node.args(["--test", "--test-reporter=spec", file])
         .current_dir(&folder)
-        .env("DUNLIN_URL", server.url())
-        .env("DUNLIN_ADMIN", format!("http://{}", server.admin))
+        .envs(places.iter().map(|(name, place)| (*name, place)))
         .stdin(Stdio::null())
         .kill_on_drop(true);
     let output = timeout(PATIENCE, node.output())
@@ -66,7 +109,7 @@ async fn node_test(file: &str) -> Result<()> {
         output.status.success(),
         "{file}:\n{said}\n{}\nserver:\n{}",
         String::from_utf8_lossy(&output.stderr),
-        server.log()
+        log()
     );
     // A file without tests would pass as well.
     ensure!(

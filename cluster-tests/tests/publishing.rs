@@ -6,7 +6,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
-use gateway::core::uplink::{Accepted, Order, Ticket, Uplink};
+use gateway::core::uplink::{Accepted, Order, Settled, Ticket, Uplink};
 use node::core::shard::{Effect, Input, Shard, Tenure};
 use proptest::prelude::*;
 use proto::channel::ChannelKey;
@@ -172,6 +172,7 @@ impl World {
             exclude: None,
             accepted_at: UnixTime(0),
             idempotency: self.keys.then_some(idempotency),
+            by: None,
         };
         let uplink = &mut self.uplinks[gateway];
         uplink.push(self.now, ticket, order).unwrap();
@@ -245,7 +246,7 @@ impl World {
         }
         let answer = uplink.answered(sequence, result);
         uplink.send(self.now, self.fence, requests);
-        if let Some((ticket, result)) = answer {
+        if let Some(Settled::Publish((ticket, result))) = answer {
             self.answer(ticket, result);
         }
     }

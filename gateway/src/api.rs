@@ -1,4 +1,4 @@
-//! The HTTP API of backends: `POST /apps/{id}/events`.
+//! The HTTP API of backends: what is published, and what is asked about channels.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -6,6 +6,7 @@ use std::time::Duration;
 use axum::Router;
 use axum::body::{Body, Bytes};
 use axum::extract::{Path, Request, State};
+use axum::http::request::Parts;
 use axum::http::{HeaderMap, HeaderValue, Method};
 use axum::response::{IntoResponse, Json, Response};
 use axum::routing::any;
@@ -27,6 +28,8 @@ use crate::problem::Problem;
 use crate::protocol::pusher::event::{self, Event};
 use crate::server::Context;
 
+mod asking;
+
 /// How long a client may take to send a body.
 const BODY_TIMEOUT: Duration = Duration::from_secs(15);
 /// Bytes of a body beyond its data: names, channels, and JSON's escapes.
@@ -40,7 +43,9 @@ const ESCAPED: usize = 6;
 const COPIES: &str = "dunlin-copies";
 
 pub(crate) fn routes() -> Router<Context> {
-    Router::new().route("/apps/{id}/events", any(events))
+    Router::new()
+        .route("/apps/{id}/events", any(events))
+        .merge(asking::routes())
 }
 
 async fn events(
@@ -52,11 +57,11 @@ async fn events(
     if request.method() != Method::POST {
         return refused(Problem::method_not_allowed("POST"), unread);
     }
-    let (app, signed) = match authenticate(&context, &id, &request) {
+    let (head, body) = request.into_parts();
+    let (app, signed) = match authenticate(&context, &id, &head) {
         Ok(authenticated) => authenticated,
         Err(problem) => return refused(problem, unread),
     };
-    let (head, body) = request.into_parts();
     let key = match idempotency_key(&head.headers) {
         Ok(key) => key,
         Err(error) => {
@@ -84,16 +89,16 @@ fn refused(problem: Problem, unread: bool) -> Response {
 fn authenticate<'a>(
     context: &'a Context,
     id: &str,
-    request: &Request,
+    head: &Parts,
 ) -> Result<(&'a Arc<App>, auth::Signed), Problem> {
     let apps = &context.config.apps;
     let app = apps
         .by_id(id)
         .ok_or_else(|| Problem::new(ErrorCode::UnknownApp, "no app has this id"))?;
     let signature = auth::Request {
-        method: request.method().as_str(),
-        path: request.uri().path(),
-        query: request.uri().query().unwrap_or_default(),
+        method: head.method.as_str(),
+        path: head.uri.path(),
+        query: head.uri.query().unwrap_or_default(),
     };
     let signed = auth::verify_request(app, signature, UnixTime::now())
         .map_err(|error| failed(context, &error))?;
@@ -224,6 +229,7 @@ pub(crate) async fn publish(
         };
         mesh.publish(Order {
             idempotency: repeatable.map(|(name, body)| name.in_channel(&key, body)),
+            by: None,
             key,
             event: Arc::clone(&event.name),
             data: Arc::clone(&event.data),

@@ -7,6 +7,7 @@ use std::sync::{Arc, OnceLock};
 use bytes::Bytes;
 use proto::channel::ChannelKey;
 use proto::position::{Epoch, Gap, Position};
+use proto::presence::User;
 use proto::publication::Publication;
 use proto::shard::{Fence, ShardId};
 
@@ -37,6 +38,13 @@ pub enum Content {
     Publication(Arc<Publication>),
     /// Publications before the next one are gone.
     Gap(Gap),
+    /// Users have come and gone, and no publication tells of it.
+    Members {
+        /// These have come,
+        came: Vec<User>,
+        /// and these gone.
+        went: Vec<Arc<str>>,
+    },
 }
 
 impl Broadcast {
@@ -63,6 +71,38 @@ impl Broadcast {
         Self::new(key, gap.latest, Content::Gap(gap))
     }
 
+    /// Users that have come and gone, by where the channel stands.
+    pub fn members(
+        key: ChannelKey,
+        position: Position,
+        came: Vec<User>,
+        went: Vec<Arc<str>>,
+    ) -> Self {
+        Self::new(key, position, Content::Members { came, went })
+    }
+
+    /// Whether clients are told nothing of it but where the channel stands: a
+    /// publication that only takes a place, or one of a connection of a user who has
+    /// another.
+    pub fn is_silent(&self) -> bool {
+        match &self.content {
+            Content::Publication(publication) => {
+                let change = publication.change();
+                publication.is_blank() || change.is_some_and(|change| !change.is_of_users())
+            }
+            Content::Gap(_) | Content::Members { .. } => false,
+        }
+    }
+
+    /// Whether it is for WebSockets alone: other clients are no members.
+    pub fn is_of_members(&self) -> bool {
+        match &self.content {
+            Content::Publication(publication) => publication.change().is_some(),
+            Content::Members { .. } => true,
+            Content::Gap(_) => false,
+        }
+    }
+
     fn new(key: ChannelKey, position: Position, content: Content) -> Self {
         Self {
             key,
@@ -84,8 +124,14 @@ impl Broadcast {
 
     /// As a WebSocket frame of the Pusher protocol.
     pub fn websocket(&self) -> &Bytes {
-        self.websocket
-            .get_or_init(|| websocket::text_frame(&self.json()))
+        self.websocket.get_or_init(|| match &self.content {
+            Content::Members { came, went } => {
+                let texts = pusher::members(&self.key.channel, came, went);
+                let frames = texts.flat_map(|text| websocket::text_frame(&text));
+                frames.collect()
+            }
+            _ => websocket::text_frame(&self.json()),
+        })
     }
 
     /// The same for clients that have asked for positions.
@@ -120,7 +166,7 @@ impl Broadcast {
     pub fn envelope(&self) -> &Bytes {
         self.envelope.get_or_init(|| match &self.content {
             Content::Publication(_) => sse::body("message", &self.json()).into(),
-            Content::Gap(_) => self.block().into(),
+            Content::Gap(_) | Content::Members { .. } => self.block().into(),
         })
     }
 
@@ -132,6 +178,7 @@ impl Broadcast {
                 channel: channel.clone(),
                 gap: *gap,
             }),
+            Content::Members { .. } => String::new(),
         }
     }
 
@@ -139,6 +186,7 @@ impl Broadcast {
         match &self.content {
             Content::Publication(publication) => sse::body(&publication.event, &publication.data),
             Content::Gap(gap) => sse::gap(self.key.channel.as_str(), gap),
+            Content::Members { .. } => String::new(),
         }
     }
 }
@@ -157,6 +205,7 @@ mod tests {
             data: "a\nb".into(),
             exclude: None,
             accepted_at: UnixTime(0),
+            mark: None,
         };
         let key = ChannelKey {
             app: "a".parse().unwrap(),

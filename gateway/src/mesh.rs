@@ -13,8 +13,9 @@ use proto::codec;
 use proto::error::ErrorCode;
 use proto::id::{ClusterUuid, ConnectionId, GatewayRef, NodeId};
 use proto::inspection::{Answer, Question};
-use proto::message::{Fanout, GatewayBeat, Message, Request, Requests};
+use proto::message::{Fanout, GatewayBeat, Message, Request, Requests, Told, What};
 use proto::position::Position;
+use proto::presence::Member;
 use proto::shard::{Fence, ShardId};
 use proto::subject::{Address, ClusterName, Subject};
 use proto::time::Timestamp;
@@ -22,7 +23,7 @@ use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::MissedTickBehavior;
 
 use crate::broadcast::Broadcast;
-use crate::core::attachment::{FollowId, Step};
+use crate::core::attachment::{FollowId, Place, Step};
 use crate::core::edge::{ASK_PATIENCE, Edge, Effect, Input};
 use crate::core::requests::batches;
 use crate::core::uplink::{Accepted, DEADLINE, Order, Ticket};
@@ -86,8 +87,25 @@ pub(crate) enum Mail {
         worker: WorkerId,
         key: ChannelKey,
     },
+    /// A client is a member of a channel that its worker follows.
+    Enter {
+        place: Place,
+        key: ChannelKey,
+        member: Member,
+    },
+    /// It is so no longer, perhaps after a while.
+    Exit {
+        key: ChannelKey,
+        connection: ConnectionId,
+        grace: Option<Duration>,
+    },
     /// Publications have been spread over connections.
     Spread(Vec<(ShardId, Fence, Fanout)>),
+    Query {
+        shard: Option<ShardId>,
+        what: What,
+        answer: oneshot::Sender<Result<Told, ErrorCode>>,
+    },
     Ask {
         question: Question,
         answer: oneshot::Sender<Answer>,
@@ -120,6 +138,29 @@ impl Handle {
         }
     }
 
+    /// Asks the owner of a channel, or of a shard. Answers within [`DEADLINE`] and a
+    /// little.
+    pub(crate) async fn query(
+        &self,
+        shard: Option<ShardId>,
+        what: What,
+    ) -> Result<Told, ErrorCode> {
+        let (answer, answered) = oneshot::channel();
+        let mail = Mail::Query {
+            shard,
+            what,
+            answer,
+        };
+        self.mailbox.try_send(mail).map_err(|error| match error {
+            mpsc::error::TrySendError::Full(_) => ErrorCode::Overloaded,
+            mpsc::error::TrySendError::Closed(_) => ErrorCode::Unavailable,
+        })?;
+        match tokio::time::timeout(DEADLINE + Duration::from_secs(1), answered).await {
+            Ok(Ok(result)) => result,
+            Ok(Err(_)) | Err(_) => Err(ErrorCode::Unavailable),
+        }
+    }
+
     /// Asks a node. Answers within [`ASK_PATIENCE`] and a little.
     pub(crate) async fn ask(&self, question: Question) -> Answer {
         let unavailable = |why: &str| Answer::Unavailable(why.into());
@@ -143,6 +184,16 @@ impl Handle {
     /// Tells of a worker's interest. `false`: try again later.
     pub(crate) fn try_tell(&self, mail: Mail) -> bool {
         self.mailbox.try_send(mail).is_ok()
+    }
+
+    /// The same, and gives back what could not be told.
+    pub(crate) fn tell(&self, mail: Mail) -> Result<(), Box<Mail>> {
+        match self.mailbox.try_send(mail) {
+            Ok(()) => Ok(()),
+            Err(
+                mpsc::error::TrySendError::Full(mail) | mpsc::error::TrySendError::Closed(mail),
+            ) => Err(Box::new(mail)),
+        }
     }
 }
 
@@ -172,6 +223,7 @@ pub(crate) struct Mesh {
     edge: Edge,
     askers: HashMap<Ticket, Asker>,
     asked: HashMap<Ticket, oneshot::Sender<Answer>>,
+    queries: HashMap<Ticket, oneshot::Sender<Result<Told, ErrorCode>>>,
     tickets: u64,
 }
 
@@ -187,6 +239,7 @@ impl Mesh {
             edge,
             askers: HashMap::new(),
             asked: HashMap::new(),
+            queries: HashMap::new(),
             tickets: 0,
         }
     }
@@ -308,6 +361,16 @@ impl Mesh {
                     cursor,
                 },
                 Mail::Unfollow { worker, key } => Input::Unfollow { worker, key },
+                Mail::Enter { place, key, member } => Input::Enter { place, key, member },
+                Mail::Exit {
+                    key,
+                    connection,
+                    grace,
+                } => Input::Exit {
+                    key,
+                    connection,
+                    grace,
+                },
                 Mail::Spread(all) => {
                     for (shard, fence, fanout) in all {
                         let input = Input::Spread {
@@ -318,6 +381,20 @@ impl Mesh {
                         self.edge.handle(now, input, effects);
                     }
                     continue;
+                }
+                Mail::Query {
+                    shard,
+                    what,
+                    answer,
+                } => {
+                    self.tickets += 1;
+                    let ticket = Ticket(self.tickets);
+                    self.queries.insert(ticket, answer);
+                    Input::Query {
+                        ticket,
+                        shard,
+                        what,
+                    }
                 }
                 Mail::Ask { question, answer } => {
                     self.tickets += 1;
@@ -347,6 +424,11 @@ impl Mesh {
                 Effect::Answer((ticket, result)) => {
                     if let Some(asker) = self.askers.remove(&ticket) {
                         answer(asker, result, workers);
+                    }
+                }
+                Effect::Queried { ticket, result } => {
+                    if let Some(asker) = self.queries.remove(&ticket) {
+                        let _ = asker.send(result);
                     }
                 }
                 Effect::Told { ticket, answer } => {
@@ -436,6 +518,43 @@ impl Mesh {
                     resumption,
                 },
             ),
+            Step::Welcome {
+                place,
+                connection,
+                position,
+                users,
+            } => (
+                Workers::only(place.worker),
+                worker::Mail::Welcome {
+                    key,
+                    index: place.index,
+                    connection,
+                    position,
+                    users,
+                },
+            ),
+            Step::Refused {
+                place,
+                connection,
+                code,
+            } => (
+                Workers::only(place.worker),
+                worker::Mail::Refused {
+                    key,
+                    index: place.index,
+                    connection,
+                    code,
+                },
+            ),
+            Step::Members {
+                workers,
+                position,
+                came,
+                went,
+            } => {
+                let broadcast = Broadcast::members(key, position, came, went);
+                (workers, worker::Mail::Broadcast(Arc::new(broadcast)))
+            }
             // For the edge.
             Step::Kept { .. } => return,
             Step::Deliver {

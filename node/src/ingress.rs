@@ -22,7 +22,7 @@ use crate::agreement::Known;
 use crate::core::gateways::{self, Gateways, Silence};
 use crate::core::neighbours::{self, Neighbours};
 use crate::core::routing::{Route, route};
-use crate::core::shard::Effect;
+use crate::core::shard::{Around, Effect};
 use crate::core::shards::Input;
 use crate::core::{inspection, outbound};
 use crate::metrics::Metrics;
@@ -47,6 +47,8 @@ pub(crate) struct Ingress {
     namespaces: Arc<Namespaces>,
     view: View,
     gateways: Gateways,
+    /// Which of them the workers know of.
+    around: Arc<Around>,
     neighbours: Neighbours,
     workers: Vec<mpsc::Sender<worker::Mail>>,
     out: mpsc::Sender<Vec<Effect>>,
@@ -93,6 +95,7 @@ impl Ingress {
         Self {
             neighbours: Neighbours::new(config.node.clone(), namespaces.digest()),
             gateways: Gateways::default(),
+            around: Arc::default(),
             config,
             namespaces,
             view,
@@ -338,7 +341,14 @@ impl Ingress {
         metrics.gateways.set(self.gateways.present(now) as i64);
         let differing = self.neighbours.differing(now);
         metrics.namespaces_differ.set(differing as i64);
-        self.forget(now).await
+        self.forget(now).await?;
+        let around = self.gateways.around(now);
+        if around != *self.around {
+            self.around = Arc::new(around);
+            let around = Arc::clone(&self.around);
+            self.tell_all(|| Input::Around(Arc::clone(&around))).await?;
+        }
+        Ok(())
     }
 
     async fn forget(&mut self, now: Timestamp) -> Result<(), End> {
@@ -369,6 +379,7 @@ impl Ingress {
                 Reply::Inspected { id, answer }
             }
             Request::Repair(repair) => return Some(Effect::Repair { to, repair }),
+            Request::Greet => Reply::Greeted,
             _ => return None,
         };
         Some(Effect::Reply { to, reply })

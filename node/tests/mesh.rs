@@ -88,6 +88,7 @@ fn publish(fence: u64, sequence: u64) -> Request {
         exclude: None,
         accepted_at: UnixTime(0),
         idempotency: None,
+        by: None,
     })
 }
 

@@ -64,6 +64,8 @@ error_codes! {
     MethodNotAllowed = "method_not_allowed", 405, "Use the method in the Allow header.";
     /// The body, the data or the name is larger than the app allows.
     TooLarge = "too_large", 413, "Send less, or raise the limit.";
+    /// As many users are present in the channel as may be.
+    RosterFull = "roster_full", 403, "Try again when somebody has left.";
     /// The idempotency key has been used for another request, in at least one of the channels. Into that one nothing was published.
     IdempotencyMismatch = "idempotency_mismatch", 422, "Use a new key for every new request, and repeat a request byte for byte.";
     /// The path is for WebSocket connections.

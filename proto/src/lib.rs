@@ -23,6 +23,7 @@ pub mod link;
 pub mod message;
 pub mod namespace;
 pub mod position;
+pub mod presence;
 pub mod publication;
 pub mod recent;
 pub mod shard;

@@ -16,6 +16,7 @@ use crate::id::{ClusterUuid, ConnectionId, GatewayRef, Incarnation, NodeRef};
 use crate::inspection::{Answer, Question};
 use crate::namespace::Namespaces;
 use crate::position::{Epoch, Gap, Position};
+use crate::presence::{Member, RosterPage};
 use crate::publication::Publication;
 use crate::shard::{Fence, MapUpdate, ShardId};
 use crate::time::UnixTime;
@@ -82,6 +83,17 @@ pub enum Request {
     },
     /// Send a part of the link again.
     Repair(Repair),
+    /// A member has come into a channel, or is there.
+    Enter(Enter),
+    /// A member has gone from a channel.
+    Exit(Exit),
+    /// All members of this gateway in a shard have been stated.
+    Stated(Stated),
+    /// Tell something that the owner of a shard knows.
+    Query(Query),
+    /// Say whether you know of presence: of [`Request::Enter`] and what follows here.
+    /// Stands alone in its message, for who does not know takes nothing of that.
+    Greet,
 }
 
 impl Request {
@@ -93,7 +105,11 @@ impl Request {
             Self::Join(join) => Some(join.fence),
             Self::Leave(leave) => Some(leave.fence),
             Self::RestateEnd(end) => Some(end.fence),
-            Self::Map { .. } | Self::Inspect { .. } | Self::Repair(_) => None,
+            Self::Enter(enter) => Some(enter.place.fence),
+            Self::Exit(exit) => Some(exit.place.fence),
+            Self::Stated(stated) => Some(stated.place.fence),
+            Self::Query(query) => Some(query.fence),
+            Self::Map { .. } | Self::Inspect { .. } | Self::Repair(_) | Self::Greet => None,
         }
     }
 }
@@ -129,6 +145,9 @@ pub struct Publish {
     pub accepted_at: UnixTime,
     /// The publisher's idempotency key, if it gave one.
     pub idempotency: Option<Idempotency>,
+    /// The user who publishes, if it is a member of the channel.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub by: Option<Arc<str>>,
 }
 
 /// A publish that its publisher may repeat, in a new place of a sequence or
@@ -202,6 +221,113 @@ pub struct RestateEnd {
     /// Every channel that the gateway follows was joined anew with this
     /// interest version or a higher one.
     pub since: u64,
+}
+
+/// A member that is in a channel. It takes a place in the sequence of publishes: what
+/// a gateway says of its members and what they publish stays in order.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Enter {
+    /// Its place in the sequence.
+    pub place: Sequenced,
+    /// The channel.
+    pub key: ChannelKey,
+    /// Who.
+    pub member: Member,
+}
+
+/// A member that is in a channel no longer.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Exit {
+    /// Its place in the sequence.
+    pub place: Sequenced,
+    /// The channel.
+    pub key: ChannelKey,
+    /// Which connection.
+    pub connection: ConnectionId,
+}
+
+/// Ends a restatement of members: those of this gateway in the shard that the owner
+/// under this fence has not been told of are there no longer.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Stated {
+    /// Its place in the sequence.
+    pub place: Sequenced,
+    /// To which owner the members were stated. When it is repeated to a later one,
+    /// that one has not heard of all of them.
+    pub to: Fence,
+}
+
+/// A question to the owner of a shard.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Query {
+    /// Comes back with the answer.
+    pub id: u64,
+    /// The shard, as the gateway computed it.
+    pub shard: ShardId,
+    /// The fence under which the gateway believes the owner to be.
+    pub fence: Fence,
+    /// What is asked.
+    pub what: What,
+}
+
+/// What an owner may be asked.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum What {
+    /// Who is present in a channel.
+    Roster {
+        /// The channel.
+        key: ChannelKey,
+        /// Only users behind this one.
+        after: Option<Arc<str>>,
+    },
+    /// How many there are in a channel.
+    Channel {
+        /// The channel.
+        key: ChannelKey,
+    },
+}
+
+impl What {
+    /// The channel that is asked about, if it is one.
+    pub fn key(&self) -> Option<&ChannelKey> {
+        match self {
+            Self::Roster { key, .. } | Self::Channel { key } => Some(key),
+        }
+    }
+}
+
+/// What an owner answers.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Told {
+    /// To [`What::Roster`].
+    Roster(RosterPage),
+    /// To [`What::Channel`].
+    Channel(Attendance),
+}
+
+/// How many there are in a channel.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Attendance {
+    /// The owner's fence.
+    pub fence: Fence,
+    /// Whether anybody follows it, or did a moment ago.
+    pub is_followed: bool,
+    /// Users that are present.
+    pub users: u32,
+    /// Whether the owner knows all who are there.
+    pub complete: bool,
+}
+
+impl Told {
+    /// Under which fence the owner has answered.
+    pub fn fence(&self) -> Fence {
+        match self {
+            Self::Roster(page) => page.fence,
+            Self::Channel(attendance) => attendance.fence,
+        }
+    }
 }
 
 /// Asks for what has not come by a link. It is answered with
@@ -306,6 +432,15 @@ pub enum Reply {
         /// This one is gone, and all below it.
         through: Incarnation,
     },
+    /// To [`Request::Greet`]: the node knows of presence.
+    Greeted,
+    /// To a query.
+    Queried {
+        /// Which query.
+        id: u64,
+        /// The answer.
+        result: Result<Told, Refusal>,
+    },
     /// To a [`Request::Repair`] that asks for more of the link than is held.
     Unrepairable {
         /// The lowest number that is held. If there is no link, this is above
@@ -390,6 +525,8 @@ pub enum Refusal {
     /// The same, but it was taken before that: it is in the channel, and in one
     /// process only.
     Unprotected,
+    /// As many users are present in the channel as may be.
+    RosterFull,
 }
 
 /// A piece of a link: entries `first`, `first + 1`, … A batch without entries

@@ -463,7 +463,8 @@ impl Gateway {
                 | Effect::LinkRepaired { .. }
                 | Effect::LinkFallback { .. }
                 | Effect::Silence { .. }
-                | Effect::Told { .. } => {}
+                | Effect::Told { .. }
+                | Effect::Queried { .. } => {}
                 // One cluster alone uses this bus, and all speak one language.
                 Effect::Stranger { .. } | Effect::Malformed => {
                     panic!("g{} was sent what makes no sense", self.number)
@@ -533,8 +534,11 @@ impl Serving {
                     resumption,
                 },
             ),
-            // For the edge.
-            Step::Kept { .. } => return,
+            // For the edge; and nobody is a member of anything here.
+            Step::Kept { .. }
+            | Step::Welcome { .. }
+            | Step::Refused { .. }
+            | Step::Members { .. } => return,
         };
         for worker in to.iter() {
             self.workers[usize::from(worker.0)].mail(mail.clone());

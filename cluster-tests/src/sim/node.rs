@@ -23,7 +23,7 @@ use node::core::outbound::{Outbound, Parcel};
 use node::core::pairs::Pairs;
 use node::core::replicas::Replicas;
 use node::core::replication::Leases;
-use node::core::shard::{Effect, Proposal};
+use node::core::shard::{Around, Effect, Proposal};
 use node::core::shards::{Input, Part, Shards};
 use proto::channel::ChannelKey;
 use proto::codec;
@@ -62,6 +62,8 @@ pub struct Node {
     /// The map as the node's mesh side sees it.
     pub map: Arc<ShardMap>,
     gateways: Gateways,
+    /// Which of them the workers know of.
+    around: Arc<Around>,
     neighbours: Neighbours,
     workers: Vec<Worker>,
     outbound: Outbound,
@@ -191,6 +193,7 @@ impl Node {
         let mut node = Self {
             number,
             gateways: Gateways::default(),
+            around: Arc::default(),
             neighbours: Neighbours::new(me.clone(), namespaces.digest()),
             workers: (0..WORKERS).map(worker).collect(),
             leases,

@@ -134,6 +134,7 @@ impl Worker {
         let wish = Wish {
             cursor,
             positions: true,
+            enters: false,
         };
         match self.hub.subscribe(index, &key, wish) {
             Subscribed::First(follow) => {
@@ -147,7 +148,7 @@ impl Worker {
                 channel: channel_of(&key),
                 position,
             }),
-            Subscribed::Pending | Subscribed::Already(_) => {}
+            Subscribed::Pending | Subscribed::Entering | Subscribed::Already(_) => {}
         }
     }
 
@@ -309,19 +310,20 @@ impl Worker {
             };
             for broadcast in &*slice.broadcasts {
                 let channel = channel_of(&broadcast.key);
-                trace.add(match &broadcast.content {
-                    Content::Publication(publication) => Fact::Delivered {
+                match &broadcast.content {
+                    Content::Publication(publication) => trace.add(Fact::Delivered {
                         connection,
                         channel,
                         position: broadcast.position(),
                         order: order_of(publication),
-                    },
-                    Content::Gap(gap) => Fact::Gap {
+                    }),
+                    Content::Gap(gap) => trace.add(Fact::Gap {
                         connection,
                         channel,
                         gap: *gap,
-                    },
-                });
+                    }),
+                    Content::Members { .. } => {}
+                }
             }
         }
         let unfollowed = self.fanout.done(&slice, &mut self.hub);

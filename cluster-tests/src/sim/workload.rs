@@ -135,6 +135,7 @@ pub fn publish(
                 body: digest,
             }
         }),
+        by: None,
     }
 }
 

@@ -251,6 +251,7 @@ impl Way {
                     exclude: None,
                     accepted_at: UnixTime::now(),
                     idempotency: None,
+                    by: None,
                 };
                 match publisher.publish(order).await {
                     Ok(accepted) => Ok(Outcome::Acked(Some(accepted.copies))),

@@ -11,18 +11,24 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
+use proto::error::ErrorCode;
+use proto::id::ConnectionId;
 use proto::message::{Joined, Missed, Since};
 use proto::position::{Epoch, Gap, GapReason, Offset, Position};
+use proto::presence::{User, Users};
 use proto::publication::Publication;
 use proto::time::Timestamp;
 
 use super::workers::{WorkerId, Workers};
+use presence::Presence;
 use resuming::Resuming;
 use window::Window;
 
+mod presence;
 mod resuming;
 mod window;
 
+pub use presence::Place;
 pub use resuming::{Resumption, concerns};
 
 /// Bytes of publications that wait for an earlier one at most. When it is full
@@ -71,6 +77,37 @@ pub enum Step {
         /// What they are given.
         resumption: Resumption,
     },
+    /// To a member that has come: it is in.
+    Welcome {
+        /// Where it is.
+        place: Place,
+        /// Which one.
+        connection: ConnectionId,
+        /// Where the channel stands.
+        position: Position,
+        /// Who is there, itself included.
+        users: Arc<Users>,
+    },
+    /// A member is not let in.
+    Refused {
+        /// Where it is.
+        place: Place,
+        /// Which one.
+        connection: ConnectionId,
+        /// Why.
+        code: ErrorCode,
+    },
+    /// Users have come and gone of whom no publication tells.
+    Members {
+        /// Who has been told otherwise.
+        workers: Workers,
+        /// Where the channel stands.
+        position: Position,
+        /// These have come,
+        came: Vec<User>,
+        /// and these gone.
+        went: Vec<Arc<str>>,
+    },
     /// The window has one more; whoever has the windows says when it goes, with
     /// [`Attachment::release`].
     Kept {
@@ -105,6 +142,8 @@ pub struct Attachment {
     window: Window,
     /// Clients that have come back.
     resuming: Vec<Resuming>,
+    /// Who is present, if any member is here.
+    presence: Option<Box<Presence>>,
     /// The join that is on its way.
     asked: Option<Asked>,
     /// Something may have been lost since it was sent, which its answer does
@@ -186,6 +225,7 @@ impl Attachment {
         self.leave_at = None;
         self.waiting.push((worker, follow));
         self.tell_waiting(steps);
+        self.look_at_roster(steps);
         if let Some(cursor) = cursor {
             // Asks for both.
             return self
@@ -250,6 +290,7 @@ impl Attachment {
         }
         self.deliver(epoch, publication, steps);
         self.deliver_held(steps);
+        self.look_at_roster(steps);
         self.resume_from_window(steps);
         Ask::No
     }
@@ -291,6 +332,7 @@ impl Attachment {
             self.deliver_held(steps);
         }
         self.tell_waiting(steps);
+        self.look_at_roster(steps);
         self.resume_from_answer(since, answered, &joined.missed, steps);
         self.resume_from_window(steps);
         let behind = self.position.is_some_and(|p| p.offset < answered.offset);
@@ -323,6 +365,7 @@ impl Attachment {
             return;
         }
         self.window.clear();
+        self.lose_roster();
         self.position = Some(gap.latest);
         if !self.told.is_empty() {
             steps.push(Step::Gap {
@@ -377,6 +420,7 @@ impl Attachment {
             epoch,
             offset: publication.offset,
         });
+        let publication = self.fold(epoch, publication);
         self.keep(&publication, steps);
         if !self.told.is_empty() {
             steps.push(Step::Deliver {

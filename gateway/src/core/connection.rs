@@ -1,19 +1,21 @@
 //! One client connection: what its commands mean, and when it is given up.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
 use proto::channel::{ChannelKind, ChannelName};
 use proto::error::ErrorCode;
 use proto::id::ConnectionId;
+use proto::presence::User;
 use proto::time::Timestamp;
 
 use super::auth;
 use super::client_event::ClientEvent;
 use super::limits::{Bucket, Limiter, Rate};
 use crate::app::App;
-use crate::protocol::pusher::Malformed;
 use crate::protocol::pusher::event::is_served;
+use crate::protocol::pusher::{Malformed, member};
 use crate::protocol::{Close, CloseCode, Command, Frame, Recover};
 
 /// How long a client has to answer a ping.
@@ -91,16 +93,31 @@ pub enum Effect {
     Send(Frame),
     /// Add it to the channel; it is told when the channel is attached.
     Subscribe(ChannelName, Recover),
+    /// Add it to the channel as this user; it is told when it is a member.
+    Enter(ChannelName, Recover, User),
     /// Take it out of the channel.
     Unsubscribe(ChannelName),
-    /// Publish an event of its own: name and data.
-    Publish(ChannelName, Arc<str>, Arc<str>),
+    /// Publish an event of its own.
+    Publish(Publish),
     /// Count a refused signature.
     AuthFailed(&'static str),
     /// Count what was over a limit.
     Limited(Limiter),
     /// End it.
     Close(Close),
+}
+
+/// An event of a client, for the others in a channel.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Publish {
+    /// Where to.
+    pub channel: ChannelName,
+    /// Its name.
+    pub event: Arc<str>,
+    /// Its data.
+    pub data: Arc<str>,
+    /// Who publishes, if the client is a member of the channel.
+    pub by: Option<Arc<str>>,
 }
 
 /// The state of a connection.
@@ -116,6 +133,8 @@ pub struct Connection {
     events: Option<Bucket>,
     /// Messages over the rate, one after the other.
     ignored: u32,
+    /// Which user it is in the presence channels that it has asked for.
+    users: BTreeMap<ChannelName, Arc<str>>,
 }
 
 impl Connection {
@@ -130,6 +149,7 @@ impl Connection {
             messages: Bucket::full(limits.messages, now),
             subscribes: Bucket::full(limits.subscribes, now),
             ignored: 0,
+            users: BTreeMap::new(),
         }
     }
 
@@ -204,7 +224,11 @@ impl Connection {
             }
             // A name that is not valid was never subscribed.
             Ok(Command::Unsubscribe { channel }) => {
-                effects.extend(channel.parse().ok().map(Effect::Unsubscribe));
+                let channel: Option<ChannelName> = channel.parse().ok();
+                if let Some(channel) = channel {
+                    self.leave(&channel);
+                    effects.push(Effect::Unsubscribe(channel));
+                }
             }
             Ok(Command::Publish(event)) => self.publish(event, now, held, effects),
             Ok(Command::Ping) => effects.push(Effect::Send(Frame::Pong)),
@@ -264,11 +288,21 @@ impl Connection {
             effects.push(Effect::Limited(Limiter::ClientEvents));
             return effects.push(rejected(message));
         }
-        effects.push(Effect::Publish(channel, event.event, event.data));
+        effects.push(Effect::Publish(Publish {
+            by: self.users.get(&channel).cloned(),
+            channel,
+            event: event.event,
+            data: event.data,
+        }));
+    }
+
+    /// It is in a channel no longer, or was not let in.
+    pub fn leave(&mut self, channel: &ChannelName) {
+        self.users.remove(channel);
     }
 
     fn subscribe(
-        &self,
+        &mut self,
         name: String,
         signed: Signed<'_>,
         recover: Recover,
@@ -280,7 +314,7 @@ impl Connection {
             Err(invalid) => return vec![refused(name, "InvalidChannel", invalid.to_string(), 400)],
         };
         if !is_served(&channel) {
-            let message = "presence and cache channels are not available in this version".into();
+            let message = "cache channels are not available in this version".into();
             return vec![refused(name, "NotSupported", message, 400)];
         }
         let most = limits.subscriptions_max;
@@ -307,7 +341,40 @@ impl Connection {
                 refused(name, "AuthError", message, 401),
             ];
         }
-        vec![Effect::Subscribe(channel, recover)]
+        if channel.kind() != ChannelKind::Presence {
+            return vec![Effect::Subscribe(channel, recover)];
+        }
+        if (held.has)(&channel) {
+            let message = format!("Existing subscription to channel {channel}");
+            return vec![error(None, message)];
+        }
+        match member::parse(signed.channel_data.unwrap_or_default()) {
+            Ok(user) => {
+                self.users.insert(channel.clone(), Arc::clone(&user.id));
+                vec![Effect::Enter(channel, recover, user)]
+            }
+            Err(error) => {
+                let message = format!("subscribing to {channel}: {error}");
+                vec![refused(name, "InvalidUser", message, 400)]
+            }
+        }
+    }
+}
+
+/// What a client is told that is not let into a presence channel.
+pub fn not_entered(channel: &ChannelName, code: ErrorCode) -> Frame {
+    let (kind, message) = match code {
+        ErrorCode::RosterFull => (
+            "LimitReached",
+            format!("{channel} has as many members as it may have"),
+        ),
+        code => ("Unavailable", format!("subscribing to {channel}: {code}")),
+    };
+    Frame::SubscriptionRefused {
+        channel: channel.to_string(),
+        kind,
+        message,
+        status: code.http_status(),
     }
 }
 
@@ -427,10 +494,6 @@ mod tests {
 
     #[test]
     fn what_is_not_available_is_refused_by_name() {
-        assert_eq!(
-            refusal(&subscribe("presence-x", None)),
-            ("NotSupported", 400)
-        );
         assert_eq!(
             refusal(&subscribe("private-cache-x", None)),
             ("NotSupported", 400)

@@ -6,17 +6,21 @@ use std::ops::Range;
 use std::time::Duration;
 
 use proto::channel::ChannelKey;
-use proto::id::{ClusterUuid, GatewayRef, Incarnation, NodeId, NodeRef};
+use proto::error::ErrorCode;
+use proto::id::{ClusterUuid, ConnectionId, GatewayRef, Incarnation, NodeId, NodeRef};
 use proto::inspection;
 use proto::inspection::Question;
-use proto::message::{Fanout, GatewayBeat, GatewayCounts, InterestDigest, Message, Request};
+use proto::message::{
+    Fanout, GatewayBeat, GatewayCounts, InterestDigest, Message, Request, Told, What,
+};
 use proto::namespace::Namespaces;
 use proto::position::Position;
+use proto::presence::Member;
 use proto::recent::Recent;
 use proto::shard::{Fence, MapUpdate, ShardId, Sharding};
 use proto::time::{Timers, Timestamp};
 
-use super::attachment::{Attachment, FollowId, Step};
+use super::attachment::{Attachment, FollowId, Place, Step};
 use super::uplink::{Answer, Order, Ticket, Uplink};
 use super::workers::WorkerId;
 
@@ -27,7 +31,9 @@ mod links;
 mod living;
 mod nodes;
 mod owners;
+mod presence;
 mod publishing;
+mod querying;
 mod restating;
 
 pub use asking::PATIENCE as ASK_PATIENCE;
@@ -96,6 +102,24 @@ pub enum Input {
         /// The channel.
         key: ChannelKey,
     },
+    /// A client is a member of a channel that its worker follows.
+    Enter {
+        /// Where it is.
+        place: Place,
+        /// The channel.
+        key: ChannelKey,
+        /// Who it is.
+        member: Member,
+    },
+    /// A client is a member of a channel no longer.
+    Exit {
+        /// The channel.
+        key: ChannelKey,
+        /// Which one.
+        connection: ConnectionId,
+        /// It has gone without a word, and may take so long to come back.
+        grace: Option<Duration>,
+    },
     /// A worker has spread publications over its connections.
     Spread {
         /// Of which shard they were.
@@ -104,6 +128,15 @@ pub enum Input {
         fence: Fence,
         /// What became of them.
         fanout: Fanout,
+    },
+    /// A backend asks the owner of a shard.
+    Query {
+        /// Whom to tell.
+        ticket: Ticket,
+        /// Which shard; `None`: that of the channel which is asked about.
+        shard: Option<ShardId>,
+        /// What is asked.
+        what: What,
     },
     /// A person looks inside.
     Ask {
@@ -130,6 +163,13 @@ pub enum Effect {
     },
     /// Tell a publisher what became of it.
     Answer(Answer),
+    /// Tell a backend what an owner has answered.
+    Queried {
+        /// Whom.
+        ticket: Ticket,
+        /// The answer.
+        result: Result<Told, ErrorCode>,
+    },
     /// Tell whoever asked.
     Told {
         /// Whom.
@@ -230,6 +270,11 @@ pub struct Edge {
     refreshing: HashSet<(ShardId, ChannelKey)>,
     /// Shards whose interest is being stated anew.
     restating: BTreeMap<ShardId, Restating>,
+    /// Whether nodes are told of members.
+    states: bool,
+    /// Questions to owners so far, and those that are open.
+    queries: u64,
+    asking: BTreeMap<u64, querying::Asking>,
     /// What nodes were asked on somebody's behalf.
     asked: BTreeMap<Ticket, asking::Asked>,
     beat_at: Timestamp,
@@ -256,6 +301,10 @@ struct Shard {
     channels: HashMap<ChannelKey, Attachment>,
     /// Of `channels`.
     digest: InterestDigest,
+    /// Clients that are members of channels here.
+    members: BTreeMap<(ChannelKey, ConnectionId), presence::Present>,
+    /// They are being stated anew.
+    stating: Option<presence::Stating>,
     /// What became of all that came under a fence, the highest of which anything
     /// came.
     spread: (Fence, Fanout),
@@ -288,6 +337,9 @@ enum Timer {
     Join(u64),
     Leave(u64),
     Linger(ShardId, ChannelKey),
+    Exit(ChannelKey, ConnectionId),
+    Query(u64),
+    Roster(ShardId, ChannelKey),
 }
 
 impl Edge {
@@ -312,6 +364,8 @@ impl Edge {
                 uplink: Uplink::new(*id),
                 channels: HashMap::new(),
                 digest: InterestDigest::default(),
+                members: BTreeMap::new(),
+                stating: Some(presence::Stating::default()),
                 spread: (Fence(0), Fanout::default()),
                 rejoined: None,
             })
@@ -335,6 +389,9 @@ impl Edge {
             refresh: VecDeque::new(),
             refreshing: HashSet::new(),
             restating: BTreeMap::new(),
+            states: false,
+            queries: 0,
+            asking: BTreeMap::new(),
             asked: BTreeMap::new(),
             beat_at: Timestamp(0),
             beat_from: 0,
@@ -359,11 +416,27 @@ impl Edge {
                 cursor,
             } => self.resume(now, worker, &key, cursor, effects),
             Input::Unfollow { worker, key } => self.unfollow(now, worker, &key),
+            Input::Enter { place, key, member } => self.enter(now, &key, member, place, effects),
+            Input::Exit {
+                key,
+                connection,
+                grace: None,
+            } => self.exit(now, &key, connection, effects),
+            Input::Exit {
+                key,
+                connection,
+                grace: Some(grace),
+            } => self.linger(now, key, connection, grace),
             Input::Spread {
                 shard,
                 fence,
                 fanout,
             } => self.spread(shard, fence, fanout),
+            Input::Query {
+                ticket,
+                shard,
+                what,
+            } => self.query(now, ticket, shard, what, effects),
             Input::Ask { ticket, question } => self.ask_node(now, ticket, question, effects),
             Input::Message(Message::Batch(batch)) => self.batch(now, &batch, false, effects),
             Input::Message(Message::Repair(batch)) => self.batch(now, &batch, true, effects),
@@ -423,8 +496,12 @@ impl Edge {
                 Timer::Join(version) => self.join_again(now, version, effects),
                 Timer::Leave(version) => self.send_leave(now, version, effects),
                 Timer::Linger(id, key) => self.leave_if_unfollowed(now, id, key, effects),
+                Timer::Exit(key, connection) => self.exit(now, &key, connection, effects),
+                Timer::Query(query) => self.query_again(now, query, effects),
+                Timer::Roster(id, key) => self.ask_roster(now, id, &key, effects),
             }
         }
+        self.tick_greetings(now, effects);
         self.release_windows(now);
         self.tick_uplinks(now, effects);
         self.tick_links(now, effects);

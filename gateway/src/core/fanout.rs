@@ -204,6 +204,7 @@ mod tests {
             data: "d".into(),
             exclude: None,
             accepted_at: UnixTime(0),
+            mark: None,
         };
         Arc::new(Broadcast::publication(
             key(channel),

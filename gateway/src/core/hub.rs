@@ -17,14 +17,14 @@
 use std::collections::HashMap;
 
 use proto::channel::ChannelKey;
-use proto::position::Position;
+use proto::position::{Epoch, Offset, Position};
 use slab::Slab;
 
 use super::attachment::FollowId;
 
 mod resuming;
 
-pub use resuming::{Given, Return};
+pub use resuming::{Given, Return, Welcomed};
 
 /// A connection of this worker. Reused after the connection has gone.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -76,8 +76,18 @@ struct Resuming {
     cursor: Position,
     /// It has been acknowledged: it has got a first part.
     told: bool,
-    /// There is no room for what it would be given: it asks for nothing yet.
-    is_full: bool,
+    stage: Stage,
+}
+
+/// What one that waits waits for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Stage {
+    /// What it missed: the edge is asked for it.
+    Asks,
+    /// Room for that.
+    IsFull,
+    /// The word that it is a member.
+    Enters,
 }
 
 /// An entry of a connection: which channel, and where its counterpart is.
@@ -95,6 +105,11 @@ enum List {
     Resuming,
 }
 
+/// Where one stands that has not been told yet where it does.
+const NOWHERE: Position = Position {
+    epoch: Epoch(0),
+    offset: Offset::ZERO,
+};
 /// Marks a slot whose subscriber went during a sweep.
 const HOLE: ConnectionIndex = ConnectionIndex(u32::MAX);
 
@@ -111,6 +126,8 @@ pub enum Subscribed {
     Already(Option<Position>),
     /// It waits to be told what it missed.
     Resuming,
+    /// It waits for the word that it is a member.
+    Entering,
 }
 
 /// How a connection subscribes.
@@ -120,6 +137,8 @@ pub struct Wish {
     pub cursor: Option<Position>,
     /// Whether it is told the position of each publication.
     pub positions: bool,
+    /// Whether it gets nothing before it is a member.
+    pub enters: bool,
 }
 
 /// Who gets a publication.
@@ -152,6 +171,10 @@ impl Subscriber {
 }
 
 impl Resuming {
+    fn asks(&self) -> bool {
+        self.stage == Stage::Asks
+    }
+
     fn returned(&self) -> Returned {
         Returned {
             recipient: self.subscriber.recipient(),
@@ -186,13 +209,19 @@ impl Hub {
             positions: wish.positions,
         };
         let channel = &mut self.channels[index.0 as usize];
-        let (list, slot) = match wish.cursor {
+        let (stage, cursor) = if wish.enters {
+            // Told when it is a member.
+            (Stage::Enters, Some(NOWHERE))
+        } else {
+            (Stage::Asks, wish.cursor)
+        };
+        let (list, slot) = match cursor {
             Some(cursor) => {
                 channel.resuming.push(Resuming {
                     subscriber,
                     cursor,
                     told: false,
-                    is_full: false,
+                    stage,
                 });
                 (List::Resuming, channel.resuming.len() - 1)
             }
@@ -209,6 +238,7 @@ impl Hub {
         self.subscriptions += 1;
         match (known, list, channel.position) {
             (None, ..) => Subscribed::First(channel.follow),
+            (Some(_), List::Resuming, _) if wish.enters => Subscribed::Entering,
             (Some(_), List::Resuming, _) => Subscribed::Resuming,
             (Some(_), List::Subscribers, None) => Subscribed::Pending,
             (Some(_), List::Subscribers, Some(position)) => Subscribed::Live(position),
@@ -306,6 +336,26 @@ impl Hub {
     /// Whether a connection is subscribed to a channel.
     pub fn has(&self, connection: ConnectionIndex, key: &ChannelKey) -> bool {
         self.find(connection, key).is_some()
+    }
+
+    /// The channels that a connection gets, or waits for.
+    pub fn channels_of(&self, connection: ConnectionIndex) -> impl Iterator<Item = &ChannelKey> {
+        let links = self.connections.get(connection.0 as usize);
+        let links = links.into_iter().flatten();
+        links.map(|link| &self.channels[link.channel.0 as usize].key)
+    }
+
+    /// Whether a connection waits for the acknowledgement of a subscription.
+    pub fn is_pending(&self, connection: ConnectionIndex) -> bool {
+        let links = self.connections.get(connection.0 as usize);
+        let mut links = links.into_iter().flatten();
+        links.any(|link| {
+            let channel = &self.channels[link.channel.0 as usize];
+            match link.list {
+                List::Subscribers => channel.position.is_none(),
+                List::Resuming => !channel.resuming[link.slot as usize].told,
+            }
+        })
     }
 
     /// How many channels a connection gets.

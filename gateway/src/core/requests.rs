@@ -1,7 +1,8 @@
 //! The requests of one round, cut into messages that the bus takes.
 
 use proto::codec::PAYLOAD_BYTES_MAX;
-use proto::message::Request;
+use proto::message::{Request, What};
+use proto::presence::User;
 
 /// Bytes of requests in one message, as estimated; the rest goes into the next.
 const BATCH_BYTES_MAX: usize = PAYLOAD_BYTES_MAX - 64 * 1_024;
@@ -17,14 +18,20 @@ pub fn batches(requests: impl IntoIterator<Item = Request>) -> Vec<Vec<Request>>
     let mut room = 0;
     for request in requests {
         let bytes = estimate(&request);
+        // Who does not understand a message takes nothing of it.
+        let is_alone = matches!(request, Request::Greet);
         match batches.last_mut() {
-            Some(batch) if bytes <= room => batch.push(request),
+            Some(batch) if bytes <= room && !is_alone => batch.push(request),
             _ => {
                 batches.push(vec![request]);
                 room = BATCH_BYTES_MAX;
             }
         }
-        room = room.saturating_sub(bytes);
+        room = if is_alone {
+            0
+        } else {
+            room.saturating_sub(bytes)
+        };
     }
     batches
 }
@@ -33,6 +40,14 @@ pub fn batches(requests: impl IntoIterator<Item = Request>) -> Vec<Vec<Request>>
 fn estimate(request: &Request) -> usize {
     match request {
         Request::Publish(publish) => publish.data.len() + publish.event.len() + REST_BYTES,
+        Request::Enter(enter) => {
+            let User { id, info } = &enter.member.user;
+            id.len() + info.as_ref().map_or(0, |info| info.len()) + REST_BYTES
+        }
+        Request::Query(query) => match &query.what {
+            What::Roster { after, .. } => after.as_ref().map_or(0, |user| user.len()) + REST_BYTES,
+            What::Channel { .. } => REST_BYTES,
+        },
         Request::Repair(repair) => repair.spans.len() * SPAN_BYTES + REST_BYTES,
         _ => REST_BYTES,
     }
@@ -76,6 +91,7 @@ mod tests {
                 key: Digest(u128::MAX),
                 body: Digest(u128::MAX),
             }),
+            by: None,
         })
     }
 

@@ -5,6 +5,9 @@
 //! when its time runs out its publisher is told that the outcome is unknown,
 //! and its place in the sequence is sent as a skip: the owner either has it or
 //! closes the place, and no later publish waits for it.
+//!
+//! What a gateway says of its members goes the same way, in order with what they
+//! publish. It is said until it is answered: nobody else would ever say it.
 
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -13,8 +16,12 @@ use std::time::Duration;
 use proto::channel::ChannelKey;
 use proto::error::ErrorCode;
 use proto::id::ConnectionId;
-use proto::message::{Idempotency, Publish, PublishResult, Published, Refusal, Request, Sequenced};
+use proto::message::{
+    Enter, Exit, Idempotency, Publish, PublishResult, Published, Refusal, Request, Sequenced,
+    Stated,
+};
 use proto::position::Position;
+use proto::presence::Member;
 use proto::shard::{Fence, ShardId};
 use proto::time::{Timestamp, UnixTime};
 
@@ -59,6 +66,30 @@ pub struct Order {
     pub accepted_at: UnixTime,
     /// Its publisher's idempotency key, if there is one.
     pub idempotency: Option<Idempotency>,
+    /// The user who publishes, if it is a member of the channel.
+    pub by: Option<Arc<str>>,
+}
+
+/// What a gateway says of its members.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Statement {
+    /// One is in a channel.
+    Enter(ChannelKey, Member),
+    /// One is in a channel no longer.
+    Exit(ChannelKey, ConnectionId),
+    /// All have been stated to the owner under this fence.
+    All(Fence),
+}
+
+/// What has become of something that was sent.
+#[derive(Debug, PartialEq, Eq)]
+pub enum Settled {
+    /// A publisher is told.
+    Publish(Answer),
+    /// A member is in a channel from a position on, or is not let in.
+    Entered(ChannelKey, ConnectionId, Result<Position, ErrorCode>),
+    /// Nobody waits for it.
+    Nothing,
 }
 
 /// A publication that the owner has taken.
@@ -83,6 +114,8 @@ pub struct Uplink {
     sent: VecDeque<Sent>,
     /// Not sent yet, so without a sequence.
     waiting: VecDeque<Waiting>,
+    /// How many of both are statements.
+    statements: usize,
     /// How often everything was sent again without a word from the owner.
     unheard: u32,
     /// When to send everything again, if that is known to be worth it.
@@ -98,10 +131,32 @@ struct Sent {
 }
 
 #[derive(Debug)]
-struct Waiting {
-    ticket: Ticket,
-    deadline: Timestamp,
-    order: Order,
+enum Waiting {
+    Publish {
+        ticket: Ticket,
+        deadline: Timestamp,
+        order: Box<Order>,
+    },
+    Statement(Statement),
+}
+
+impl Waiting {
+    /// Whether its time is over, and who is to be told.
+    fn late(&self, now: Timestamp) -> Option<Ticket> {
+        match self {
+            Self::Publish {
+                ticket, deadline, ..
+            } => (*deadline <= now).then_some(*ticket),
+            Self::Statement(_) => None,
+        }
+    }
+
+    fn ticket(&self) -> Option<Ticket> {
+        match self {
+            Self::Publish { ticket, .. } => Some(*ticket),
+            Self::Statement(_) => None,
+        }
+    }
 }
 
 impl Uplink {
@@ -112,6 +167,7 @@ impl Uplink {
             next: 1,
             sent: VecDeque::new(),
             waiting: VecDeque::new(),
+            statements: 0,
             unheard: 0,
             again_at: None,
         }
@@ -127,12 +183,24 @@ impl Uplink {
         if self.waiting.len() >= WAITING_MAX {
             return Err(ErrorCode::Overloaded);
         }
-        self.waiting.push_back(Waiting {
+        self.waiting.push_back(Waiting::Publish {
             ticket,
             deadline: now + DEADLINE,
-            order,
+            order: Box::new(order),
         });
         Ok(())
+    }
+
+    /// Takes a statement; it is sent in its turn. There are no more of them than
+    /// members have come and gone.
+    pub fn state(&mut self, statement: Statement) {
+        self.statements += 1;
+        self.waiting.push_back(Waiting::Statement(statement));
+    }
+
+    /// How many statements are unanswered.
+    pub fn statements(&self) -> usize {
+        self.statements
     }
 
     /// Sends what has room in the window.
@@ -194,12 +262,18 @@ impl Uplink {
         answers: &mut Vec<Answer>,
         request: impl FnMut(Request),
     ) {
-        while let Some(late) = self.waiting.pop_front_if(|waiting| waiting.deadline <= now) {
-            answers.push((late.ticket, Err(ErrorCode::Unavailable)));
+        if self.is_any_late(now) {
+            self.waiting.retain(|waiting| {
+                let late = waiting.late(now);
+                answers.extend(late.map(|ticket| (ticket, Err(ErrorCode::Unavailable))));
+                late.is_none()
+            });
         }
         for sent in &mut self.sent {
-            if let Some(late) = sent.open.take_if(|open| open.deadline <= now) {
-                answers.push((late.ticket, Err(ErrorCode::UnknownOutcome)));
+            let late = sent.open.as_ref().and_then(|open| open.late(now));
+            if let Some(ticket) = late {
+                sent.open = None;
+                answers.push((ticket, Err(ErrorCode::UnknownOutcome)));
             }
         }
         let patience = if self.unheard < DEAD_AFTER {
@@ -222,19 +296,21 @@ impl Uplink {
     /// This life of the gateway is over, and the next has a sequence of its own.
     /// What was sent may be in the channels: it is never sent under another name,
     /// and its publishers are told that the outcome is unknown. What waits goes on
-    /// waiting.
+    /// waiting; of statements nothing stays.
     pub fn begin_life(&mut self, answers: &mut Vec<Answer>) {
-        let sent = self.sent.drain(..).filter_map(|sent| sent.open);
-        answers.extend(sent.map(|open| (open.ticket, Err(ErrorCode::UnknownOutcome))));
+        let sent = self.sent.drain(..).filter_map(|sent| sent.open?.ticket());
+        answers.extend(sent.map(|ticket| (ticket, Err(ErrorCode::UnknownOutcome))));
+        // Members are stated anew.
+        self.waiting.retain(|waiting| waiting.ticket().is_some());
         *self = Self {
             waiting: std::mem::take(&mut self.waiting),
             ..Self::new(self.shard)
         };
     }
 
-    /// An answer has come. What its publisher is told, if it still waits.
+    /// An answer has come. What becomes of what was sent, if anybody still waits.
     /// Refusals that concern the owner and not the publish leave it unanswered.
-    pub fn answered(&mut self, sequence: u64, result: PublishResult) -> Option<Answer> {
+    pub fn answered(&mut self, sequence: u64, result: PublishResult) -> Option<Settled> {
         self.unheard = 0;
         let result = match result {
             Ok(Published::Accepted {
@@ -248,14 +324,34 @@ impl Uplink {
             Err(Refusal::IdempotencyFull) => Err(ErrorCode::IdempotencyFull),
             Err(Refusal::NoStandby) => Err(ErrorCode::NoStandby),
             Err(Refusal::Unprotected) => Err(ErrorCode::Unprotected),
+            Err(Refusal::RosterFull) => Err(ErrorCode::RosterFull),
             Err(Refusal::NotOwner { .. } | Refusal::OutOfSequence { .. }) => return None,
         };
         let at = self
             .sent
             .binary_search_by_key(&sequence, |sent| sent.sequence)
             .ok()?;
-        let open = self.sent.remove(at)?.open?;
-        Some((open.ticket, result))
+        Some(match self.sent.remove(at)?.open? {
+            Waiting::Publish { ticket, .. } => Settled::Publish((ticket, result)),
+            Waiting::Statement(statement) => {
+                self.statements -= 1;
+                match statement {
+                    Statement::Enter(key, member) => {
+                        let position = result.map(|accepted| accepted.position);
+                        Settled::Entered(key, member.connection, position)
+                    }
+                    Statement::Exit(..) | Statement::All(_) => Settled::Nothing,
+                }
+            }
+        })
+    }
+
+    /// Whether anything that waits has waited too long. What came first is looked at
+    /// alone, as long as it is a publish.
+    fn is_any_late(&self, now: Timestamp) -> bool {
+        let is_publish = |waiting: &&Waiting| waiting.ticket().is_some();
+        let first = self.waiting.iter().find(is_publish);
+        first.is_some_and(|first| first.late(now).is_some())
     }
 
     /// The lowest sequence that is still unanswered.
@@ -290,7 +386,8 @@ impl Sent {
         };
         match &self.open {
             None => Request::Skip(place),
-            Some(Waiting { order, .. }) => Request::Publish(Publish {
+            Some(Waiting::Statement(statement)) => statement.request(place),
+            Some(Waiting::Publish { order, .. }) => Request::Publish(Publish {
                 place,
                 key: order.key.clone(),
                 event: Arc::clone(&order.event),
@@ -298,7 +395,26 @@ impl Sent {
                 exclude: order.exclude,
                 accepted_at: order.accepted_at,
                 idempotency: order.idempotency,
+                by: order.by.clone(),
             }),
+        }
+    }
+}
+
+impl Statement {
+    fn request(&self, place: Sequenced) -> Request {
+        match self {
+            Self::Enter(key, member) => Request::Enter(Enter {
+                place,
+                key: key.clone(),
+                member: member.clone(),
+            }),
+            Self::Exit(key, connection) => Request::Exit(Exit {
+                place,
+                key: key.clone(),
+                connection: *connection,
+            }),
+            Self::All(to) => Request::Stated(Stated { place, to: *to }),
         }
     }
 }
@@ -321,6 +437,7 @@ mod tests {
             exclude: None,
             accepted_at: UnixTime(0),
             idempotency: None,
+            by: None,
         }
     }
 
@@ -375,7 +492,7 @@ mod tests {
         assert_eq!(requests, ["p1/1", "p2/1", "p3/1"]);
         assert!(matches!(
             uplink.answered(2, accepted()),
-            Some((Ticket(1), Ok(_)))
+            Some(Settled::Publish((Ticket(1), Ok(_))))
         ));
         assert_eq!(uplink.answered(2, accepted()), None, "answered once");
         uplink.push(Timestamp(0), Ticket(3), order("d")).unwrap();
@@ -409,7 +526,7 @@ mod tests {
         assert_eq!(requests, ["p1/1"]);
         assert!(matches!(
             uplink.answered(1, accepted()),
-            Some((Ticket(WINDOW), Ok(_)))
+            Some(Settled::Publish((Ticket(WINDOW), Ok(_))))
         ));
         assert!(uplink.is_idle());
     }

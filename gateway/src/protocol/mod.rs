@@ -2,9 +2,12 @@
 //! [`Command`]s and [`Frame`]s into bytes, and nothing else: what a command
 //! means is decided in [`crate::core::connection`], once for all of them.
 
+use std::sync::Arc;
+
 use proto::channel::ChannelName;
 use proto::id::ConnectionId;
 use proto::position::{Gap, Position};
+use proto::presence::Users;
 
 use crate::core::client_event::ClientEvent;
 
@@ -86,6 +89,17 @@ pub enum Frame {
         /// For a client that has come back: whether what it missed comes, too.
         recovered: Option<bool>,
     },
+    /// The same, of a channel of which this client is a member.
+    Entered {
+        /// The channel.
+        channel: ChannelName,
+        /// For a client that wants to know: those after this position.
+        position: Option<Position>,
+        /// For a client that has come back: whether what it missed comes, too.
+        recovered: Option<bool>,
+        /// Who is there, itself included.
+        users: Arc<Users>,
+    },
     /// The client has published something that it does not get itself; it
     /// stands here now.
     Moved {
@@ -146,13 +160,15 @@ pub enum CloseCode {
     Full,
     /// 4200: going away. Reconnect at once.
     GoingAway,
+    /// 4200: a subscription was not acknowledged. Reconnect at once.
+    Unacknowledged,
     /// 4201: no pong came. Reconnect at once.
     PongMissing,
 }
 
 impl CloseCode {
     /// All of them, for the reference page.
-    pub const ALL: [Self; 15] = [
+    pub const ALL: [Self; 16] = [
         Self::ProtocolError,
         Self::Unsupported,
         Self::TooLarge,
@@ -167,6 +183,7 @@ impl CloseCode {
         Self::TooManyMessages,
         Self::Full,
         Self::GoingAway,
+        Self::Unacknowledged,
         Self::PongMissing,
     ];
 
@@ -184,7 +201,7 @@ impl CloseCode {
             Self::UnsupportedVersion => 4007,
             Self::Unauthorized => 4009,
             Self::OverCapacity | Self::TooManyMessages | Self::Full => 4100,
-            Self::GoingAway => 4200,
+            Self::GoingAway | Self::Unacknowledged => 4200,
             Self::PongMissing => 4201,
         }
     }
@@ -206,6 +223,7 @@ impl CloseCode {
             Self::TooManyMessages => "too_many_messages",
             Self::Full => "over_capacity",
             Self::GoingAway => "going_away",
+            Self::Unacknowledged => "unacknowledged",
             Self::PongMissing => "pong_missing",
         }
     }
@@ -235,6 +253,9 @@ impl CloseCode {
                 "The server has as many connections as it may have, in all or from this address. Reconnect after a while."
             }
             Self::GoingAway => "The server is shutting down. Reconnect at once.",
+            Self::Unacknowledged => {
+                "A subscription could not be acknowledged for 15 s: the channel's owner cannot be reached. Reconnect at once."
+            }
             Self::PongMissing => {
                 "The client was silent and did not answer a ping. Reconnect at once."
             }

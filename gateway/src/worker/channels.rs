@@ -58,16 +58,22 @@ impl State {
                 Recover::No | Recover::OptIn => None,
             },
             positions: recover != Recover::No,
+            enters: false,
         };
         match self.hub.subscribe(index(key), &channel, wish) {
             Subscribed::First(follow) => {
                 self.metrics.subscribes_ok.inc();
                 self.untold.insert(channel, Untold::Follow(follow));
+                self.set_pending(key);
             }
-            Subscribed::Pending => self.metrics.subscribes_ok.inc(),
+            Subscribed::Pending => {
+                self.metrics.subscribes_ok.inc();
+                self.set_pending(key);
+            }
             Subscribed::Resuming => {
                 self.metrics.subscribes_ok.inc();
                 self.untold.entry(channel).or_insert(Untold::Resume);
+                self.set_pending(key);
             }
             Subscribed::Live(position) => {
                 self.metrics.subscribes_ok.inc();
@@ -87,7 +93,7 @@ impl State {
                     Acknowledged::new(wish.positions),
                 );
             }
-            Subscribed::Already(None) => {}
+            Subscribed::Already(None) | Subscribed::Entering => {}
         }
     }
 
@@ -121,6 +127,9 @@ impl State {
         let Some(socket) = self.sockets.get_mut(key) else {
             return;
         };
+        if socket.pending_since.is_some() {
+            socket.pending_since = Some(self.now);
+        }
         match &mut socket.wire {
             Wire::WebSocket(_) => {
                 let (position, recovered) = match acknowledged {
@@ -187,6 +196,13 @@ impl State {
                     self.hub.unask(index);
                 }
                 self.untold.insert(key, untold);
+                return false;
+            }
+        }
+        // Behind the channels: members are in channels that are followed.
+        while let Some(statement) = self.statements.pop_front() {
+            if let Err(statement) = self.mesh.tell(statement) {
+                self.statements.push_front(*statement);
                 return false;
             }
         }

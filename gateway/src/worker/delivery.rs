@@ -7,6 +7,7 @@ use proto::channel::ChannelKey;
 use proto::message::Fanout;
 use proto::namespace::Slow;
 use proto::position::{Offset, Position};
+use proto::publication::Publication;
 use proto::time::UnixTime;
 
 use super::socket::{Offered, Wire};
@@ -130,10 +131,16 @@ impl State {
                 counts.left_out += (broadcasts.len() - at) as u64;
                 break;
             }
-            if let Content::Publication(publication) = &broadcast.content
-                && publication.exclude == Some(id)
-            {
-                if recipient.positions {
+            let is_own = |publication: &Arc<Publication>| publication.exclude == Some(id);
+            let is_left_out = match &broadcast.content {
+                Content::Publication(publication) => is_own(publication),
+                Content::Gap(_) | Content::Members { .. } => false,
+            };
+            let is_stream = matches!(socket.wire, Wire::EventStream(_));
+            if is_left_out || broadcast.is_silent() || is_stream && broadcast.is_of_members() {
+                if let Wire::EventStream(stream) = &mut socket.wire {
+                    stream.set(&broadcast.key.channel, broadcast.position());
+                } else if recipient.positions {
                     let moved = text_frame(&pusher::encode(&Frame::Moved {
                         channel: broadcast.key.channel.clone(),
                         position: broadcast.position(),
@@ -198,6 +205,9 @@ impl State {
             let Content::Publication(publication) = &broadcast.content else {
                 continue;
             };
+            if publication.is_blank() || publication.change().is_some() {
+                continue;
+            }
             self.metrics.fanout_recipients.observe(recipients);
             let share = (recipients / all).min(1.0);
             self.metrics.fanout_share.observe(share);

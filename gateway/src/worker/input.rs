@@ -19,7 +19,7 @@ use super::state::{CLIENT_CLOSED, CLIENT_GONE, State, index};
 use super::{Client, Takeover};
 use crate::OutboxLimits;
 use crate::app::App;
-use crate::core::connection::{Connection, Effect, Held, not_published};
+use crate::core::connection::{Connection, Effect, Held, Publish, not_published};
 use crate::core::limits::Limiter;
 use crate::core::outbox::Outbox;
 use crate::core::uplink::Order;
@@ -88,6 +88,7 @@ impl State {
             looked_at: Second::NEVER,
             counted: 0,
             is_behind: false,
+            pending_since: None,
             _seat: seat,
             _under_way: under_way,
         });
@@ -291,10 +292,18 @@ impl State {
                     self.subscribe(key, key_of, recover);
                 }
             }
+            Effect::Enter(channel, recover, user) => {
+                if let Some(key_of) = self.key_of(key, channel) {
+                    self.enter(key, key_of, recover, user);
+                }
+            }
             Effect::Unsubscribe(channel) => {
                 let Some(channel) = self.key_of(key, channel) else {
                     return;
                 };
+                if self.hub.has(index(key), &channel) {
+                    self.exit(key, &channel, None);
+                }
                 let before = self.hub.subscriptions();
                 let unfollowed = self.hub.unsubscribe(index(key), &channel);
                 self.metrics
@@ -302,9 +311,9 @@ impl State {
                     .inc_by((before - self.hub.subscriptions()) as u64);
                 self.unfollow(unfollowed);
             }
-            Effect::Publish(channel, event, data) => {
-                if let Some(key_of) = self.key_of(key, channel) {
-                    self.publish(key, key_of, event, data);
+            Effect::Publish(publish) => {
+                if let Some(key_of) = self.key_of(key, publish.channel.clone()) {
+                    self.publish(key, key_of, publish);
                 }
             }
             Effect::AuthFailed(reason) => self
@@ -320,7 +329,10 @@ impl State {
 
 impl State {
     /// Publishes an event of a client; the others get it.
-    fn publish(&mut self, socket: usize, key: ChannelKey, event: Arc<str>, data: Arc<str>) {
+    fn publish(&mut self, socket: usize, key: ChannelKey, publish: Publish) {
+        let Publish {
+            event, data, by, ..
+        } = publish;
         let Some(client) = self.sockets.get(socket).and_then(|it| it.client.as_ref()) else {
             return;
         };
@@ -332,6 +344,7 @@ impl State {
             exclude: Some(connection),
             accepted_at: UnixTime::now(),
             idempotency: None,
+            by,
         };
         let sender = mesh::Sender {
             worker: self.id,

@@ -12,6 +12,7 @@ mod channels;
 mod delivery;
 mod input;
 mod output;
+mod presence;
 mod returning;
 mod socket;
 mod state;
@@ -25,7 +26,9 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use proto::channel::{ChannelKey, ChannelName};
 use proto::error::ErrorCode;
+use proto::id::ConnectionId;
 use proto::position::Position;
+use proto::presence::Users;
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::LocalSet;
 use tokio::time::MissedTickBehavior;
@@ -33,6 +36,7 @@ use tokio::time::MissedTickBehavior;
 use crate::Config;
 use crate::broadcast::Broadcast;
 use crate::core::attachment::{FollowId, Resumption};
+use crate::core::hub::ConnectionIndex;
 use crate::core::workers::WorkerId;
 use crate::door::Seat;
 use crate::mesh;
@@ -71,6 +75,21 @@ pub(crate) enum Mail {
     /// What a client wanted to publish was not, or perhaps not.
     NotPublished {
         sender: mesh::Sender,
+        code: ErrorCode,
+    },
+    /// A client is a member of a channel.
+    Welcome {
+        key: ChannelKey,
+        index: ConnectionIndex,
+        connection: ConnectionId,
+        position: Position,
+        users: Arc<Users>,
+    },
+    /// A client is not let into a channel.
+    Refused {
+        key: ChannelKey,
+        index: ConnectionIndex,
+        connection: ConnectionId,
         code: ErrorCode,
     },
     /// Clients that have come back to a channel are told what they missed.

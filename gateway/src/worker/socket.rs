@@ -43,6 +43,8 @@ pub(super) struct Socket {
     pub(super) counted: usize,
     /// It has fallen behind in some channel.
     pub(super) is_behind: bool,
+    /// Since when a subscription has waited to be acknowledged, at least.
+    pub(super) pending_since: Option<Timestamp>,
     /// Counts it, as long as its socket is there.
     pub(super) _seat: Seat,
     pub(super) _under_way: Option<UnderWay>,

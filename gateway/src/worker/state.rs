@@ -2,7 +2,7 @@
 //! worker's thread and nothing waits; the methods are in the files beside this
 //! one, by what they are about.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -32,6 +32,9 @@ const CLOSE_PATIENCE: Duration = Duration::from_secs(3);
 /// How long the head of an event stream waits for its channels. Intermediaries
 /// and browsers give up on an answer that does not begin.
 const HEAD_PATIENCE: Duration = Duration::from_secs(5);
+/// How long a subscription may wait for the channel's owner. Clients do not ask
+/// again for one that is not answered, but they connect again.
+const PENDING_PATIENCE: Duration = Duration::from_secs(15);
 /// How soon a connection is looked at again for which something waits.
 const LOOK_AT_SLOW: Duration = Duration::from_secs(1);
 /// After how long without a write an event stream gets a comment.
@@ -63,6 +66,8 @@ pub(super) struct State {
     pub(super) dirty: Vec<usize>,
     /// What the mesh has not been told yet. Bounded by the channels.
     pub(super) untold: BTreeMap<ChannelKey, Untold>,
+    /// What it has not been told of members, in order. Bounded by the members.
+    pub(super) statements: VecDeque<mesh::Mail>,
     pub(super) effects: Vec<Effect>,
     pub(super) now: Timestamp,
     /// What became of publications, that the mesh has not been told yet. By shard;
@@ -98,6 +103,7 @@ impl State {
             budget,
             dirty: Vec::new(),
             untold: BTreeMap::new(),
+            statements: VecDeque::new(),
             effects: Vec::new(),
             now: Timestamp::now(),
             spread: Vec::new(),
@@ -180,7 +186,28 @@ impl State {
                 if let Some(effect) = client.connection.tick(now, self.config.activity_timeout) {
                     self.perform(key, effect);
                 }
+                self.look_at_pending(key);
             }
+        }
+    }
+
+    /// Closes a connection whose subscription has waited for too long.
+    fn look_at_pending(&mut self, key: usize) {
+        let Some(socket) = self.sockets.get_mut(key) else {
+            return;
+        };
+        let Some(since) = socket.pending_since else {
+            return;
+        };
+        if !self.hub.is_pending(index(key)) {
+            socket.pending_since = None;
+        } else if self.now.since(since) >= PENDING_PATIENCE {
+            let seconds = PENDING_PATIENCE.as_secs();
+            let message = format!(
+                "a subscription could not be acknowledged within {seconds} s, for the channel's owner cannot be reached; connect again"
+            );
+            let code = CloseCode::Unacknowledged;
+            self.refuse(key, Close { code, message });
         }
     }
 
@@ -200,7 +227,9 @@ impl State {
             (None, None, _) => CLOSE_PATIENCE,
             (None, Some(_), Wire::EventStream(_)) => until(socket.written_at, KEEP_ALIVE),
             (None, Some(client), Wire::WebSocket(_)) => {
-                client.connection.due(now, self.config.activity_timeout)
+                let due = client.connection.due(now, self.config.activity_timeout);
+                let pending = socket.pending_since;
+                pending.map_or(due, |since| due.min(until(since, PENDING_PATIENCE)))
             }
         };
         if self.wheel.is_before(now, after, socket.looked_at) {

@@ -56,7 +56,8 @@ impl Worker {
     }
 
     pub(super) fn owes_follows(&self) -> bool {
-        !self.state.borrow().untold.is_empty()
+        let state = self.state.borrow();
+        !state.untold.is_empty() || !state.statements.is_empty()
     }
 
     /// Takes a connection over and begins to read it.
@@ -100,7 +101,21 @@ impl Worker {
                 cursor,
                 resumption,
             } => state.resumed(&key, cursor, &resumption),
+            Mail::Welcome {
+                key,
+                index,
+                connection,
+                position,
+                users,
+            } => state.welcome_member(&key, (index, connection), position, users),
+            Mail::Refused {
+                key,
+                index,
+                connection,
+                code,
+            } => state.refuse_member(&key, (index, connection), code),
             Mail::Broadcast(broadcast) => {
+                state.tell_waiting_members(&broadcast);
                 if let Some(channel) = state.hub.live(&broadcast.key) {
                     let audience = state.hub.audience(channel);
                     state.fanout.push(channel, broadcast, audience);

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use proto::channel::ChannelKey;
 use proto::inspection::ChannelState;
-use proto::message::{Missed, Publish, Since};
+use proto::message::{Missed, Since};
 use proto::namespace::HistoryLimits;
 use proto::position::{Epoch, Gap, GapReason, Offset, Position};
 use proto::publication::Publication;
@@ -133,20 +133,14 @@ impl Channel {
     }
 
     /// Gives a publication its offset and keeps it.
-    pub fn publish(
+    pub fn append(
         &mut self,
         now: Timestamp,
-        publish: Publish,
         limits: &HistoryLimits,
+        make: impl FnOnce(Offset) -> Publication,
     ) -> Arc<Publication> {
         self.head = self.head.next();
-        let publication = Arc::new(Publication {
-            offset: self.head,
-            event: publish.event,
-            data: publish.data,
-            exclude: publish.exclude,
-            accepted_at: publish.accepted_at,
-        });
+        let publication = Arc::new(make(self.head));
         self.history.append(now, Arc::clone(&publication), limits);
         publication
     }

@@ -23,6 +23,7 @@ use serde::{Deserialize, Serialize};
 
 use super::gone::Gone;
 use super::pace::Pace;
+use super::shard::Around;
 
 /// Gateways that are known at most. When there are more, the one that has been
 /// silent for longest is forgotten.
@@ -170,6 +171,23 @@ impl Gateways {
             since,
             keen_since,
         });
+    }
+
+    /// Which of them are there, and since when others would be heard.
+    pub fn around(&self, now: Timestamp) -> Around {
+        let there = self
+            .known
+            .iter()
+            .filter(|(_, known)| known.beat_at.is_some());
+        let life = |(id, known): (&GatewayId, &Gateway)| GatewayRef {
+            id: id.clone(),
+            incarnation: known.incarnation,
+        };
+        let echo = self.echo.filter(|echo| now.since(echo.last) < ECHO);
+        Around {
+            gateways: there.map(life).collect(),
+            hears_since: echo.map(|echo| echo.since),
+        }
     }
 
     /// The next gateway that is forgotten now: it counts as gone.

@@ -10,6 +10,7 @@ use proto::channel::ChannelKey;
 use proto::id::{ClusterUuid, ConnectionId, GatewayRef, Incarnation, NodeRef};
 use proto::message::{Digest, Idempotency, Published, Refusal};
 use proto::position::{Epoch, Offset, Position};
+use proto::presence::{Change, Mark, User};
 use proto::publication::Publication;
 use proto::shard::{Fence, ShardId, Sharding};
 use proto::time::UnixTime;
@@ -22,7 +23,10 @@ use super::cluster::{
 };
 use super::lease::Grant;
 use super::pairs::{Batch, Confirmation, Echo, Part};
-use super::record::{Begin, ChannelPiece, Held, KeyPiece, Performed, Record, TombstonePiece};
+use super::record::{
+    Begin, ChannelPiece, Held, KeyPiece, Performed, PresencePiece, Record, RosterPiece,
+    TombstonePiece, UserPiece,
+};
 use super::wire;
 
 /// A value is written like this, and read from it.
@@ -162,6 +166,7 @@ fn publication() -> Arc<Publication> {
             number: 34,
         }),
         accepted_at: UnixTime(1_000_000),
+        mark: None,
     })
 }
 
@@ -306,6 +311,68 @@ fn what_the_last_node_keeps() {
         &kept,
         &expect![
             "01940108c39e81a5626567696e92c3919392a267314d059281a24f6b81a86163636570746564930892cf1122334455667788050181a24f6ba7736b697070656481a46b657973919502c41000000000000000000000000000000006c4100000000000000000000000000000000792cf1122334455667788050281aa746f6d6273746f6e65739293036392cf11223344556677880594036392cf112233445566778805c381a76368616e6e656c9692a3617070a4726f6f6d92cf112233445566778805c29192cd05dc9505a76d657373616765a568656c6c6f920c22ce000f4240000181a76368616e6e656c9792a3617070a4726f6f6d92cf112233445566778805c29192cd05dc9505a76d657373616765a568656c6c6f920c22ce000f42400001c3a577686f6c6581a66372656174659392a3617070a4726f6f6d92cf112233445566778805c381a77075626c6973689792a267314d030292a3617070a4726f6f6dcf11223344556677889505a76d657373616765a568656c6c6f920c22ce000f424092c41000000000000000000000000000000006c4100000000000000000000000000000000781a5636c6f73659492a267314d040281a3457272aa6f7665726c6f6164656481a5636c6f73659592a267314d040281a24f6b81a86163636570746564930892cf1122334455667788050192c41000000000000000000000000000000006c4100000000000000000000000000000000781a565766963749292a3617070a4726f6f6d92cf11223344556677880581a6666f726765749192a3617070a4726f6f6d81a772656c65617365919492a26e320308012881a66174746163689492a26e3203080128"
+        ],
+    );
+}
+
+#[test]
+fn what_standbys_are_told_of_members() {
+    let connection = ConnectionId {
+        gateway: 12,
+        number: 34,
+    };
+    let user = User {
+        id: "u".into(),
+        info: Some("{}".into()),
+    };
+    let went = Change::Went {
+        connection,
+        user: "u".into(),
+        is_last: true,
+    };
+    let records = vec![
+        Record::Presence(Box::new(PresencePiece {
+            channel: ChannelPiece {
+                key: key(),
+                position: position(),
+                forgetful: false,
+                past: Vec::new(),
+                retired: 0,
+                held: 0,
+                is_alone: false,
+            },
+            roster: RosterPiece {
+                gateways: vec![gateway()],
+                users: vec![UserPiece {
+                    user,
+                    connections: vec![(connection, 0)],
+                }],
+            },
+        })),
+        Record::Append {
+            key: key(),
+            epoch: position().epoch,
+            publication: Arc::new(Publication {
+                mark: Some(Box::new(Mark::Change(went))),
+                ..publication().blank()
+            }),
+        },
+        Record::Confirm {
+            key: key(),
+            connection,
+            gateway: gateway(),
+        },
+    ];
+    let kept = ShardCheckpoint {
+        shard: ShardId(1),
+        fence: Fence(8),
+        waits: true,
+        records,
+    };
+    check(
+        &kept,
+        &expect![
+            "01940108c39381a870726573656e6365929692a3617070a4726f6f6d92cf112233445566778805c2900000929192a267314d919292a175a27b7d9192920c220081a6617070656e649392a3617070a4726f6f6dcf11223344556677889605a0a0c0ce000f424081a66368616e676581a477656e7493920c22a175c381a7636f6e6669726d9392a3617070a4726f6f6d920c2292a267314d"
         ],
     );
 }

@@ -223,6 +223,7 @@ mod tests {
             data: "x".repeat(len).into(),
             exclude: None,
             accepted_at: UnixTime(0),
+            mark: None,
         })
     }
 

@@ -58,6 +58,7 @@ pub mod record;
 pub mod replicas;
 pub mod replication;
 pub mod reports;
+pub mod roster;
 pub mod routing;
 pub mod shard;
 pub mod shards;

@@ -18,9 +18,10 @@
 use std::sync::Arc;
 
 use proto::channel::ChannelKey;
-use proto::id::{GatewayRef, NodeRef};
+use proto::id::{ConnectionId, GatewayRef, NodeRef};
 use proto::message::{Digest, Idempotency, PublishResult};
 use proto::position::{Epoch, Position};
+use proto::presence::User;
 use proto::publication::Publication;
 use proto::shard::Fence;
 use serde::{Deserialize, Serialize};
@@ -38,6 +39,8 @@ pub enum Record {
     Tombstones(Vec<TombstonePiece>),
     /// A channel.
     Channel(Box<ChannelPiece>),
+    /// A channel in which somebody is present.
+    Presence(Box<PresencePiece>),
     /// Everything has come that there was when it began.
     Whole,
     /// A channel gets state.
@@ -78,6 +81,25 @@ pub enum Record {
     Forget {
         /// Which one.
         key: ChannelKey,
+    },
+    /// The owner itself has put something into a channel: nobody is there any more
+    /// who could say that a member has gone.
+    Append {
+        /// Which channel.
+        key: ChannelKey,
+        /// Its epoch.
+        epoch: Epoch,
+        /// What is in the channel now.
+        publication: Arc<Publication>,
+    },
+    /// Another gateway, or another life of it, says that a member is there.
+    Confirm {
+        /// In which channel.
+        key: ChannelKey,
+        /// Which member.
+        connection: ConnectionId,
+        /// Who says so.
+        gateway: GatewayRef,
     },
     /// The owner has stopped, for the standby is the owner now: it has
     /// everything, and so have these.
@@ -179,6 +201,53 @@ pub struct ChannelPiece {
     pub is_alone: bool,
 }
 
+/// A channel's state with who is present in it.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct PresencePiece {
+    /// The channel.
+    pub channel: ChannelPiece,
+    /// Who is there.
+    pub roster: RosterPiece,
+}
+
+/// Who is present in a channel.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RosterPiece {
+    /// Those who have said so, in order.
+    pub gateways: Vec<GatewayRef>,
+    /// The users.
+    pub users: Vec<UserPiece>,
+}
+
+/// A user that is present.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct UserPiece {
+    /// The user.
+    pub user: User,
+    /// Its connections, each with the place in [`RosterPiece::gateways`] of whoever
+    /// has said so.
+    pub connections: Vec<(ConnectionId, u32)>,
+}
+
+impl ChannelPiece {
+    /// About how much it takes on the wire, in bytes.
+    fn bytes(&self) -> usize {
+        let past = self.past.iter().map(|(_, publication)| publication);
+        past.map(|publication| publication.bytes() + 16).sum()
+    }
+}
+
+impl RosterPiece {
+    /// About how much it takes on the wire, in bytes.
+    fn bytes(&self) -> usize {
+        let users = self.users.iter().map(|UserPiece { user, connections }| {
+            let info = user.info.as_ref().map_or(0, |info| info.len());
+            16 + user.id.len() + info + 24 * connections.len()
+        });
+        users.sum::<usize>() + 64 * self.gateways.len()
+    }
+}
+
 impl Record {
     /// About how much it takes on the wire, in bytes.
     pub fn bytes(&self) -> usize {
@@ -191,16 +260,16 @@ impl Record {
                 }
                 Self::Keys(keys) => keys.len() * 64,
                 Self::Tombstones(stones) => stones.len() * 32,
-                Self::Channel(piece) => {
-                    let past = piece.past.iter().map(|(_, publication)| publication);
-                    past.map(|publication| publication.bytes() + 16).sum()
-                }
+                Self::Channel(piece) => piece.bytes(),
+                Self::Presence(piece) => piece.channel.bytes() + piece.roster.bytes(),
+                Self::Append { publication, .. } => publication.bytes(),
                 Self::Publish(performed) => performed.publication.bytes(),
                 Self::Whole
                 | Self::Create { .. }
                 | Self::Close { .. }
                 | Self::Evict { .. }
                 | Self::Forget { .. }
+                | Self::Confirm { .. }
                 | Self::Release(_)
                 | Self::Attach(_) => 0,
             }

@@ -41,7 +41,7 @@ use proto::time::Timestamp;
 use super::cluster::STANDBYS_MAX;
 use super::lease::PairLease;
 use super::pairs::Part;
-use super::record::{ChannelPiece, Held, Record};
+use super::record::{Held, Record};
 use super::shard::{Effect, Leased, Proposal};
 
 /// Bytes of pieces of one shard that a standby may have unconfirmed. Dozens of
@@ -261,7 +261,7 @@ impl Replication {
 
     /// Sends the next channels to those who are being filled. `piece` says what
     /// a channel is now; one that has gone needs no sending.
-    pub fn fill(&mut self, piece: impl Fn(&ChannelKey) -> Option<ChannelPiece>) {
+    pub fn fill(&mut self, piece: impl Fn(&ChannelKey) -> Option<Record>) {
         for peer in &mut self.peers {
             let unconfirmed = peer.unconfirmed.iter().map(|record| record.bytes());
             let mut bytes: usize = unconfirmed.sum();
@@ -273,7 +273,7 @@ impl Replication {
             {
                 let record = match channels.pop() {
                     Some(key) => match piece(&key) {
-                        Some(piece) => Record::Channel(Box::new(piece)),
+                        Some(piece) => piece,
                         None => continue,
                     },
                     None => {

@@ -18,6 +18,10 @@ pub enum Route {
 pub fn route(sharding: &Sharding, request: &Request) -> Route {
     Route::Shard(match request {
         Request::Publish(publish) => publish.place.shard,
+        Request::Enter(enter) => enter.place.shard,
+        Request::Exit(exit) => exit.place.shard,
+        Request::Stated(stated) => stated.place.shard,
+        Request::Query(query) => query.shard,
         Request::Skip(place) => place.shard,
         Request::Join(join) => join.shard,
         Request::Leave(leave) => leave.shard,
@@ -30,7 +34,9 @@ pub fn route(sharding: &Sharding, request: &Request) -> Route {
             question: Question::Shard { shard },
             ..
         } if shard.0 < sharding.count => *shard,
-        Request::Inspect { .. } | Request::Map { .. } | Request::Repair(_) => return Route::Node,
+        Request::Inspect { .. } | Request::Map { .. } | Request::Repair(_) | Request::Greet => {
+            return Route::Node;
+        }
     })
 }
 
@@ -60,6 +66,13 @@ pub fn elsewhere(map: &ShardMap, shard: ShardId, request: &Request) -> Elsewhere
     Elsewhere::Answer(match request {
         Request::Publish(publish) => published(shard, publish.place.sequence, refusal),
         Request::Skip(place) => published(shard, place.sequence, refusal),
+        Request::Enter(enter) => published(shard, enter.place.sequence, refusal),
+        Request::Exit(exit) => published(shard, exit.place.sequence, refusal),
+        Request::Stated(stated) => published(shard, stated.place.sequence, refusal),
+        Request::Query(query) => Reply::Queried {
+            id: query.id,
+            result: Err(refusal),
+        },
         Request::Join(join) => Reply::Joined {
             version: join.version,
             result: Err(refusal),
@@ -71,7 +84,8 @@ pub fn elsewhere(map: &ShardMap, shard: ShardId, request: &Request) -> Elsewhere
         Request::RestateEnd(_)
         | Request::Map { .. }
         | Request::Inspect { .. }
-        | Request::Repair(_) => {
+        | Request::Repair(_)
+        | Request::Greet => {
             return Elsewhere::Nothing;
         }
     })

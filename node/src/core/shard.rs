@@ -11,10 +11,11 @@
 //! on. A standby has a shard too, and changes it by [`Shard::replay`] alone.
 
 mod following;
+mod presence;
 mod publishing;
 mod replaying;
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -39,7 +40,11 @@ use super::pairs::Part;
 use super::publish_table::PublishTable;
 use super::record::Record;
 use super::replication::{Leases, Replication, Row};
+use super::roster::Roster;
 use super::tombstones::{Stood, Tombstones};
+
+pub use presence::Around;
+use presence::Presence;
 
 /// Channels of one shard at most; more are refused. With 1,024 shards this is
 /// 67 million in a cluster.
@@ -77,6 +82,8 @@ pub enum Input {
     Forget(GatewayRef),
     /// These gateways are gone, as is agreed: nothing of them is to be left.
     Gone(Arc<Gone>),
+    /// These gateways are there, as this node hears.
+    Around(Arc<Around>),
     /// What is agreed of its replicas.
     Agreed(Row),
     /// These nodes should be its standbys.
@@ -221,6 +228,9 @@ pub struct Shard {
     tenure: Tenure,
     namespaces: Arc<Namespaces>,
     channels: HashMap<ChannelKey, Channel>,
+    /// Of channels in which somebody is present.
+    rosters: BTreeMap<ChannelKey, Roster>,
+    presence: Presence,
     /// Where channels stood that have no state any more.
     tombstones: Tombstones,
     repair: Recent<ChannelKey>,
@@ -249,6 +259,8 @@ struct Gateway {
     /// longer: it has restated since. So a join that was overtaken by the
     /// restatement cannot bring back what the restatement removed.
     restated: u64,
+    /// Whether it has stated its members to this owner.
+    stated: bool,
 }
 
 impl Gateway {
@@ -258,6 +270,7 @@ impl Gateway {
             publishes: None,
             accord: Accord::default(),
             restated: 0,
+            stated: false,
         }
     }
 }
@@ -269,6 +282,8 @@ impl Shard {
             tenure,
             namespaces,
             channels: HashMap::new(),
+            rosters: BTreeMap::new(),
+            presence: Presence::default(),
             tombstones: Tombstones::default(),
             repair: Recent::new(REPAIR_BYTES_MAX, REPAIR_AGE),
             gateways: HashMap::new(),
@@ -289,6 +304,7 @@ impl Shard {
             Input::Met(gateway) => self.met(now, &gateway),
             Input::Forget(gateway) => self.forget(now, &gateway),
             Input::Gone(gone) => self.lose(now, &gone),
+            Input::Around(around) => self.look_around(around),
             Input::Agreed(row) => self.replication.agreed(row),
             Input::Want(wanted) => {
                 let wanted: Vec<&NodeRef> = wanted.iter().collect();
@@ -302,7 +318,10 @@ impl Shard {
             }
             Input::Reopened(node) => self.replication.reopened(&node),
             Input::Lost(node) => self.replication.leave_out(&node),
-            Input::Tick => self.expire(now),
+            Input::Tick => {
+                self.expire(now);
+                self.expire_members(now, effects);
+            }
         }
     }
 
@@ -400,6 +419,40 @@ impl Shard {
                     result,
                 }
             }
+            Request::Enter(enter) => {
+                let place = enter.place;
+                let result = self.sequenced(from, place, |shard, done| {
+                    shard.enter(now, from, enter, done, effects)
+                });
+                Reply::Published {
+                    shard: place.shard,
+                    sequence: place.sequence,
+                    result,
+                }
+            }
+            Request::Exit(exit) => {
+                let place = exit.place;
+                let result = self.sequenced(from, place, |shard, done| {
+                    shard.exit(now, exit, done, effects)
+                });
+                Reply::Published {
+                    shard: place.shard,
+                    sequence: place.sequence,
+                    result,
+                }
+            }
+            Request::Stated(stated) => {
+                let place = stated.place;
+                let result = self.sequenced(from, place, |shard, _| {
+                    shard.end_statement(now, from, stated, effects)
+                });
+                Reply::Published {
+                    shard: place.shard,
+                    sequence: place.sequence,
+                    result,
+                }
+            }
+            Request::Query(query) => self.query(now, &query),
             Request::Join(join) => {
                 let version = join.version;
                 match self.join(now, from, join, effects) {
@@ -413,7 +466,9 @@ impl Shard {
             },
             Request::RestateEnd(end) => return self.restated(now, from, end, effects),
             // Answered before they come to a shard.
-            Request::Map { .. } | Request::Inspect { .. } | Request::Repair(_) => return,
+            Request::Map { .. } | Request::Inspect { .. } | Request::Repair(_) | Request::Greet => {
+                return;
+            }
         };
         let to = from.clone();
         let is_accepted = matches!(&reply, Reply::Published { result: Ok(_), .. });
@@ -450,7 +505,7 @@ impl Shard {
         while let Some((key, _)) = self.repair.pop_due(now) {
             if let Some(channel) = self.channels.get_mut(&key) {
                 channel.release();
-                if channel.is_idle() {
+                if channel.is_idle() && !self.rosters.contains_key(&key) {
                     self.set_check(now, &key);
                 }
             }
@@ -511,7 +566,7 @@ impl Shard {
         // An idle channel (no history, nobody listens) is looked at soon, too.
         let due = channel
             .check_at(limits)
-            .or(channel.is_idle().then_some(now));
+            .or((channel.is_idle() && !self.rosters.contains_key(key)).then_some(now));
         if let Some(due) = due {
             channel.check_is_set = true;
             self.timers.set(due.max(now + CHECK_EVERY), key.clone());
@@ -529,7 +584,7 @@ impl Shard {
             };
             channel.check_is_set = false;
             channel.expire(now, limits);
-            if channel.is_idle() {
+            if channel.is_idle() && !self.rosters.contains_key(&key) {
                 let position = channel.position();
                 let is_alone = channel.is_alone;
                 let stood = Stood { position, is_alone };

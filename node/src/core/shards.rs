@@ -30,7 +30,7 @@ use super::placement::Targets;
 use super::replicas::Succession;
 use super::replication::Leases;
 use super::routing::{Elsewhere, elsewhere};
-use super::shard::{self, Effect, Shard, Tenure};
+use super::shard::{self, Around, Effect, Shard, Tenure};
 
 /// What may wait in one shard for standbys and leases; then requests are not
 /// heard, and come again.
@@ -80,6 +80,8 @@ pub enum Input {
     Met(GatewayRef),
     /// A gateway counts as gone.
     Forget(GatewayRef),
+    /// These gateways are there, as this node hears.
+    Around(Arc<Around>),
     /// Time has passed.
     Tick,
 }
@@ -110,6 +112,7 @@ pub struct Shards {
     namespaces: Arc<Namespaces>,
     agreed: Arc<Agreed>,
     leases: Arc<Leases>,
+    around: Arc<Around>,
     served: BTreeMap<ShardId, Shard>,
     /// Shards that another node is to serve, or will be.
     leaving: BTreeMap<ShardId, Handoff>,
@@ -142,6 +145,7 @@ impl Shards {
             namespaces,
             agreed,
             leases,
+            around: Arc::default(),
             served: BTreeMap::new(),
             leaving: BTreeMap::new(),
             waiting: BTreeMap::new(),
@@ -163,6 +167,14 @@ impl Shards {
                 let waits = |shard: &&mut Shard| is_any_silent || !shard.replication().is_settled();
                 for shard in self.served.values_mut().filter(waits) {
                     shard.gate(now, &self.leases, effects.len(), effects);
+                }
+                // Sooner than the next tick: nobody is to be there for longer.
+                for shard in self.served.values_mut() {
+                    if shard.has_leaving(now) {
+                        let first = effects.len();
+                        shard.handle(now, shard::Input::Tick, effects);
+                        shard.gate(now, &self.leases, first, effects);
+                    }
                 }
             }
             Input::Want { shard, standbys } => {
@@ -203,6 +215,11 @@ impl Shards {
                 // Behind what this worker has still sent it: the last worker
                 // to say so ends the link.
                 effects.push(Effect::Forget(gateway));
+            }
+            Input::Around(around) => {
+                self.around = around;
+                let around = Arc::clone(&self.around);
+                self.all(now, || shard::Input::Around(Arc::clone(&around)), effects);
             }
             Input::Tick => {
                 self.all(now, || shard::Input::Tick, effects);
@@ -432,6 +449,9 @@ impl Shards {
         // What its last owner knew, perhaps from before they were.
         let gone = Arc::clone(&self.agreed.gone);
         self.one(now, id, shard::Input::Gone(gone), effects);
+        if let Some(shard) = self.served.get_mut(&id) {
+            shard.listen(now, Arc::clone(&self.around));
+        }
         self.tell_agreed(now, id, effects);
         for asked in self.waiting.remove(&id).unwrap_or_default() {
             self.request(now, id, asked, effects);
@@ -545,7 +565,8 @@ impl Shards {
                     owner: self.me.clone(),
                     cluster: map.cluster,
                 };
-                let shard = Shard::new(tenure, Arc::clone(&self.namespaces));
+                let mut shard = Shard::new(tenure, Arc::clone(&self.namespaces));
+                shard.listen(now, Arc::clone(&self.around));
                 self.served.insert(id, shard);
                 effects.push(Effect::Started(id));
             }

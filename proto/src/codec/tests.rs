@@ -10,6 +10,7 @@ use crate::inspection::*;
 use crate::message::*;
 use crate::namespace::{HistoryLimits, Namespace, Namespaces, Standby};
 use crate::position::{Epoch, Gap, GapReason, Offset, Position};
+use crate::presence::{Change, Mark, Member, RosterPage, User};
 use crate::publication::Publication;
 use crate::shard::{Fence, MapUpdate, Row, ShardId, Sharding};
 use crate::time::UnixTime;
@@ -52,6 +53,7 @@ fn publication() -> Arc<Publication> {
             number: 34,
         }),
         accepted_at: UnixTime(1_000_000),
+        mark: None,
     })
 }
 
@@ -100,6 +102,7 @@ fn golden_publish() {
             exclude: None,
             accepted_at: UnixTime(1_000_000),
             idempotency: None,
+            by: None,
         })),
         expect![
             "0181a872657175657374739392a467772d3107029181a77075626c697368979409040b0a92a66170702d6964a4726f6f6da76d657373616765a568656c6c6fc0ce000f4240c0"
@@ -121,6 +124,7 @@ fn golden_publish_with_a_key() {
                 key: Digest(0x0123_4567_89ab_cdef_0123_4567_89ab_cdef),
                 body: Digest(7),
             }),
+            by: None,
         })),
         expect![
             "0181a872657175657374739392a467772d3107029181a77075626c697368979409040b0a92a66170702d6964a4726f6f6da76d657373616765a568656c6c6fc0ce000f424092c4100123456789abcdef0123456789abcdefc41000000000000000000000000000000007"
@@ -545,6 +549,134 @@ fn golden_inspection() {
     );
 }
 
+fn member() -> Member {
+    Member {
+        connection: ConnectionId {
+            gateway: 12,
+            number: 34,
+        },
+        user: User {
+            id: "u".into(),
+            info: Some("{}".into()),
+        },
+    }
+}
+
+#[test]
+fn golden_presence() {
+    let connection = member().connection;
+    check(
+        &requests(Request::Enter(Enter {
+            place: place(),
+            key: key(),
+            member: member(),
+        })),
+        expect![""],
+    );
+    check(
+        &requests(Request::Exit(Exit {
+            place: place(),
+            key: key(),
+            connection,
+        })),
+        expect![""],
+    );
+    check(
+        &requests(Request::Stated(Stated {
+            place: place(),
+            to: Fence(4),
+        })),
+        expect![""],
+    );
+    check(&requests(Request::Greet), expect![""]);
+    check(&replies(Reply::Greeted), expect![""]);
+    check(
+        &replies(Reply::Published {
+            shard: ShardId(9),
+            sequence: 11,
+            result: Err(Refusal::RosterFull),
+        }),
+        expect![""],
+    );
+}
+
+#[test]
+fn golden_queries() {
+    let query = |what| {
+        requests(Request::Query(Query {
+            id: 5,
+            shard: ShardId(9),
+            fence: Fence(4),
+            what,
+        }))
+    };
+    let queried = |told| {
+        replies(Reply::Queried {
+            id: 5,
+            result: Ok(told),
+        })
+    };
+    check(
+        &query(What::Roster {
+            key: key(),
+            after: Some("u".into()),
+        }),
+        expect![""],
+    );
+    check(&query(What::Channel { key: key() }), expect![""]);
+    check(
+        &queried(Told::Roster(RosterPage {
+            fence: Fence(4),
+            position: Some(position()),
+            users: vec![member().user],
+            count: 1,
+            more: false,
+            complete: true,
+        })),
+        expect![""],
+    );
+    check(
+        &queried(Told::Channel(Attendance {
+            fence: Fence(4),
+            is_followed: true,
+            users: 2,
+            complete: false,
+        })),
+        expect![""],
+    );
+}
+
+#[test]
+fn golden_marks() {
+    let marked = |mark| {
+        let mark = Some(Box::new(mark));
+        let publication = Arc::new(Publication {
+            mark,
+            ..(*publication()).clone()
+        });
+        replies(Reply::Joined {
+            version: 21,
+            result: Ok(Joined {
+                fence: Fence(4),
+                position: position(),
+                missed: Missed::Publications(vec![publication]),
+            }),
+        })
+    };
+    check(&marked(Mark::By("u".into())), expect![""]);
+    let came = Change::Came {
+        member: member(),
+        is_first: true,
+    };
+    check(&marked(Mark::Change(came)), expect![""]);
+    let went = Change::Went {
+        connection: member().connection,
+        user: "u".into(),
+        is_last: true,
+    };
+    check(&marked(Mark::Change(went)), expect![""]);
+}
+
 #[test]
 fn golden_batch() {
     let entry = Entry {
@@ -671,6 +803,7 @@ fn any_publication() -> impl Strategy<Value = Arc<Publication>> {
                 data: data.into(),
                 exclude: exclude.map(|(gateway, number)| ConnectionId { gateway, number }),
                 accepted_at: UnixTime(at),
+                mark: None,
             })
         })
 }

@@ -1,5 +1,7 @@
 //! What a node hears from the bus, and whom of that it listens to.
 
+use std::sync::Arc;
+
 use node::core::gateways::{self, Silence};
 use node::core::neighbours;
 use node::core::outbound;
@@ -19,6 +21,12 @@ impl Node {
     pub fn tick_ingress(&mut self, now: Timestamp, trace: &mut Trace, out: &mut Outgoing) {
         self.neighbours.differing(now);
         self.forget(now);
+        let around = self.gateways.around(now);
+        if around != *self.around {
+            self.around = Arc::new(around);
+            let around = Arc::clone(&self.around);
+            self.tell_all(|| Input::Around(Arc::clone(&around)));
+        }
         self.run(now, trace, out);
     }
 
@@ -70,6 +78,10 @@ impl Node {
                 Some(Effect::Reply { to, reply })
             }
             Request::Repair(repair) => Some(Effect::Repair { to, repair }),
+            Request::Greet => Some(Effect::Reply {
+                to,
+                reply: Reply::Greeted,
+            }),
             _ => None,
         }
     }

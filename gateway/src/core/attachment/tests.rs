@@ -15,6 +15,7 @@ fn publication(offset: u64) -> Arc<Publication> {
         data: "d".into(),
         exclude: None,
         accepted_at: UnixTime(0),
+        mark: None,
     })
 }
 
@@ -663,6 +664,9 @@ proptest! {
                     expected = gap.latest.offset.0 + 1;
                 }
                 Step::Attached { .. } | Step::Kept { .. } => {}
+                Step::Welcome { .. } | Step::Refused { .. } | Step::Members { .. } => {
+                    prop_assert!(false, "nobody is a member");
+                }
                 Step::Resumed { cursor, resumption: Resumption::Whole(given), .. } => {
                     let given: Vec<u64> = given.iter().map(|p| p.offset.0).collect();
                     let missed: Vec<u64> = (cursor.offset.0 + 1..expected).collect();

@@ -271,6 +271,7 @@ impl Edge {
         if ask == Ask::Join {
             self.ask(now, id, key, effects);
         }
+        self.ask_roster(now, id, key, effects);
     }
 
     /// Windows let go of what is too old or too much.

@@ -39,11 +39,13 @@ impl Edge {
         for at in 0..self.shards.len() {
             let shard = &mut self.shards[at];
             shard.uplink.begin_life(&mut answers);
-            shard.send(now, effects);
             // Owners add up what each life counts.
             shard.spread.1 = Fanout::default();
-            if !shard.channels.is_empty() {
-                self.begin_restatement(ShardId(at as u16), None, effects);
+            let id = ShardId(at as u16);
+            let follows = !shard.channels.is_empty();
+            self.state_all(now, id, effects);
+            if follows {
+                self.begin_restatement(id, None, effects);
             }
         }
         effects.extend(answers.into_iter().map(Effect::Answer));

@@ -24,6 +24,11 @@ const WAITING_MAX: usize = 65_536;
 const WAIT: Duration = Duration::from_secs(5);
 /// Nodes of other clusters that are remembered at most.
 const STRANGERS_MAX: usize = 64;
+/// How often a node is asked whether it knows of presence, at first and after so many
+/// times: it may be of a version that complains of the question.
+const GREET_SOON: Duration = Duration::from_millis(250);
+const GREETINGS: u32 = 8;
+const GREET: Duration = Duration::from_secs(10);
 /// How often it is said that another cluster is heard.
 const COMPLAIN: Duration = Duration::from_secs(10);
 
@@ -50,6 +55,10 @@ struct Heard {
     silent: bool,
     /// When it is forgotten, as long as it is silent.
     forget_at: Timestamp,
+    /// Whether it has said that it knows of presence, and when it was asked last.
+    knows_presence: bool,
+    greeted_at: Option<Timestamp>,
+    greetings: u32,
     link: Link,
 }
 
@@ -124,6 +133,9 @@ impl Heard {
             signed_at: now,
             silent: false,
             forget_at: now,
+            knows_presence: false,
+            greeted_at: None,
+            greetings: 0,
             link: Link::default(),
         }
     }
@@ -271,6 +283,40 @@ impl Nodes {
             self.complained_at = Some(now);
         }
         due
+    }
+
+    /// The nodes that are to be asked now whether they know of presence. One that
+    /// does not answer may be of an earlier version, and may be restarted as another.
+    pub(super) fn greet(&mut self, now: Timestamp) -> Vec<NodeId> {
+        let mut all = Vec::new();
+        for (id, node) in &mut self.heard {
+            let wait = if node.greetings < GREETINGS {
+                GREET_SOON
+            } else {
+                GREET
+            };
+            let is_due = node.greeted_at.is_none_or(|at| now.since(at) >= wait);
+            if node.ours && !node.silent && !node.knows_presence && is_due {
+                node.greeted_at = Some(now);
+                node.greetings += 1;
+                all.push(id.clone());
+            }
+        }
+        all
+    }
+
+    /// A node has said that it knows of presence.
+    pub(super) fn knows_presence(&mut self, node: &NodeId) {
+        if let Some(node) = self.heard.get_mut(node) {
+            node.knows_presence = true;
+        }
+    }
+
+    /// Whether all nodes do that are there.
+    pub(super) fn all_know_presence(&self) -> bool {
+        let mut there = self.heard.values().filter(|node| node.ours && !node.silent);
+        let is_any = there.clone().next().is_some();
+        is_any && there.all(|node| node.knows_presence)
     }
 
     /// Whether none has been heard yet.

@@ -83,6 +83,7 @@ impl Edge {
             ..
         } = shard;
         uplink.resend(now, *fence, to(&owner.id, effects));
+        self.state_all(now, id, effects);
         // What another owner has asked for.
         self.restating.remove(&id);
         let mut keys: Vec<ChannelKey> = self.shard(id).channels.keys().cloned().collect();
@@ -242,6 +243,8 @@ impl Edge {
                     // The rest is for the life before.
                     return;
                 }
+                Reply::Greeted => self.nodes.knows_presence(&from.id),
+                Reply::Queried { id, result } => self.queried(now, from, id, result, effects),
                 Reply::Unrepairable { below } => self.unrepairable(&from.id, below, effects),
             }
         }

@@ -6,7 +6,7 @@ use proto::shard::ShardId;
 use proto::time::Timestamp;
 
 use super::{Edge, Effect, Shard, to};
-use crate::core::uplink::{Order, Ticket};
+use crate::core::uplink::{Order, Settled, Ticket};
 
 impl Edge {
     pub(super) fn publish(
@@ -57,12 +57,18 @@ impl Edge {
             }
             _ => {}
         }
-        if let Some(answer) = shard.uplink.answered(sequence, result) {
-            effects.push(Effect::Answer(answer));
-        }
-        shard.send(now, effects);
+        let settled = shard.uplink.answered(sequence, result);
+        self.go_on_stating(id);
+        self.shard(id).send(now, effects);
         if let Some(fence) = owner_speaks {
             self.heard_from_owner(now, id, from, fence, None, effects);
+        }
+        match settled {
+            Some(Settled::Publish(answer)) => effects.push(Effect::Answer(answer)),
+            Some(Settled::Entered(key, connection, result)) => {
+                self.entered(now, id, &key, connection, result, effects);
+            }
+            Some(Settled::Nothing) | None => {}
         }
     }
 

@@ -155,6 +155,7 @@ impl Bench {
                 data: "d".into(),
                 exclude: None,
                 accepted_at: UnixTime(0),
+                mark: None,
             }),
         }
     }
@@ -241,6 +242,7 @@ fn publish(ticket: u64) -> Input {
             exclude: None,
             accepted_at: UnixTime(0),
             idempotency: None,
+            by: None,
         },
     }
 }

@@ -15,7 +15,7 @@ use proto::publication::Publication;
 use crate::core::attachment::{Resumption, concerns};
 
 use super::{
-    ChannelIndex, ConnectionIndex, Hub, List, Resuming, Returned, Subscriber, Subscription,
+    ChannelIndex, ConnectionIndex, Hub, List, Resuming, Returned, Stage, Subscriber, Subscription,
 };
 
 /// Connections that are told in one go; the edge is asked again for the rest, so
@@ -31,6 +31,17 @@ pub struct Return {
     pub given: Given,
     /// Whether the edge is to be asked for others.
     pub ask: bool,
+}
+
+/// A connection that is a member now.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Welcomed {
+    /// The channel.
+    pub channel: ChannelIndex,
+    /// Whether it is told the position of each publication.
+    pub positions: bool,
+    /// Whether it gets what comes; else the edge is to be asked for it.
+    pub is_live: bool,
 }
 
 /// What connections are given that have come back.
@@ -50,7 +61,7 @@ impl Hub {
         // Those of our epoch first, for they can be helped at once.
         let epoch = channel.position.map(|position| position.epoch);
         let order = |cursor: &Position| (Some(cursor.epoch) != epoch, cursor.offset);
-        let able = channel.resuming.iter().filter(|one| !one.is_full);
+        let able = channel.resuming.iter().filter(|one| one.asks());
         let cursors = able.map(|resuming| resuming.cursor);
         let lowest = cursors.min_by_key(order)?;
         let covers = |asked: Position| asked.epoch != lowest.epoch || asked.offset <= lowest.offset;
@@ -64,7 +75,7 @@ impl Hub {
     /// Whether anybody waits.
     pub fn waits(&self, index: ChannelIndex) -> bool {
         let channel = self.channels.get(index.0 as usize);
-        channel.is_some_and(|channel| channel.resuming.iter().any(|one| !one.is_full))
+        channel.is_some_and(|channel| channel.resuming.iter().any(Resuming::asks))
     }
 
     /// There is no room for what comes after this cursor: the connection gets no
@@ -87,7 +98,7 @@ impl Hub {
             subscriber,
             cursor,
             told: true,
-            is_full: true,
+            stage: Stage::IsFull,
         });
         self.connections[connection.0 as usize][at] = Subscription {
             channel: index,
@@ -106,11 +117,52 @@ impl Hub {
         for link in waiting {
             let channel = &mut self.channels[link.channel.0 as usize];
             let resuming = &mut channel.resuming[link.slot as usize];
-            if std::mem::take(&mut resuming.is_full) {
+            if resuming.stage == Stage::IsFull {
+                resuming.stage = Stage::Asks;
                 behind.push(link.channel);
             }
         }
         behind
+    }
+
+    /// A connection is a member of a channel that stands here, and is told so; what
+    /// comes after that comes to it. `None`: it does not wait for that.
+    pub fn welcome(
+        &mut self,
+        connection: ConnectionIndex,
+        key: &ChannelKey,
+        position: Position,
+    ) -> Option<Welcomed> {
+        let index = *self.indices.get(key)?;
+        let (_, link) = self.link(connection, index)?;
+        if link.list != List::Resuming {
+            return None;
+        }
+        let channel = &mut self.channels[index.0 as usize];
+        let one = &mut channel.resuming[link.slot as usize];
+        if one.stage != Stage::Enters {
+            return None;
+        }
+        (one.stage, one.cursor, one.told) = (Stage::Asks, position, true);
+        let positions = one.subscriber.positions;
+        // What waits here for its sweep is not for who has been told of it.
+        let is_live = channel.position == Some(position);
+        if is_live {
+            self.go_live(index, connection);
+        }
+        Some(Welcomed {
+            channel: index,
+            positions,
+            is_live,
+        })
+    }
+
+    /// Those who have been told of a channel and do not get it at the moment.
+    pub fn told_and_waiting(&self, index: ChannelIndex) -> Vec<ConnectionIndex> {
+        let channel = self.channels.get(index.0 as usize);
+        let waiting = channel.into_iter().flat_map(|channel| &channel.resuming);
+        let told = waiting.filter(|one| one.told);
+        told.map(|one| one.subscriber.connection).collect()
     }
 
     /// The edge could not be asked after all.
@@ -202,7 +254,7 @@ impl Hub {
         let ahead =
             |theirs: Position| theirs.epoch != position.epoch || theirs.offset > position.offset;
         let left = &self.channels[channel.0 as usize].resuming;
-        let mut able = left.iter().filter(|one| !one.is_full);
+        let mut able = left.iter().filter(|one| one.asks());
         able.any(|one| !(sweeps && ahead(one.cursor)))
     }
 
@@ -228,7 +280,7 @@ impl Hub {
         meant: impl Fn(Position) -> bool,
     ) -> Vec<Returned> {
         let resuming = &self.channels[index.0 as usize].resuming;
-        let able = resuming.iter().filter(|one| !one.is_full);
+        let able = resuming.iter().filter(|one| one.asks());
         let meant = able.filter(|resuming| meant(resuming.cursor));
         meant.take(count).map(Resuming::returned).collect()
     }

@@ -28,6 +28,7 @@ fn resume(hub: &mut Hub, connection: u32, offset: u64) -> Subscribed {
     let wish = Wish {
         cursor: Some(position(offset)),
         positions: true,
+        enters: false,
     };
     hub.subscribe(ConnectionIndex(connection), &key(0), wish)
 }
@@ -170,7 +171,7 @@ proptest! {
                 }
                 Op::Resume(c, k) => {
                     let new = !live.entry(k).or_default().contains(&c) && resuming.entry(k).or_default().insert(c);
-                    let wish = Wish { cursor: Some(POSITION), positions: false };
+                    let wish = Wish { cursor: Some(POSITION), ..Wish::default() };
                     let already = matches!(hub.subscribe(ConnectionIndex(c.into()), &key(k), wish), Subscribed::Already(_));
                     prop_assert_eq!(already, !new);
                 }
@@ -267,6 +268,7 @@ fn publications(offsets: std::ops::RangeInclusive<u64>) -> Vec<Arc<Publication>>
         data: "d".into(),
         exclude: None,
         accepted_at: UnixTime(0),
+        mark: None,
     };
     offsets
         .map(|offset| Arc::new(publication(offset)))
@@ -419,4 +421,61 @@ fn who_falls_behind_is_asked_for_when_there_is_room_again() {
     let back = returned.expect("it was asked").back;
     assert!(back[0].told, "it is not acknowledged once more");
     assert_eq!(hub.audience(index), 2);
+}
+
+#[test]
+fn a_member_gets_nothing_before_it_is_welcome_and_then_what_comes_after() {
+    let mut hub = Hub::default();
+    let key = key(0);
+    let wish = Wish {
+        enters: true,
+        ..Wish::default()
+    };
+    let Subscribed::First(follow) = hub.subscribe(ConnectionIndex(0), &key, wish) else {
+        panic!("the first");
+    };
+    let index = hub
+        .attached(&key, follow, POSITION)
+        .expect("it is followed");
+    assert_eq!(
+        hub.subscribe(ConnectionIndex(1), &key, wish),
+        Subscribed::Entering
+    );
+    assert_eq!((hub.audience(index), hub.ask(index)), (0, None));
+    assert!(hub.is_pending(ConnectionIndex(0)));
+    assert_eq!(hub.told_and_waiting(index), []);
+    // Room in its socket is nothing that it waits for.
+    assert_eq!(hub.catch_up(ConnectionIndex(0)), []);
+    let live = hub
+        .welcome(ConnectionIndex(0), &key, POSITION)
+        .expect("it waits");
+    assert!(live.is_live && !hub.is_pending(ConnectionIndex(0)));
+    assert_eq!(
+        hub.welcome(ConnectionIndex(0), &key, POSITION),
+        None,
+        "once"
+    );
+    // What this one was told of waits here for its sweep.
+    let ahead = Position {
+        offset: POSITION.offset.next(),
+        ..POSITION
+    };
+    let waits = hub
+        .welcome(ConnectionIndex(1), &key, ahead)
+        .expect("it waits");
+    assert!(!waits.is_live);
+    assert_eq!(hub.told_and_waiting(index), [ConnectionIndex(1)]);
+    assert_eq!(hub.ask(index), Some(ahead));
+    hub.set_position(index, ahead);
+    let whole = Resumption::Whole(Vec::new());
+    let back = hub
+        .resumed(&key, ahead, &whole, |_| false)
+        .expect("it was asked for");
+    assert_eq!(back.back.len(), 1);
+    assert_eq!(
+        (hub.audience(index), hub.told_and_waiting(index)),
+        (2, vec![])
+    );
+    let of: Vec<&ChannelKey> = hub.channels_of(ConnectionIndex(1)).collect();
+    assert_eq!(of, [&key]);
 }

@@ -1,9 +1,15 @@
 //! Text frames to clients.
 
+use std::borrow::Cow;
+use std::sync::Arc;
+
 use proto::channel::ChannelName;
 use proto::position::Position;
+use proto::presence::{Change, User, Users};
 use proto::publication::Publication;
-use serde::Serialize;
+use serde::ser::SerializeStruct;
+use serde::{Serialize, Serializer};
+use serde_json::value::RawValue;
 
 use crate::protocol::Frame;
 
@@ -13,6 +19,8 @@ struct Envelope<'a, D: Serialize> {
     #[serde(skip_serializing_if = "Option::is_none")]
     channel: Option<&'a str>,
     data: D,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    user_id: Option<&'a str>,
     #[serde(skip_serializing_if = "Option::is_none")]
     position: Option<Place>,
 }
@@ -37,21 +45,108 @@ impl From<Position> for Place {
 /// The JSON text of a publication, the same for every client that has not
 /// asked for its position.
 pub fn publication(channel: &ChannelName, publication: &Publication) -> String {
-    json(
-        &publication.event,
-        Some(channel.as_str()),
-        &*publication.data,
-    )
+    published(channel, publication, None)
 }
 
 /// The same with its position, for those that have.
 pub fn positioned(channel: &ChannelName, publication: &Publication, position: Position) -> String {
+    published(channel, publication, Some(position.into()))
+}
+
+fn published(channel: &ChannelName, publication: &Publication, position: Option<Place>) -> String {
+    let channel = Some(channel.as_str());
+    let Some(change) = publication.change() else {
+        return text(&Envelope {
+            event: &publication.event,
+            channel,
+            data: &*publication.data,
+            user_id: publication.by().map(|user| &**user),
+            position,
+        });
+    };
+    let (event, data) = match change {
+        Change::Came { member, .. } => (MEMBER_ADDED, added(&member.user)),
+        Change::Went { user, .. } => (MEMBER_REMOVED, removed(user)),
+    };
     text(&Envelope {
-        event: &publication.event,
-        channel: Some(channel.as_str()),
-        data: &*publication.data,
-        position: Some(position.into()),
+        event,
+        channel,
+        data,
+        user_id: None,
+        position,
     })
+}
+
+const SUCCEEDED: &str = "pusher_internal:subscription_succeeded";
+const MEMBER_ADDED: &str = "pusher_internal:member_added";
+const MEMBER_REMOVED: &str = "pusher_internal:member_removed";
+
+/// The JSON texts that say who has come and gone.
+pub fn members<'a>(
+    channel: &'a ChannelName,
+    came: &'a [User],
+    went: &'a [Arc<str>],
+) -> impl Iterator<Item = String> + 'a {
+    let frame = |event, data| json(event, Some(channel.as_str()), data);
+    let went = went
+        .iter()
+        .map(move |user| frame(MEMBER_REMOVED, removed(user)));
+    let came = came
+        .iter()
+        .map(move |user| frame(MEMBER_ADDED, added(user)));
+    went.chain(came)
+}
+
+fn added(user: &User) -> String {
+    #[derive(Serialize)]
+    struct Added<'a> {
+        user_id: &'a str,
+        user_info: &'a RawValue,
+    }
+    text(&Added {
+        user_id: &user.id,
+        user_info: &info(user),
+    })
+}
+
+fn removed(user: &str) -> String {
+    #[derive(Serialize)]
+    struct Removed<'a> {
+        user_id: &'a str,
+    }
+    text(&Removed { user_id: user })
+}
+
+/// What is told of a user, as it was signed: it was checked to be JSON.
+fn info(user: &User) -> Cow<'static, RawValue> {
+    let text = user.info.as_deref().unwrap_or("null");
+    RawValue::from_string(text.to_owned()).map_or(Cow::Borrowed(RawValue::NULL), Cow::Owned)
+}
+
+/// Who is present, as subscribers are told it.
+struct Present<'a>(&'a Users);
+
+impl Serialize for Present<'_> {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        let ids = self.0.iter().map(|user| user.id);
+        let ids: Vec<Arc<str>> = ids.collect();
+        let mut present = serializer.serialize_struct("presence", 3)?;
+        present.serialize_field("count", &ids.len())?;
+        present.serialize_field("ids", &ids)?;
+        present.serialize_field("hash", &Hash(self.0))?;
+        present.end()
+    }
+}
+
+struct Hash<'a>(&'a Users);
+
+impl Serialize for Hash<'_> {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_map(self.0.iter().map(|user| {
+            let info = info(&user);
+            (user.id, info)
+        }))
+    }
 }
 
 /// Encodes a frame. Strict clients want `data` to be a string everywhere but in
@@ -76,7 +171,9 @@ pub fn encode(frame: &Frame) -> String {
     #[derive(Serialize)]
     struct Empty {}
     #[derive(Serialize)]
-    struct Succeeded {
+    struct Succeeded<'a> {
+        #[serde(skip_serializing_if = "Option::is_none")]
+        presence: Option<Present<'a>>,
         #[serde(skip_serializing_if = "Option::is_none")]
         position: Option<Place>,
         #[serde(skip_serializing_if = "Option::is_none")]
@@ -122,14 +219,24 @@ pub fn encode(frame: &Frame) -> String {
             recovered,
         } => {
             let data = Succeeded {
+                presence: None,
                 position: position.map(Into::into),
                 recovered: *recovered,
             };
-            json(
-                "pusher_internal:subscription_succeeded",
-                Some(channel.as_str()),
-                text(&data),
-            )
+            json(SUCCEEDED, Some(channel.as_str()), text(&data))
+        }
+        Frame::Entered {
+            channel,
+            position,
+            recovered,
+            users,
+        } => {
+            let data = Succeeded {
+                presence: Some(Present(users)),
+                position: position.map(Into::into),
+                recovered: *recovered,
+            };
+            json(SUCCEEDED, Some(channel.as_str()), text(&data))
         }
         Frame::Moved { channel, position } => {
             let data = MovedData {
@@ -171,6 +278,7 @@ fn json(event: &str, channel: Option<&str>, data: impl Serialize) -> String {
         event,
         channel,
         data,
+        user_id: None,
         position: None,
     })
 }
@@ -300,6 +408,7 @@ mod tests {
                 data: data.into(),
                 exclude: None,
                 accepted_at: UnixTime(0),
+                mark: None,
             },
         );
         let value: serde_json::Value = serde_json::from_str(&frame).unwrap();
@@ -318,6 +427,7 @@ mod tests {
             data: "d".into(),
             exclude: None,
             accepted_at: UnixTime(0),
+            mark: None,
         };
         let position = Position {
             epoch: Epoch(1),

@@ -92,7 +92,7 @@ pub fn parse(body: &[u8], payload_bytes_max: usize) -> Result<Event, Invalid> {
 
 /// Whether a channel of this kind can be subscribed to, in this version.
 pub fn is_served(channel: &ChannelName) -> bool {
-    channel.kind() != ChannelKind::Presence && !channel.is_cache()
+    !channel.is_cache()
 }
 
 /// Checks the name of an event that comes from outside.
@@ -151,7 +151,7 @@ fn channels(one: Option<String>, many: Option<Vec<String>>) -> Result<Vec<Channe
             return Err(Invalid {
                 code: ErrorCode::NotSupported,
                 message: format!(
-                    "channel {channel}: presence and cache channels are not available in this version"
+                    "channel {channel}: cache channels are not available in this version"
                 ),
             });
         }
@@ -237,7 +237,7 @@ mod tests {
             refused(r#"{"name":"e","data":"12345678901","channel":"x"}"#).0,
             ErrorCode::TooLarge
         );
-        for channel in ["presence-x", "cache-x", "private-cache-x"] {
+        for channel in ["cache-x", "private-cache-x"] {
             let body = format!(r#"{{"name":"e","data":"","channel":"{channel}"}}"#);
             assert_eq!(refused(&body).0, ErrorCode::NotSupported);
         }

@@ -4,9 +4,10 @@
 mod decode;
 mod encode;
 pub mod event;
+pub mod member;
 
 pub use decode::{Malformed, decode};
-pub use encode::{encode, positioned, publication};
+pub use encode::{encode, members, positioned, publication};
 
 use super::{Close, CloseCode};
 

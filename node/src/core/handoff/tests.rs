@@ -302,6 +302,7 @@ impl Three {
             exclude: None,
             accepted_at: UnixTime(0),
             idempotency: None,
+            by: None,
         });
         let (from, shard) = (gateway(), SHARD);
         self.tell(

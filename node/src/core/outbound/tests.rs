@@ -39,6 +39,7 @@ fn publication(len: usize) -> Arc<Publication> {
         data: "x".repeat(len).into(),
         exclude: None,
         accepted_at: UnixTime(0),
+        mark: None,
     })
 }
 

@@ -14,6 +14,9 @@ impl Shard {
     /// Takes note of a gateway's incarnation. A higher one voids the lower one
     /// at once, a lower one is told so.
     pub(super) fn meet(&mut self, now: Timestamp, from: &GatewayRef) -> Result<(), Incarnation> {
+        if !self.gateways.contains_key(&from.id) {
+            self.part_with_earlier(now, from);
+        }
         let known = self
             .gateways
             .entry(from.id.clone())
@@ -23,6 +26,7 @@ impl Shard {
         }
         if from.incarnation > known.me.incarnation {
             *known = Gateway::new(from.clone());
+            self.part_with_earlier(now, from);
             self.drop_interest(now, &from.id, |incarnation, _| {
                 incarnation < from.incarnation
             });
@@ -53,6 +57,7 @@ impl Shard {
             }
             self.drop_interest(now, &gateway.id, |_, _| true);
         }
+        self.part_with(now, gateway);
     }
 
     /// Lets go of everything of gateways that are gone. Their publish tables, too:
@@ -66,6 +71,7 @@ impl Shard {
         for id in lost {
             self.drop_interest(now, &id, |_, _| true);
         }
+        self.part_with_gone(now, gone);
     }
 
     /// A gateway says what it wants here: it must be what we know.

@@ -6,7 +6,8 @@ use proto::channel::ChannelKey;
 use proto::id::GatewayRef;
 use proto::message::{Entry, Idempotency, Publish, PublishResult, Published, Refusal, Sequenced};
 use proto::namespace::Standby;
-use proto::position::Epoch;
+use proto::position::{Epoch, Offset, Position};
+use proto::presence::Mark;
 use proto::publication::Publication;
 use proto::time::Timestamp;
 
@@ -160,26 +161,51 @@ impl Shard {
         done: &mut Option<Done>,
         effects: &mut Vec<Effect>,
     ) -> PublishResult {
-        let Tenure { shard, fence, .. } = self.tenure;
         let key = publish.key.clone();
         if standby == Standby::Require && !self.replication.is_protected() {
             return Err(Refusal::NoStandby);
         }
         let idempotency = publish.idempotency;
-        let is_replicated = self.replication.is_replicated();
-        let (limits, channel) = self.channel(&key)?;
-        let publication = channel.publish(now, publish, limits);
-        let position = channel.position();
+        let (position, publication) = self.append(now, &key, effects, |offset| Publication {
+            offset,
+            event: publish.event,
+            data: publish.data,
+            exclude: publish.exclude,
+            accepted_at: publish.accepted_at,
+            mark: publish.by.map(|user| Box::new(Mark::By(user))),
+        })?;
+        self.set_check(now, &key);
         *done = match standby {
             Standby::None => Some(Done::Alone(idempotency)),
-            _ => is_replicated.then(|| Done::Replicated {
-                key: key.clone(),
-                epoch: position.epoch,
-                publication: Arc::clone(&publication),
-                idempotency,
-            }),
+            _ => self
+                .replication
+                .is_replicated()
+                .then_some(Done::Replicated {
+                    key,
+                    epoch: position.epoch,
+                    publication,
+                    idempotency,
+                }),
         };
-        let bytes = publication.bytes();
+        Ok(Published::Accepted {
+            fence: self.tenure.fence,
+            position,
+            copies: 1,
+        })
+    }
+
+    /// Puts something into a channel and hands it to the links.
+    pub(super) fn append(
+        &mut self,
+        now: Timestamp,
+        key: &ChannelKey,
+        effects: &mut Vec<Effect>,
+        make: impl FnOnce(Offset) -> Publication,
+    ) -> Result<(Position, Arc<Publication>), Refusal> {
+        let Tenure { shard, fence, .. } = self.tenure;
+        let (limits, channel) = self.channel(key)?;
+        let publication = channel.append(now, limits, make);
+        let position = channel.position();
         effects.push(Effect::Deliver {
             to: channel.interest.recipients(),
             entry: Entry {
@@ -187,16 +213,12 @@ impl Shard {
                 fence,
                 key: key.clone(),
                 epoch: position.epoch,
-                publication,
+                publication: Arc::clone(&publication),
             },
         });
-        self.set_check(now, &key);
-        self.repair.push(now, key, position.offset, bytes);
+        let bytes = publication.bytes();
+        self.repair.push(now, key.clone(), position.offset, bytes);
         self.release_repaired(now);
-        Ok(Published::Accepted {
-            fence,
-            position,
-            copies: 1,
-        })
+        Ok((position, publication))
     }
 }

@@ -1,17 +1,22 @@
 //! A shard at its standby, and on its way there.
 
 use std::collections::HashSet;
+use std::sync::Arc;
 
 use proto::channel::ChannelKey;
 use proto::id::{GatewayRef, NodeRef};
 use proto::message::Published;
 use proto::namespace::Standby;
 use proto::position::{Epoch, Position};
+use proto::publication::Publication;
 use proto::time::Timestamp;
 
 use super::{Channel, PublishTable, Shard, Tenure};
 use crate::core::idempotency;
-use crate::core::record::{Begin, ChannelPiece, Held, Performed, Record, TombstonePiece};
+use crate::core::record::{
+    Begin, ChannelPiece, Held, Performed, PresencePiece, Record, TombstonePiece,
+};
+use crate::core::roster::Roster;
 use crate::core::tombstones::Stood;
 
 /// Keys, or tombstones, in one piece.
@@ -45,7 +50,7 @@ impl Shard {
         channels.sort_unstable_by_key(|(key, _)| *key);
         let pieces = channels
             .into_iter()
-            .map(|(key, channel)| Record::Channel(Box::new(channel.piece(now, key.clone()))));
+            .map(|(key, channel)| whole(channel.piece(now, key.clone()), self.rosters.get(key)));
         records.extend(pieces);
         records.push(Record::Whole);
         records
@@ -58,7 +63,8 @@ impl Shard {
         let mut alone: Vec<(&ChannelKey, &Channel)> = alone.collect();
         alone.sort_unstable_by_key(|(key, _)| *key);
         let pieces = alone.into_iter().map(|(key, channel)| {
-            Record::Channel(Box::new(channel.repairable_piece(now, key.clone())))
+            let piece = channel.repairable_piece(now, key.clone());
+            whole(piece, self.rosters.get(key))
         });
         records.extend(pieces);
         records
@@ -101,10 +107,10 @@ impl Shard {
     /// Sends those who are being filled the next channels, as far as they have
     /// confirmed those before.
     pub(super) fn fill(&mut self, now: Timestamp) {
-        let channels = &self.channels;
+        let (channels, rosters) = (&self.channels, &self.rosters);
         self.replication.fill(|key| {
             let channel = channels.get(key)?;
-            Some(channel.piece(now, key.clone()))
+            Some(whole(channel.piece(now, key.clone()), rosters.get(key)))
         });
     }
 
@@ -122,7 +128,16 @@ impl Shard {
                     self.tombstones.restore(now, piece);
                 }
             }
-            Record::Channel(piece) => self.restore(now, *piece),
+            Record::Channel(piece) => {
+                self.restore(now, *piece);
+            }
+            Record::Presence(piece) => {
+                let PresencePiece { channel, roster } = *piece;
+                let key = channel.key.clone();
+                if self.restore(now, channel) {
+                    self.rosters.insert(key, Roster::of_piece(&roster));
+                }
+            }
             // Whoever holds the replica has dealt with these.
             Record::Whole | Record::Release(_) | Record::Attach(_) => {}
             Record::Create {
@@ -135,6 +150,22 @@ impl Shard {
                     .insert(key, Channel::begun(position, forgetful));
             }
             Record::Publish(performed) => self.replay_publish(now, *performed),
+            Record::Append {
+                key,
+                epoch,
+                publication,
+            } => {
+                self.replay_append(now, key, epoch, publication, None);
+            }
+            Record::Confirm {
+                key,
+                connection,
+                gateway,
+            } => {
+                if let Some(roster) = self.rosters.get_mut(&key) {
+                    roster.confirm(&gateway, connection);
+                }
+            }
             Record::Close {
                 from,
                 sequence,
@@ -155,6 +186,7 @@ impl Shard {
             }
             Record::Evict { key, position } => {
                 self.channels.remove(&key);
+                self.rosters.remove(&key);
                 let is_alone = false;
                 let stood = Stood { position, is_alone };
                 self.tombstones.lay(now, &key, stood);
@@ -184,6 +216,7 @@ impl Shard {
         self.tenure = tenure;
         self.created = 0;
         self.replication.begin(stays);
+        self.rosters.values_mut().for_each(Roster::begin);
         self.drop_changed();
         self.forget_lost();
         let mut keys: Vec<ChannelKey> = self.channels.keys().cloned().collect();
@@ -239,6 +272,7 @@ impl Shard {
     fn drop_channels(&mut self, keys: &[ChannelKey]) {
         let mut dropped = HashSet::new();
         for key in keys {
+            self.rosters.remove(key);
             if self.channels.remove(key).is_some() {
                 dropped.insert(key);
             }
@@ -249,7 +283,7 @@ impl Shard {
     }
 
     fn begin(&mut self, begin: Begin) {
-        *self = Self::new(self.tenure.clone(), std::sync::Arc::clone(&self.namespaces));
+        *self = Self::new(self.tenure.clone(), Arc::clone(&self.namespaces));
         if begin.forgetful {
             self.tombstones.be_forgetful();
         }
@@ -263,11 +297,12 @@ impl Shard {
             .collect();
     }
 
-    fn restore(&mut self, now: Timestamp, piece: ChannelPiece) {
+    /// `false`: it was made anew since the filling began, so records have said it
+    /// all.
+    fn restore(&mut self, now: Timestamp, piece: ChannelPiece) -> bool {
         let key = piece.key.clone();
-        // It was made anew since the filling began, so records have said it all.
         if self.channels.contains_key(&key) {
-            return;
+            return false;
         }
         let held = piece.held as usize;
         let repairable = piece.past.len().saturating_sub(held);
@@ -278,6 +313,7 @@ impl Shard {
         }
         self.tombstones.lift(&key);
         self.channels.insert(key, Channel::of(now, piece));
+        true
     }
 
     fn replay_publish(&mut self, now: Timestamp, performed: Performed) {
@@ -295,15 +331,7 @@ impl Shard {
             offset: publication.offset,
         };
         let copies = 2;
-        let limits = self.namespaces.history(&key);
-        let bytes = publication.bytes();
-        if let Some(channel) = self.channels.get_mut(&key)
-            && channel.position().epoch == epoch
-            && channel.replay(now, publication, limits)
-        {
-            self.repair.push(now, key, position.offset, bytes);
-            self.release_repaired(now);
-        }
+        self.replay_append(now, key, epoch, publication, Some(&from));
         if let Some(idempotency) = idempotency {
             let is_alone = false;
             let first = idempotency::Publication { position, is_alone };
@@ -320,6 +348,29 @@ impl Shard {
         }
     }
 
+    fn replay_append(
+        &mut self,
+        now: Timestamp,
+        key: ChannelKey,
+        epoch: Epoch,
+        publication: Arc<Publication>,
+        from: Option<&GatewayRef>,
+    ) {
+        let limits = self.namespaces.history(&key);
+        let (offset, bytes) = (publication.offset, publication.bytes());
+        let change = publication.change().cloned();
+        if let Some(channel) = self.channels.get_mut(&key)
+            && channel.position().epoch == epoch
+            && channel.replay(now, publication, limits)
+        {
+            if let Some(change) = change {
+                self.apply_change(&key, &change, from);
+            }
+            self.repair.push(now, key, offset, bytes);
+            self.release_repaired(now);
+        }
+    }
+
     fn table_of(
         &mut self,
         now: Timestamp,
@@ -328,6 +379,14 @@ impl Shard {
     ) -> Option<&mut PublishTable> {
         self.meet(now, from).ok()?;
         Some(self.table(from, low_mark))
+    }
+}
+
+/// A channel with who is present in it.
+fn whole(channel: ChannelPiece, roster: Option<&Roster>) -> Record {
+    match roster.and_then(Roster::piece) {
+        Some(roster) => Record::Presence(Box::new(PresencePiece { channel, roster })),
+        None => Record::Channel(Box::new(channel)),
     }
 }
 

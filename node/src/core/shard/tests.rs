@@ -65,6 +65,7 @@ fn publish(channel: &str, sequence: u64) -> Request {
         exclude: None,
         accepted_at: UnixTime(0),
         idempotency: None,
+        by: None,
     })
 }
 

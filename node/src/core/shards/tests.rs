@@ -139,6 +139,7 @@ fn published(shards: &mut Shards, shard: u16, fence: u64) -> (Epoch, u64) {
         exclude: None,
         accepted_at: UnixTime(0),
         idempotency: None,
+        by: None,
     };
     let effects = ask(shards, gateway(1), shard, Request::Publish(publish));
     match effects.last() {

@@ -28,6 +28,7 @@ impl Bench {
             exclude: None,
             accepted_at: UnixTime(0),
             idempotency: None,
+            by: None,
         };
         let ticket = Ticket(ticket);
         self.tell(at, Input::Publish { ticket, order })

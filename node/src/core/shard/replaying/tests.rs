@@ -61,6 +61,7 @@ fn publish(
         exclude: None,
         accepted_at: UnixTime(0),
         idempotency,
+        by: None,
     })
 }
 

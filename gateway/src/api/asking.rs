@@ -1,0 +1,190 @@
+//! What backends ask about channels. Each question goes to the owner of the channel,
+//! which is the only one that knows.
+
+use axum::Router;
+use axum::body::Body;
+use axum::extract::{Path, Request, State};
+use axum::http::Method;
+use axum::http::request::Parts;
+use axum::response::{IntoResponse, Json, Response};
+use axum::routing::any;
+use hyper::body::Body as _;
+use proto::channel::{ChannelKey, ChannelKind, ChannelName};
+use proto::error::ErrorCode;
+use proto::message::{Attendance, Told, What};
+use serde_json::{Map, Value, json};
+
+use super::{authenticate, refused};
+use crate::app::App;
+use crate::problem::Problem;
+use crate::server::Context;
+
+pub(super) fn routes() -> Router<Context> {
+    Router::new()
+        .route("/apps/{id}/channels/{name}", any(channel))
+        .route("/apps/{id}/channels/{name}/users", any(users))
+}
+
+/// What may be told of a channel besides whether anybody is there.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(super) struct Info {
+    /// How many users are present.
+    pub(super) user_count: bool,
+}
+
+impl Info {
+    /// Reads `info`: names with commas between them.
+    pub(super) fn parse(text: &str) -> Result<Self, Problem> {
+        let mut info = Self::default();
+        for name in text
+            .split(',')
+            .map(str::trim)
+            .filter(|name| !name.is_empty())
+        {
+            match name {
+                "user_count" => info.user_count = true,
+                other => {
+                    let message = format!("info: {other:?} is not known; user_count is");
+                    return Err(Problem::new(ErrorCode::BadRequest, message));
+                }
+            }
+        }
+        Ok(info)
+    }
+
+    /// Whether a channel has all of it.
+    pub(super) fn check(self, channel: &ChannelName) -> Result<(), Problem> {
+        if self.user_count && channel.kind() != ChannelKind::Presence {
+            let message =
+                format!("info: user_count is of presence channels, and {channel} is none");
+            return Err(Problem::new(ErrorCode::BadRequest, message));
+        }
+        Ok(())
+    }
+}
+
+async fn channel(
+    State(context): State<Context>,
+    Path((id, name)): Path<(String, String)>,
+    request: Request,
+) -> Response {
+    let (head, body) = request.into_parts();
+    let told = tell_channel(&context, &id, &name, &head).await;
+    answer(told, &body)
+}
+
+async fn tell_channel(
+    context: &Context,
+    id: &str,
+    name: &str,
+    head: &Parts,
+) -> Result<Value, Problem> {
+    let app = asks(context, id, head)?;
+    let channel = channel_name(name)?;
+    let info = Info::parse(&parameter(head, "info").unwrap_or_default())?;
+    info.check(&channel)?;
+    let key = key(app, channel);
+    let Attendance {
+        is_followed,
+        users,
+        complete,
+        ..
+    } = match context.mesh.query(None, What::Channel { key }).await {
+        Ok(Told::Channel(attendance)) => attendance,
+        Ok(_) => return Err(unavailable(ErrorCode::Unavailable)),
+        Err(code) => return Err(unavailable(code)),
+    };
+    let mut told = Map::new();
+    told.insert("occupied".into(), json!(is_followed || users > 0));
+    if info.user_count {
+        told.insert("user_count".into(), json!(users));
+    }
+    told.insert("complete".into(), json!(complete));
+    Ok(Value::Object(told))
+}
+
+async fn users(
+    State(context): State<Context>,
+    Path((id, name)): Path<(String, String)>,
+    request: Request,
+) -> Response {
+    let (head, body) = request.into_parts();
+    let told = tell_users(&context, &id, &name, &head).await;
+    answer(told, &body)
+}
+
+async fn tell_users(
+    context: &Context,
+    id: &str,
+    name: &str,
+    head: &Parts,
+) -> Result<Value, Problem> {
+    let app = asks(context, id, head)?;
+    let channel = channel_name(name)?;
+    if channel.kind() != ChannelKind::Presence {
+        let message = format!("users are of presence channels, and {channel} is none");
+        return Err(Problem::new(ErrorCode::BadRequest, message));
+    }
+    let key = key(app, channel);
+    let mut users = Vec::new();
+    let mut after = None;
+    let complete = loop {
+        let what = What::Roster {
+            key: key.clone(),
+            after: after.take(),
+        };
+        let page = match context.mesh.query(None, what).await {
+            Ok(Told::Roster(page)) => page,
+            Ok(_) => return Err(unavailable(ErrorCode::Unavailable)),
+            Err(code) => return Err(unavailable(code)),
+        };
+        after = page.users.last().map(|user| user.id.clone());
+        users.extend(page.users.iter().map(|user| json!({"id": &*user.id})));
+        if !page.more || after.is_none() {
+            break page.complete;
+        }
+    };
+    Ok(json!({"users": users, "complete": complete}))
+}
+
+/// The app that asks, by a request that may only read.
+fn asks<'a>(context: &'a Context, id: &str, head: &Parts) -> Result<&'a App, Problem> {
+    if head.method != Method::GET {
+        return Err(Problem::method_not_allowed("GET"));
+    }
+    let (app, _) = authenticate(context, id, head)?;
+    Ok(app)
+}
+
+fn answer(told: Result<Value, Problem>, body: &Body) -> Response {
+    match told {
+        Ok(told) => Json(told).into_response(),
+        Err(problem) => refused(problem, !body.is_end_stream()),
+    }
+}
+
+fn channel_name(name: &str) -> Result<ChannelName, Problem> {
+    name.parse().map_err(|error| {
+        let message = format!("channel {name:?}: {error}");
+        Problem::new(ErrorCode::BadRequest, message)
+    })
+}
+
+fn key(app: &App, channel: ChannelName) -> ChannelKey {
+    ChannelKey {
+        app: app.id.clone(),
+        channel,
+    }
+}
+
+fn unavailable(code: ErrorCode) -> Problem {
+    let message = "the owner of the channel did not answer";
+    Problem::new(code, message)
+}
+
+/// A parameter of the query, decoded.
+fn parameter(head: &Parts, name: &str) -> Option<String> {
+    let query = head.uri.query()?;
+    let mut pairs = form_urlencoded::parse(query.as_bytes());
+    pairs.find_map(|(key, value)| (key == name).then(|| value.into_owned()))
+}

@@ -1,0 +1,290 @@
+//! Who is present in a followed channel, as the members here are told of it.
+//!
+//! The **view** is what they have been told: the users that were there when they
+//! came, and every change since. It is folded from the channel's entries, so it is of
+//! one position, like everything that is delivered. Where it cannot be folded (for
+//! the first member here, or behind a gap) the roster is fetched from the owner, page
+//! by page, while entries go on coming: a page has the changes up to its own
+//! position, and later ones are folded into it. What the fetched roster and the view
+//! differ in is told then, but only once the owner knows all who are there.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use proto::id::ConnectionId;
+use proto::position::{Epoch, Offset, Position};
+use proto::presence::{Change, RosterPage, User, Users};
+use proto::publication::Publication;
+
+use super::{Attachment, Step};
+use crate::core::hub::ConnectionIndex;
+use crate::core::workers::WorkerId;
+
+/// See the [module](self).
+#[derive(Debug, Default)]
+pub(super) struct Presence {
+    view: Option<Arc<Users>>,
+    fetch: Option<Fetch>,
+    /// Members that wait for the word that they are in.
+    entering: BTreeMap<ConnectionId, Entering>,
+}
+
+/// A connection of a worker.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Place {
+    /// Whose it is.
+    pub worker: WorkerId,
+    /// Where it is there.
+    pub index: ConnectionIndex,
+}
+
+#[derive(Debug)]
+struct Entering {
+    place: Place,
+    user: Arc<str>,
+    /// The channel's position from which on the member is in, as the owner says.
+    at: Option<Position>,
+}
+
+/// A roster that is being fetched.
+#[derive(Debug, Default)]
+struct Fetch {
+    epoch: Option<Epoch>,
+    users: Users,
+    pages: Vec<Page>,
+    /// The question that is open.
+    asked: Option<u64>,
+    /// What has changed since it was asked: the answer may be of before that, and
+    /// come later.
+    seen: Vec<(Position, Change)>,
+    /// All pages have come, and whether the owner knew all who are there.
+    whole: Option<bool>,
+}
+
+/// A part of a roster: users up to one, as of a position.
+#[derive(Debug)]
+struct Page {
+    through: Option<Arc<str>>,
+    at: Offset,
+}
+
+impl Fetch {
+    fn take(&mut self, page: RosterPage) {
+        self.asked = None;
+        // There is no channel yet to which the members here have been added.
+        let Some(position) = page.position else {
+            return self.again();
+        };
+        if self.epoch.is_some_and(|epoch| epoch != position.epoch) {
+            return self.again();
+        }
+        self.epoch = Some(position.epoch);
+        let after = self.after();
+        let last = page.users.last().map(|user| Arc::clone(&user.id));
+        for user in &page.users {
+            self.users.insert(user);
+        }
+        let through = last.filter(|_| page.more);
+        for (at, change) in std::mem::take(&mut self.seen) {
+            let user = change.user();
+            let is_on_it = after.as_ref().is_none_or(|after| user > after)
+                && through.as_ref().is_none_or(|last| user <= last);
+            if is_on_it && at.epoch == position.epoch && at.offset > position.offset {
+                self.users.apply(&change);
+            }
+        }
+        self.pages.push(Page {
+            through,
+            at: position.offset,
+        });
+        if !page.more {
+            self.whole = Some(page.complete);
+        }
+    }
+
+    fn again(&mut self) {
+        *self = Self::default();
+    }
+
+    /// Folds a change, if the page of its user does not have it.
+    fn apply(&mut self, epoch: Epoch, offset: Offset, change: &Change) {
+        if self.asked.is_some() {
+            let at = Position { epoch, offset };
+            self.seen.push((at, change.clone()));
+        }
+        if self.epoch != Some(epoch) {
+            return;
+        }
+        let user = change.user();
+        let covers = |page: &&Page| page.through.as_ref().is_none_or(|last| user <= last);
+        if self
+            .pages
+            .iter()
+            .find(covers)
+            .is_some_and(|page| page.at < offset)
+        {
+            self.users.apply(change);
+        }
+    }
+
+    /// Whether it is what the channel is at a position, and all pages are there.
+    fn is_of(&self, position: Position) -> bool {
+        let reached = self.pages.iter().all(|page| page.at <= position.offset);
+        self.whole.is_some() && self.epoch == Some(position.epoch) && reached
+    }
+
+    fn after(&self) -> Option<Arc<str>> {
+        self.pages.last()?.through.clone()
+    }
+}
+
+impl Attachment {
+    /// A member of this gateway comes into the channel.
+    pub fn enter(&mut self, connection: ConnectionId, place: Place, user: Arc<str>) {
+        let presence = self.presence.get_or_insert_default();
+        if presence.view.is_none() && presence.fetch.is_none() {
+            presence.fetch = Some(Fetch::default());
+        }
+        let at = None;
+        let entering = Entering { place, user, at };
+        presence.entering.insert(connection, entering);
+    }
+
+    /// It has gone, or is not let in. Where it was, if it was still waiting.
+    pub fn exit(&mut self, connection: ConnectionId) -> Option<Place> {
+        let presence = self.presence.as_mut()?;
+        Some(presence.entering.remove(&connection)?.place)
+    }
+
+    /// The owner says from where on a member is in.
+    pub fn entered(&mut self, connection: ConnectionId, at: Position, steps: &mut Vec<Step>) {
+        if let Some(presence) = &mut self.presence
+            && let Some(entering) = presence.entering.get_mut(&connection)
+        {
+            entering.at = Some(at);
+            self.welcome(steps);
+        }
+    }
+
+    /// The user behind whom the owner is to be asked for the next page, if it is to be
+    /// asked; under this number.
+    pub fn ask_roster(&mut self, query: u64) -> Option<Option<Arc<str>>> {
+        let fetch = self.presence.as_mut()?.fetch.as_mut()?;
+        if fetch.asked.is_some() || fetch.whole.is_some() {
+            return None;
+        }
+        fetch.asked = Some(query);
+        fetch.seen.clear();
+        Some(fetch.after())
+    }
+
+    /// Whether a question is the one that is open, and behind whom it asks.
+    pub fn asks_roster(&self, query: u64) -> Option<Option<Arc<str>>> {
+        let fetch = self.presence.as_ref()?.fetch.as_ref()?;
+        (fetch.asked == Some(query)).then(|| fetch.after())
+    }
+
+    /// The owner has answered with a page. `true`: it does not know yet who is there,
+    /// and is to be asked again a little later.
+    pub fn take_page(&mut self, query: u64, page: RosterPage) -> bool {
+        let Some(presence) = &mut self.presence else {
+            return false;
+        };
+        let Some(fetch) = presence.fetch.as_mut().filter(|it| it.asked == Some(query)) else {
+            return false;
+        };
+        fetch.take(page);
+        // A roster that may lack somebody takes nobody away.
+        let is_early = presence.view.is_some() && fetch.whole == Some(false);
+        if is_early || fetch.epoch.is_none() {
+            fetch.again();
+            return true;
+        }
+        false
+    }
+
+    /// The channel goes on behind a gap: what has changed there is not known.
+    pub(super) fn lose_roster(&mut self) {
+        if let Some(presence) = &mut self.presence {
+            presence.fetch = Some(Fetch::default());
+        }
+    }
+
+    /// An entry of the channel is delivered. What is delivered instead of it, if it
+    /// tells the members here nothing.
+    pub(super) fn fold(&mut self, epoch: Epoch, publication: Arc<Publication>) -> Arc<Publication> {
+        let Some(change) = publication.change() else {
+            return publication;
+        };
+        let mut is_shown = false;
+        if let Some(presence) = &mut self.presence {
+            if let Some(fetch) = &mut presence.fetch {
+                fetch.apply(epoch, publication.offset, change);
+            }
+            if let Some(view) = &mut presence.view {
+                is_shown = Arc::make_mut(view).apply(change);
+            }
+        }
+        match is_shown {
+            true if change.is_of_users() => publication,
+            // Behind a gap: what the members here were told was not so.
+            true => Arc::new(publication.of_users()),
+            false => Arc::new(publication.blank()),
+        }
+    }
+
+    /// The channel has come further, or a page has come.
+    pub fn look_at_roster(&mut self, steps: &mut Vec<Step>) {
+        let (Some(presence), Some(position)) = (&mut self.presence, self.position) else {
+            return;
+        };
+        if let Some(fetch) = presence.fetch.take_if(|fetch| fetch.is_of(position)) {
+            let before = presence.view.replace(Arc::new(fetch.users));
+            if let (Some(before), Some(now)) = (before, &presence.view) {
+                let came = now.iter().filter(|user| !before.contains(&user.id));
+                let went = before.iter().filter(|user| !now.contains(&user.id));
+                let came: Vec<User> = came.collect();
+                let went: Vec<Arc<str>> = went.map(|user| user.id).collect();
+                let is_any = !came.is_empty() || !went.is_empty();
+                if is_any && !self.told.is_empty() {
+                    steps.push(Step::Members {
+                        workers: self.told,
+                        position,
+                        came,
+                        went,
+                    });
+                }
+            }
+        }
+        self.welcome(steps);
+    }
+
+    /// Tells members that they are in, and who else is.
+    fn welcome(&mut self, steps: &mut Vec<Step>) {
+        let (Some(presence), Some(position)) = (&mut self.presence, self.position) else {
+            return;
+        };
+        let Some(view) = presence.view.as_ref().filter(|_| self.attached) else {
+            return;
+        };
+        let told = self.told;
+        let is_in = |entering: &Entering| {
+            let reached = |at: Position| at.epoch == position.epoch && at.offset <= position.offset;
+            entering.at.is_some_and(reached)
+                && view.contains(&entering.user)
+                && told.contains(entering.place.worker)
+        };
+        let welcome = presence
+            .entering
+            .extract_if(.., |_, entering| is_in(entering));
+        steps.extend(welcome.map(|(connection, entering)| Step::Welcome {
+            place: entering.place,
+            connection,
+            position,
+            users: Arc::clone(view),
+        }));
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,95 @@
+//! What a client says of its user when it subscribes to a presence channel.
+
+use proto::presence::{INFO_BYTES_MAX, USER_BYTES_MAX, User};
+use serde::Deserialize;
+use serde_json::value::RawValue;
+
+#[derive(Deserialize)]
+struct ChannelData<'a> {
+    #[serde(default, borrow)]
+    user_id: Option<&'a RawValue>,
+    #[serde(default, borrow)]
+    user_info: Option<&'a RawValue>,
+}
+
+/// Reads `channel_data`: the user's id, text or number, and what the others are told
+/// of it.
+///
+/// # Errors
+/// What is wrong with it, for the client.
+pub fn parse(channel_data: &str) -> Result<User, String> {
+    let data: ChannelData<'_> = serde_json::from_str(channel_data)
+        .map_err(|error| format!("channel_data is not the JSON of a user: {error}"))?;
+    let id = match data.user_id.map(RawValue::get) {
+        Some(text) if text.starts_with('"') => serde_json::from_str::<String>(text)
+            .map_err(|error| format!("user_id is no text: {error}"))?,
+        Some(number) if number.starts_with(|c: char| c == '-' || c.is_ascii_digit()) => {
+            number.to_owned()
+        }
+        Some(_) => return Err("user_id is neither a text nor a number".into()),
+        None => return Err("channel_data has no user_id".into()),
+    };
+    if id.is_empty() {
+        return Err("user_id is empty".into());
+    }
+    if id.len() > USER_BYTES_MAX {
+        let bytes = id.len();
+        return Err(format!(
+            "user_id has {bytes} bytes; {USER_BYTES_MAX} are allowed"
+        ));
+    }
+    let info = data.user_info.map(RawValue::get);
+    let info = info.filter(|info| *info != "null");
+    if let Some(bytes) = info.map(str::len).filter(|bytes| *bytes > INFO_BYTES_MAX) {
+        return Err(format!(
+            "user_info has {bytes} bytes; {INFO_BYTES_MAX} are allowed"
+        ));
+    }
+    Ok(User {
+        id: id.into(),
+        info: info.map(Into::into),
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    #[test]
+    fn a_user_has_an_id_and_perhaps_more() {
+        let user = parse(r#"{"user_id":"a","user_info":{"name": "A"}}"#).unwrap();
+        assert_eq!(
+            (&*user.id, user.info.as_deref()),
+            ("a", Some(r#"{"name": "A"}"#))
+        );
+        let user = parse(r#"{"user_id":7,"user_info":null}"#).unwrap();
+        assert_eq!((&*user.id, user.info), ("7", None));
+    }
+
+    #[test]
+    fn what_is_wrong_is_named() {
+        let long = format!(r#"{{"user_id":"{}"}}"#, "x".repeat(129));
+        let large = format!(r#"{{"user_id":"a","user_info":"{}"}}"#, "x".repeat(2_047));
+        for (data, word) in [
+            ("", "not the JSON"),
+            ("[]", "no user_id"),
+            ("{}", "no user_id"),
+            (r#"{"user_id":null}"#, "no user_id"),
+            (r#"{"user_id":true}"#, "neither"),
+            (r#"{"user_id":""}"#, "empty"),
+            (&long, "129 bytes"),
+            (&large, "2049 bytes"),
+        ] {
+            let error = parse(data).unwrap_err();
+            assert!(error.contains(word), "{data}: {error}");
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn arbitrary_texts_never_panic(data in ".{0,200}") {
+            let _ = parse(&data);
+        }
+    }
+}

@@ -1,0 +1,162 @@
+//! Clients that are members of channels: what the mesh is told of them, and what they
+//! are told.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use proto::channel::{ChannelKey, ChannelKind};
+use proto::error::ErrorCode;
+use proto::id::ConnectionId;
+use proto::position::Position;
+use proto::presence::{Member, User, Users};
+
+use super::channels::Untold;
+use super::state::{State, index};
+use crate::broadcast::{Broadcast, Content};
+use crate::core::attachment::Place;
+use crate::core::connection::not_entered;
+use crate::core::hub::{ConnectionIndex, Subscribed, Welcomed, Wish};
+use crate::mesh;
+use crate::protocol::{Frame, Recover};
+
+/// How long a client that has gone without a word may take to come back.
+const GRACE: Duration = Duration::from_secs(1);
+
+impl State {
+    /// A client wants to be a member of a channel.
+    pub(super) fn enter(&mut self, key: usize, channel: ChannelKey, recover: Recover, user: User) {
+        let Some(connection) = self.connection_id(key) else {
+            return;
+        };
+        let wish = Wish {
+            cursor: None,
+            positions: recover != Recover::No,
+            enters: true,
+        };
+        match self.hub.subscribe(index(key), &channel, wish) {
+            Subscribed::First(follow) => {
+                self.untold.insert(channel.clone(), Untold::Follow(follow));
+            }
+            Subscribed::Already(_) => return,
+            Subscribed::Entering
+            | Subscribed::Pending
+            | Subscribed::Live(_)
+            | Subscribed::Resuming => {}
+        }
+        self.metrics.subscribes_ok.inc();
+        self.set_pending(key);
+        let place = Place {
+            worker: self.id,
+            index: index(key),
+        };
+        self.statements.push_back(mesh::Mail::Enter {
+            place,
+            key: channel,
+            member: Member { connection, user },
+        });
+    }
+
+    /// A client is a member no longer, unless it is one of another kind of channel.
+    pub(super) fn exit(&mut self, key: usize, channel: &ChannelKey, grace: Option<Duration>) {
+        if channel.channel.kind() != ChannelKind::Presence {
+            return;
+        }
+        if let Some(connection) = self.connection_id(key) {
+            self.statements.push_back(mesh::Mail::Exit {
+                key: channel.clone(),
+                connection,
+                grace,
+            });
+        }
+    }
+
+    /// A client has gone without a word.
+    pub(super) fn exit_all(&mut self, key: usize) {
+        let of = self.hub.channels_of(index(key));
+        let presence = of.filter(|key| key.channel.kind() == ChannelKind::Presence);
+        let presence: Vec<ChannelKey> = presence.cloned().collect();
+        for channel in presence {
+            self.exit(key, &channel, Some(GRACE));
+        }
+    }
+
+    /// A client is a member, and is told who else is.
+    pub(super) fn welcome_member(
+        &mut self,
+        key: &ChannelKey,
+        (index, connection): (ConnectionIndex, ConnectionId),
+        position: Position,
+        users: Arc<Users>,
+    ) {
+        let socket = index.0 as usize;
+        if self.connection_id(socket) != Some(connection) {
+            return;
+        }
+        let Some(Welcomed {
+            channel,
+            positions,
+            is_live,
+        }) = self.hub.welcome(index, key, position)
+        else {
+            return;
+        };
+        if !is_live && !self.fanout.is_busy(channel) {
+            self.untold.entry(key.clone()).or_insert(Untold::Resume);
+        }
+        let frame = Frame::Entered {
+            channel: key.channel.clone(),
+            position: positions.then_some(position),
+            recovered: None,
+            users,
+        };
+        self.send(socket, &frame);
+        self.set_pending(socket);
+    }
+
+    /// A client is not let in.
+    pub(super) fn refuse_member(
+        &mut self,
+        key: &ChannelKey,
+        (index, connection): (ConnectionIndex, ConnectionId),
+        code: ErrorCode,
+    ) {
+        let socket = index.0 as usize;
+        if self.connection_id(socket) != Some(connection) || !self.hub.has(index, key) {
+            return;
+        }
+        let unfollowed = self.hub.unsubscribe(index, key);
+        self.unfollow(unfollowed);
+        if let Some(client) = self.sockets[socket].client.as_mut() {
+            client.connection.leave(&key.channel);
+        }
+        self.metrics.subscribes_refused.inc();
+        self.send(socket, &not_entered(&key.channel, code));
+    }
+
+    /// Members that wait for what they missed are told at once who has come and gone:
+    /// no publication will tell them.
+    pub(super) fn tell_waiting_members(&mut self, broadcast: &Broadcast) {
+        if !matches!(broadcast.content, Content::Members { .. }) {
+            return;
+        }
+        let Some(channel) = self.hub.index(&broadcast.key) else {
+            return;
+        };
+        for connection in self.hub.told_and_waiting(channel) {
+            self.put(connection.0 as usize, broadcast.websocket().clone());
+        }
+    }
+
+    /// A subscription of this connection may be waiting from now on.
+    pub(super) fn set_pending(&mut self, key: usize) {
+        if let Some(socket) = self.sockets.get_mut(key) {
+            socket.pending_since = Some(self.now);
+            self.look_again(key);
+        }
+    }
+
+    fn connection_id(&self, key: usize) -> Option<ConnectionId> {
+        let client = self.sockets.get(key)?.client.as_ref()?;
+        Some(client.connection.id())
+    }
+}
