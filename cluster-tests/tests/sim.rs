@@ -321,3 +321,18 @@ fn a_leader_that_grants_while_it_gives_away_is_found() {
 fn a_leader_that_waits_for_the_last_owner_alone_is_found() {
     breaks(Mistake::EarlierNotWaited, &["one_owner"]);
 }
+
+#[test]
+fn a_member_that_is_not_taken_leave_of_is_found() {
+    breaks(Mistake::ExitLost, &["no_ghost"]);
+}
+
+#[test]
+fn a_restatement_that_follows_what_contradicts_it_is_found() {
+    breaks(Mistake::RestatedOutOfOrder, &["no_ghost"]);
+}
+
+#[test]
+fn a_restatement_that_ends_too_early_is_found() {
+    breaks(Mistake::StatedInPart, &["one_leave_per_lost_member"]);
+}

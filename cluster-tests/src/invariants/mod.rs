@@ -1,7 +1,5 @@
 //! What the system promises, one file for each promise: a check of a trace of
 //! the simulation, and tests that it notices a bad one.
-//!
-//! To come with presence: `no_ghost` (nobody stays in a roster who has gone).
 
 pub mod acked_is_recoverable;
 pub mod acked_survives_one_crash;
@@ -11,11 +9,15 @@ pub mod exactly_once;
 pub mod interest_heals;
 pub mod liveness;
 pub mod no_duplicate_delivery;
+pub mod no_ghost;
 pub mod no_ghost_interest;
 pub mod no_needless_death;
 pub mod no_silent_gap;
 pub mod no_stale_answer;
+pub mod one_leave_per_lost_member;
 pub mod one_owner;
+mod rooms;
+pub mod rosters_converge;
 pub mod same_order_everywhere;
 
 use crate::sim::trace::Trace;
@@ -36,7 +38,7 @@ pub type Verdict = Result<(), Violation>;
 pub type Check = fn(&Trace) -> Verdict;
 
 /// Every promise, by name.
-pub const ALL: [(&str, Check); 14] = [
+pub const ALL: [(&str, Check); 17] = [
     ("one_owner", one_owner::check),
     ("no_stale_answer", no_stale_answer::check),
     ("acked_survives_one_crash", acked_survives_one_crash::check),
@@ -48,6 +50,12 @@ pub const ALL: [(&str, Check); 14] = [
     ("acked_is_recoverable", acked_is_recoverable::check),
     ("interest_heals", interest_heals::check),
     ("no_ghost_interest", no_ghost_interest::check),
+    (
+        "one_leave_per_lost_member",
+        one_leave_per_lost_member::check,
+    ),
+    ("no_ghost", no_ghost::check),
+    ("rosters_converge", rosters_converge::check),
     ("no_needless_death", no_needless_death::check),
     ("bounded_queues", bounded_queues::check),
     ("liveness", liveness::check),
@@ -68,7 +76,7 @@ mod testing {
     use proto::position::{Epoch, Gap, GapReason, Offset, Position};
 
     use super::Verdict;
-    use crate::sim::trace::{Answer, Fact, Order, Trace};
+    use crate::sim::trace::{Answer, Connection, Fact, Order, Trace, User, Users};
 
     /// At which of the facts a promise is broken, if it is.
     pub(super) fn broken_at(
@@ -82,6 +90,45 @@ mod testing {
         Position {
             epoch: Epoch(epoch),
             offset: Offset(offset),
+        }
+    }
+
+    pub(super) fn enters(connection: Connection, user: User) -> Fact {
+        Fact::Enters {
+            connection,
+            channel: 0,
+            user,
+        }
+    }
+
+    pub(super) fn exits(connection: Connection) -> Fact {
+        Fact::Exits {
+            connection,
+            channel: 0,
+        }
+    }
+
+    pub(super) fn entered(connection: Connection, users: Users) -> Fact {
+        Fact::Entered {
+            connection,
+            channel: 0,
+            users,
+        }
+    }
+
+    pub(super) fn came(connection: Connection, user: User) -> Fact {
+        Fact::Came {
+            connection,
+            channel: 0,
+            user,
+        }
+    }
+
+    pub(super) fn went(connection: Connection, user: User) -> Fact {
+        Fact::Went {
+            connection,
+            channel: 0,
+            user,
         }
     }
 

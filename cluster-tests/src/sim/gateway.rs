@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use gateway::broadcast::Broadcast;
-use gateway::core::attachment::Step;
+use gateway::core::attachment::{Place, Step};
 use gateway::core::discovery::{self, Discovery};
 use gateway::core::edge::{Edge, Effect, Input};
 use gateway::core::requests::batches;
@@ -22,10 +22,11 @@ use proto::position::Position;
 use proto::subject::Address;
 use proto::time::Timestamp;
 
-use super::mistakes::{self, FirstJoins, Mistake, Unanswered, Windows};
+use super::mistakes::{self, FirstJoins, Mistake, Statements, Unanswered, Windows};
 use super::network::Subject;
-use super::trace::{Answer, Connection, Fact, Order, Trace};
+use super::trace::{Answer, Connection, Fact, Order, Trace, User};
 use super::worker::{Mail, Told, Worker};
+use super::workload::CHANNELS;
 
 /// Threads that own connections.
 pub const WORKERS: usize = 2;
@@ -70,6 +71,8 @@ struct Serving {
     unanswered: Unanswered,
     /// For [`Mistake::RestatedFromNow`].
     first_joins: FirstJoins,
+    /// For mistakes with members.
+    statements: Statements,
 }
 
 /// What a gateway wants sent, and what else has come of an input.
@@ -109,6 +112,8 @@ pub enum Wish {
     Subscribe(u8, Connection, ChannelKey, Option<Position>),
     /// A channel no more.
     Unsubscribe(u8, Connection, ChannelKey),
+    /// To be a member of a channel.
+    Enter(u8, Connection, ChannelKey, User),
     /// To publish.
     Publish(Order, uplink::Order),
 }
@@ -191,7 +196,8 @@ impl Gateway {
         let (Wish::Connect(worker, _)
         | Wish::Close(worker, _)
         | Wish::Subscribe(worker, ..)
-        | Wish::Unsubscribe(worker, ..)) = &wish
+        | Wish::Unsubscribe(worker, ..)
+        | Wish::Enter(worker, ..)) = &wish
         else {
             if let Wish::Publish(order, publish) = wish {
                 serving.tickets += 1;
@@ -226,11 +232,27 @@ impl Gateway {
                 worker.subscribe(connection, key, cursor, trace);
             }
             Wish::Unsubscribe(_, connection, key) => {
-                trace.add(Fact::Unsubscribed {
-                    connection,
-                    channel: super::workload::channel_of(&key),
+                let channel = super::workload::channel_of(&key);
+                trace.add(if channel < CHANNELS {
+                    Fact::Unsubscribed {
+                        connection,
+                        channel,
+                    }
+                } else {
+                    Fact::Exits {
+                        connection,
+                        channel,
+                    }
                 });
                 worker.unsubscribe(connection, &key);
+            }
+            Wish::Enter(_, connection, key, user) => {
+                trace.add(Fact::Enters {
+                    connection,
+                    channel: super::workload::channel_of(&key),
+                    user,
+                });
+                worker.enter(connection, key, user);
             }
             Wish::Publish(..) => {}
         }
@@ -278,6 +300,16 @@ impl Gateway {
                     cursor,
                 },
                 Told::Unfollow(key) => Input::Unfollow { worker: id, key },
+                Told::Enter(key, index, member) => Input::Enter {
+                    place: Place { worker: id, index },
+                    key,
+                    member,
+                },
+                Told::Exit(key, connection, grace) => Input::Exit {
+                    key,
+                    connection,
+                    grace,
+                },
             };
             self.tell(now, input, out);
         }
@@ -366,6 +398,7 @@ impl Gateway {
             windows: Windows::default(),
             unanswered: Unanswered::default(),
             first_joins: FirstJoins::default(),
+            statements: Statements::default(),
         };
         let before = mem::replace(&mut self.stage, Stage::Serving(Box::new(serving)));
         out.found = true;
@@ -430,6 +463,7 @@ impl Gateway {
         for effect in effects.drain(..) {
             match effect {
                 Effect::Request { node, mut request } => {
+                    serving.statements.ask(self.mistake, &mut request);
                     mistakes::asked(self.mistake, &mut request);
                     serving.first_joins.ask(self.mistake, &mut request);
                     let lost = self.leaves_lost && matches!(request, Request::Leave(_));
@@ -534,11 +568,33 @@ impl Serving {
                     resumption,
                 },
             ),
-            // For the edge; and nobody is a member of anything here.
-            Step::Kept { .. }
-            | Step::Welcome { .. }
-            | Step::Refused { .. }
-            | Step::Members { .. } => return,
+            Step::Welcome {
+                place,
+                connection,
+                position,
+                users,
+            } => (
+                Workers::only(place.worker),
+                Mail::Welcome {
+                    key,
+                    index: place.index,
+                    connection,
+                    position,
+                    users,
+                },
+            ),
+            Step::Members {
+                workers,
+                position,
+                came,
+                went,
+            } => {
+                let broadcast = Broadcast::members(key, position, came, went);
+                (workers, Mail::Broadcast(Arc::new(broadcast)))
+            }
+            Step::Refused { code, .. } => panic!("no room is full here: {code}"),
+            // For the edge.
+            Step::Kept { .. } => return,
         };
         for worker in to.iter() {
             self.workers[usize::from(worker.0)].mail(mail.clone());

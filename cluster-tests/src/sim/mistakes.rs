@@ -15,8 +15,8 @@ use node::core::pairs::{Batch, Echo};
 use node::core::record::Record;
 use node::core::shard::Effect;
 use proto::channel::ChannelKey;
-use proto::id::{GatewayRef, Incarnation, NodeId, NodeRef};
-use proto::message::{GatewayBeat, Reply, Request, Since};
+use proto::id::{ConnectionId, GatewayRef, Incarnation, NodeId, NodeRef};
+use proto::message::{Enter, GatewayBeat, Reply, Request, Since};
 use proto::position::{Epoch, Position};
 use proto::publication::Publication;
 use proto::shard::{Fence, ShardId};
@@ -110,6 +110,13 @@ pub enum Mistake {
     /// Publications are handed to the links before they are confirmed; what
     /// acknowledges them waits.
     FannedOutEarly,
+    /// A member that has gone is not taken leave of.
+    ExitLost,
+    /// What a gateway states anew follows what contradicts it: of a member that has
+    /// gone meanwhile it says that it is there.
+    RestatedOutOfOrder,
+    /// A gateway says that it has stated all its members to a new owner, and has not.
+    StatedInPart,
     /// A channel that is not replicated goes on in its epoch when its owner has
     /// died, where it stood as far as its standby has heard.
     AloneGoesOn,
@@ -117,7 +124,7 @@ pub enum Mistake {
 
 impl Mistake {
     /// All of them.
-    pub const ALL: [Self; 38] = [
+    pub const ALL: [Self; 41] = [
         Self::NoTailBeat,
         Self::UnversionedInterest,
         Self::NoDigests,
@@ -156,6 +163,9 @@ impl Mistake {
         Self::PairByMap,
         Self::FannedOutEarly,
         Self::AloneGoesOn,
+        Self::ExitLost,
+        Self::RestatedOutOfOrder,
+        Self::StatedInPart,
     ];
 }
 
@@ -419,6 +429,54 @@ pub fn asked(mistake: Option<Mistake>, request: &mut Request) {
         && let Since::Cursor(_) = join.since
     {
         join.since = Since::Now;
+    }
+}
+
+/// What a gateway has said of its members, for mistakes with them.
+#[derive(Debug, Default)]
+pub struct Statements {
+    members: BTreeMap<(ChannelKey, ConnectionId), Enter>,
+    exits: BTreeMap<(ShardId, u64), Fence>,
+}
+
+impl Statements {
+    /// Changes what it says.
+    pub fn ask(&mut self, mistake: Option<Mistake>, request: &mut Request) {
+        let changed = match (mistake, &*request) {
+            (Some(Mistake::ExitLost), Request::Exit(exit)) => Request::Skip(exit.place),
+            (Some(Mistake::StatedInPart), Request::Enter(enter)) => {
+                let name = (enter.key.clone(), enter.member.connection);
+                let known = self.members.insert(name, enter.clone());
+                let is_other = |known: &Enter| {
+                    known.place.sequence != enter.place.sequence
+                        && known.place.fence < enter.place.fence
+                };
+                if !known.as_ref().is_some_and(is_other) {
+                    return;
+                }
+                Request::Skip(enter.place)
+            }
+            (Some(Mistake::RestatedOutOfOrder), Request::Enter(enter)) => {
+                let name = (enter.key.clone(), enter.member.connection);
+                self.members.insert(name, enter.clone());
+                return;
+            }
+            (Some(Mistake::RestatedOutOfOrder), Request::Exit(exit)) => {
+                let place = exit.place;
+                let first = self.exits.entry((place.shard, place.sequence));
+                let first = *first.or_insert(place.fence);
+                let name = (exit.key.clone(), exit.connection);
+                match self.members.get(&name) {
+                    Some(enter) if place.fence > first => Request::Enter(Enter {
+                        place,
+                        ..enter.clone()
+                    }),
+                    _ => return,
+                }
+            }
+            _ => return,
+        };
+        *request = changed;
     }
 }
 

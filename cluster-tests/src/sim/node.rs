@@ -532,7 +532,8 @@ impl Node {
                     epoch: entry.epoch,
                     offset: entry.publication.offset,
                 };
-                if !trace.is_inherited(&position) {
+                let is_message = entry.publication.change().is_none();
+                if is_message && !trace.is_inherited(&position) {
                     trace.add(Fact::Published {
                         node,
                         fence: entry.fence.0,

@@ -30,6 +30,10 @@ impl fmt::Display for Process {
 
 /// A channel of the world, by number.
 pub type Channel = u8;
+/// A user, by number; there are fewer than 64.
+pub type User = u8;
+/// Users, a bit for each.
+pub type Users = u64;
 /// A connection: one for each time that a client connects.
 pub type Connection = u32;
 /// A publish, as its publisher asked for it. Its number is its payload.
@@ -209,6 +213,49 @@ pub enum Fact {
         channel: Channel,
         /// Which one.
         gap: Gap,
+    },
+    /// A client wants to be a member of a channel.
+    Enters {
+        /// On which connection.
+        connection: Connection,
+        /// Of which one.
+        channel: Channel,
+        /// As whom.
+        user: User,
+    },
+    /// It wants to be one no longer.
+    Exits {
+        /// On which connection.
+        connection: Connection,
+        /// Of which one.
+        channel: Channel,
+    },
+    /// A client was told that it is a member, and who else is.
+    Entered {
+        /// On which connection.
+        connection: Connection,
+        /// Of which channel.
+        channel: Channel,
+        /// Who is there.
+        users: Users,
+    },
+    /// A member was told that a user has come.
+    Came {
+        /// On which connection.
+        connection: Connection,
+        /// Into which channel.
+        channel: Channel,
+        /// Who.
+        user: User,
+    },
+    /// A member was told that a user has gone.
+    Went {
+        /// On which connection.
+        connection: Connection,
+        /// From which channel.
+        channel: Channel,
+        /// Who.
+        user: User,
     },
     /// A gateway wants a channel and its owner does not know that, or the
     /// other way round.
@@ -552,6 +599,42 @@ impl fmt::Display for Fact {
                 gap.reason.as_str(),
                 gap.earliest,
                 gap.latest
+            ),
+            Self::Enters {
+                connection,
+                channel,
+                user,
+            } => write!(
+                f,
+                "connection {connection} of user {user} enters channel {channel}"
+            ),
+            Self::Exits {
+                connection,
+                channel,
+            } => write!(f, "connection {connection} exits channel {channel}"),
+            Self::Entered {
+                connection,
+                channel,
+                users,
+            } => write!(
+                f,
+                "connection {connection} is in channel {channel} with users {users:#b}"
+            ),
+            Self::Came {
+                connection,
+                channel,
+                user,
+            } => write!(
+                f,
+                "connection {connection} is told that user {user} has come into channel {channel}"
+            ),
+            Self::Went {
+                connection,
+                channel,
+                user,
+            } => write!(
+                f,
+                "connection {connection} is told that user {user} has gone from channel {channel}"
             ),
             Self::Differs {
                 gateway,

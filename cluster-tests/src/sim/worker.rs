@@ -5,20 +5,25 @@
 
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
+use std::time::Duration;
 
 use gateway::broadcast::{Broadcast, Content};
 use gateway::core::attachment::{FollowId, Resumption};
 use gateway::core::fanout::Fanout;
 use gateway::core::hub::{ConnectionIndex, Given, Hub, Return, Subscribed, Unfollowed, Wish};
 use gateway::core::workers::WorkerId;
-use proto::channel::ChannelKey;
+use proto::channel::{ChannelKey, ChannelKind};
+use proto::id::ConnectionId;
 use proto::position::Position;
+use proto::presence::{self, Change, Member, Users};
 
-use super::trace::{Connection, Fact, Trace};
+use super::trace::{self, Connection, Fact, Trace, User};
 use super::workload::{channel_of, order_of};
 
 /// What a gateway may have waiting for a worker, as in the shell.
 pub const MAILBOX: usize = 4_096;
+/// How long a client that is gone may take to come back, as in the shell.
+const GRACE: Duration = Duration::from_secs(1);
 /// Mail taken in one round at most.
 const ROUND: usize = 64;
 
@@ -36,6 +41,19 @@ pub enum Mail {
     },
     /// Something happened in a channel.
     Broadcast(Arc<Broadcast>),
+    /// A client is a member of a channel.
+    Welcome {
+        /// The channel.
+        key: ChannelKey,
+        /// Where it is.
+        index: ConnectionIndex,
+        /// Which one.
+        connection: ConnectionId,
+        /// Where the channel stands.
+        position: Position,
+        /// Who is there.
+        users: Arc<Users>,
+    },
     /// Clients that have come back are told what they missed.
     Resumed {
         /// To which channel.
@@ -56,6 +74,10 @@ pub enum Told {
     Unfollow(ChannelKey),
     /// Some have come back.
     Resume(ChannelKey, Position),
+    /// A client is a member of a channel.
+    Enter(ChannelKey, ConnectionIndex, Member),
+    /// It is so no longer, perhaps after a while.
+    Exit(ChannelKey, ConnectionId, Option<Duration>),
 }
 
 /// What the mesh has not been told of a channel yet.
@@ -76,6 +98,7 @@ pub struct Worker {
     /// By connection index; `None`: free.
     connections: Vec<Option<Connection>>,
     untold: BTreeMap<ChannelKey, Untold>,
+    statements: VecDeque<Told>,
     mail: VecDeque<Mail>,
 }
 
@@ -88,6 +111,7 @@ impl Worker {
             fanout: Fanout::default(),
             connections: Vec::new(),
             untold: BTreeMap::new(),
+            statements: VecDeque::new(),
             mail: VecDeque::new(),
         }
     }
@@ -113,6 +137,12 @@ impl Worker {
     /// A client has gone.
     pub fn remove(&mut self, connection: Connection) {
         if let Some(index) = self.index(connection) {
+            let of = self.hub.channels_of(index);
+            let rooms: Vec<ChannelKey> = of.filter(|key| is_room(key)).cloned().collect();
+            for key in rooms {
+                let gone = Told::Exit(key, id_of(connection), Some(GRACE));
+                self.statements.push_back(gone);
+            }
             self.connections[index.0 as usize] = None;
             for unfollowed in self.hub.remove(index) {
                 self.unfollow(Some(unfollowed));
@@ -152,9 +182,66 @@ impl Worker {
         }
     }
 
+    /// A client wants to be a member of a channel.
+    pub fn enter(&mut self, connection: Connection, key: ChannelKey, user: User) {
+        let Some(index) = self.index(connection) else {
+            return;
+        };
+        let wish = Wish {
+            enters: true,
+            ..Wish::default()
+        };
+        match self.hub.subscribe(index, &key, wish) {
+            Subscribed::First(follow) => {
+                self.untold.insert(key.clone(), Untold::Follow(follow));
+            }
+            Subscribed::Already(_) => return,
+            _ => {}
+        }
+        let user = presence::User {
+            id: user.to_string().into(),
+            info: None,
+        };
+        let connection = id_of(connection);
+        let member = Member { connection, user };
+        self.statements.push_back(Told::Enter(key, index, member));
+    }
+
+    fn welcome(
+        &mut self,
+        key: &ChannelKey,
+        (index, id): (ConnectionIndex, ConnectionId),
+        position: Position,
+        users: &Users,
+        trace: &mut Trace,
+    ) {
+        let Some(Some(connection)) = self.connections.get(index.0 as usize).copied() else {
+            return;
+        };
+        if id_of(connection) != id {
+            return;
+        }
+        let Some(welcomed) = self.hub.welcome(index, key, position) else {
+            return;
+        };
+        if !welcomed.is_live && !self.fanout.is_busy(welcomed.channel) {
+            self.untold.entry(key.clone()).or_insert(Untold::Resume);
+        }
+        let users = users.iter().map(|user| 1 << user_of(&user.id));
+        trace.add(Fact::Entered {
+            connection,
+            channel: channel_of(key),
+            users: users.fold(0, |all, user: trace::Users| all | user),
+        });
+    }
+
     /// A client wants a channel no more.
     pub fn unsubscribe(&mut self, connection: Connection, key: &ChannelKey) {
         if let Some(index) = self.index(connection) {
+            if is_room(key) && self.hub.has(index, key) {
+                let gone = Told::Exit(key.clone(), id_of(connection), None);
+                self.statements.push_back(gone);
+            }
             let unfollowed = self.hub.unsubscribe(index, key);
             self.unfollow(unfollowed);
         }
@@ -177,7 +264,15 @@ impl Worker {
                     cursor,
                     resumption,
                 }) => self.resumed(&key, cursor, &resumption, trace),
+                Some(Mail::Welcome {
+                    key,
+                    index,
+                    connection,
+                    position,
+                    users,
+                }) => self.welcome(&key, (index, connection), position, &users, trace),
                 Some(Mail::Broadcast(broadcast)) => {
+                    self.tell_waiting(&broadcast, trace);
                     if let Some(channel) = self.hub.live(&broadcast.key) {
                         let audience = self.hub.audience(channel);
                         self.fanout.push(channel, broadcast, audience);
@@ -203,7 +298,21 @@ impl Worker {
                 (Untold::Resume, None) => continue,
             });
         }
-        None
+        self.statements.pop_front()
+    }
+
+    fn tell_waiting(&self, broadcast: &Broadcast, trace: &mut Trace) {
+        let Content::Members { .. } = &broadcast.content else {
+            return;
+        };
+        let Some(channel) = self.hub.index(&broadcast.key) else {
+            return;
+        };
+        for index in self.hub.told_and_waiting(channel) {
+            if let Some(Some(connection)) = self.connections.get(index.0 as usize).copied() {
+                tell_members(broadcast, connection, trace);
+            }
+        }
     }
 
     fn resumed(
@@ -240,15 +349,10 @@ impl Worker {
                     }
                     let missed = publications.iter();
                     for publication in missed.filter(|p| p.offset > one.cursor.offset) {
-                        trace.add(Fact::Delivered {
-                            connection,
-                            channel,
-                            position: Position {
-                                epoch: cursor.epoch,
-                                offset: publication.offset,
-                            },
-                            order: order_of(publication),
-                        });
+                        let epoch = cursor.epoch;
+                        let publication = Arc::clone(publication);
+                        let broadcast = Broadcast::publication(key.clone(), epoch, publication);
+                        deliver(&broadcast, connection, trace);
                     }
                 }
                 Given::Gap(gap) => {
@@ -309,21 +413,7 @@ impl Worker {
                 continue;
             };
             for broadcast in &*slice.broadcasts {
-                let channel = channel_of(&broadcast.key);
-                match &broadcast.content {
-                    Content::Publication(publication) => trace.add(Fact::Delivered {
-                        connection,
-                        channel,
-                        position: broadcast.position(),
-                        order: order_of(publication),
-                    }),
-                    Content::Gap(gap) => trace.add(Fact::Gap {
-                        connection,
-                        channel,
-                        gap: *gap,
-                    }),
-                    Content::Members { .. } => {}
-                }
+                deliver(broadcast, connection, trace);
             }
         }
         let unfollowed = self.fanout.done(&slice, &mut self.hub);
@@ -351,5 +441,77 @@ impl Worker {
             self.fanout.forget(channel);
             self.untold.insert(key, Untold::Unfollow);
         }
+    }
+}
+
+/// Whether clients are members of a channel.
+fn is_room(key: &ChannelKey) -> bool {
+    key.channel.kind() == ChannelKind::Presence
+}
+
+/// The name of a connection in the cluster.
+fn id_of(connection: Connection) -> ConnectionId {
+    ConnectionId {
+        gateway: 1,
+        number: u64::from(connection),
+    }
+}
+
+/// Which user this is: its id says so.
+fn user_of(id: &str) -> User {
+    id.parse().expect("our users are numbers")
+}
+
+/// Writes down what a client gets.
+fn deliver(broadcast: &Broadcast, connection: Connection, trace: &mut Trace) {
+    let channel = channel_of(&broadcast.key);
+    match &broadcast.content {
+        Content::Publication(_) if broadcast.is_silent() => {}
+        Content::Publication(publication) => trace.add(match publication.change() {
+            None => Fact::Delivered {
+                connection,
+                channel,
+                position: broadcast.position(),
+                order: order_of(publication),
+            },
+            Some(change @ Change::Came { .. }) => Fact::Came {
+                connection,
+                channel,
+                user: user_of(change.user()),
+            },
+            Some(change @ Change::Went { .. }) => Fact::Went {
+                connection,
+                channel,
+                user: user_of(change.user()),
+            },
+        }),
+        Content::Gap(gap) if !is_room(&broadcast.key) => trace.add(Fact::Gap {
+            connection,
+            channel,
+            gap: *gap,
+        }),
+        Content::Gap(_) => {}
+        Content::Members { .. } => tell_members(broadcast, connection, trace),
+    }
+}
+
+fn tell_members(broadcast: &Broadcast, connection: Connection, trace: &mut Trace) {
+    let Content::Members { came, went } = &broadcast.content else {
+        return;
+    };
+    let channel = channel_of(&broadcast.key);
+    for user in went {
+        trace.add(Fact::Went {
+            connection,
+            channel,
+            user: user_of(user),
+        });
+    }
+    for user in came {
+        trace.add(Fact::Came {
+            connection,
+            channel,
+            user: user_of(&user.id),
+        });
     }
 }

@@ -1,7 +1,7 @@
 //! What clients and publishers do: subscribers that come, change their minds,
 //! leave and come back elsewhere, and publishers that number what they publish.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -14,7 +14,7 @@ use proto::publication::Publication;
 use proto::time::UnixTime;
 
 use super::random::Random;
-use super::trace::{Channel, Connection, Order};
+use super::trace::{Channel, Connection, Order, User};
 
 /// Channels of the world: most keep much, some little, some nothing.
 pub const CHANNELS: Channel = 12;
@@ -27,10 +27,13 @@ const ALONE: [Channel; 2] = [3, 7];
 /// For how long their past can be had from the next owner: as long as the repair
 /// log has it.
 const TAKEN_ALONG: Duration = Duration::from_secs(10);
+/// Channels behind those in which clients are members, and nothing is published.
+pub const ROOMS: Channel = 3;
 /// The channels by number.
 pub fn channels() -> Vec<ChannelKey> {
     let key = |channel: Channel| {
         let kind = match channel {
+            CHANNELS.. => "presence-room",
             BARE.. => "bare",
             BRIEF.. => "brief",
             _ if is_alone(channel) => "alone",
@@ -41,7 +44,7 @@ pub fn channels() -> Vec<ChannelKey> {
             channel: format!("{kind}-{channel}").parse().expect("a valid name"),
         }
     };
-    (0..CHANNELS).map(key).collect()
+    (0..CHANNELS + ROOMS).map(key).collect()
 }
 
 /// Whether a channel is not replicated.
@@ -150,6 +153,11 @@ pub struct Place {
     pub connection: Connection,
 }
 
+/// Which user a client is: each has two.
+pub fn user_of(client: usize) -> User {
+    (client / 2) as User
+}
+
 /// A subscriber.
 #[derive(Debug)]
 pub struct Client {
@@ -160,6 +168,8 @@ pub struct Client {
     pub wants: BTreeMap<Channel, Option<Position>>,
     /// Whether it resumes there.
     pub resumes: bool,
+    /// The channels of which it is a member, connected or not.
+    pub rooms: BTreeSet<Channel>,
 }
 
 /// What a client does next.
@@ -184,6 +194,7 @@ impl Client {
             place: None,
             wants,
             resumes: random.chance(700),
+            rooms: BTreeSet::new(),
         }
     }
 

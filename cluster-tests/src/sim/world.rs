@@ -102,6 +102,7 @@ enum Event {
     Election,
     StopBelieving(u8),
     Client(usize),
+    Member(usize),
     Publish,
     Again(Order),
     Begin(usize),
@@ -245,6 +246,8 @@ struct Pause {
 pub struct World {
     options: Options,
     random: Random,
+    /// Who enters and exits which room.
+    of_rooms: Random,
     now: Moment,
     step: u64,
     scheduled: u64,
@@ -373,6 +376,7 @@ impl World {
             channels,
             clients,
             slots,
+            of_rooms: Random::new(!seed),
             random,
         };
         world.trace.shards = world.shards.iter().map(|shard| shard.0).collect();
@@ -434,6 +438,8 @@ impl World {
         for client in 0..self.clients.len() {
             let at = self.soon(0, 2_000_000);
             self.schedule(at, Event::Client(client));
+            let at = Moment(self.of_rooms.between(500_000, 4_000_000));
+            self.schedule(at, Event::Member(client));
         }
         for (number, window) in self.plan.windows.clone().into_iter().enumerate() {
             self.schedule(window.from, Event::Begin(number));
@@ -509,6 +515,7 @@ impl World {
             Event::Election => self.elect(),
             Event::StopBelieving(node) => self.stop_believing(node),
             Event::Client(client) => self.client(client),
+            Event::Member(client) => self.member(client),
             Event::Publish => self.publish(),
             Event::Again(first) => self.publish_again(first),
             Event::Begin(window) => self.fault(window, true),

@@ -242,7 +242,8 @@ impl Node {
                 epoch: entry.epoch,
                 offset: entry.publication.offset,
             };
-            if !trace.is_inherited(&position) {
+            let is_message = entry.publication.change().is_none();
+            if is_message && !trace.is_inherited(&position) {
                 trace.inherit(Fact::Published {
                     node: self.number,
                     fence: entry.fence.0,
@@ -310,7 +311,8 @@ fn inherit(node: u8, succession: &Succession, trace: &mut Trace) {
         else {
             continue;
         };
-        for publication in rest {
+        let messages = rest.into_iter().filter(|p| p.change().is_none());
+        for publication in messages {
             trace.inherit(Fact::Published {
                 node,
                 fence,

@@ -3,11 +3,12 @@
 use std::collections::btree_map;
 
 use super::{Event, Program, World};
+use crate::sim::clock::Moment;
 use crate::sim::gateway;
 use crate::sim::gateway::Wish;
 use crate::sim::trace::{Answer, Channel, Fact, Order};
 use crate::sim::workload;
-use crate::sim::workload::{Move, Place};
+use crate::sim::workload::{CHANNELS, Move, Place, ROOMS};
 
 impl World {
     pub(super) fn wish(&mut self, at: usize, wish: Wish) {
@@ -87,6 +88,27 @@ impl World {
         self.schedule(next, Event::Client(number));
     }
 
+    /// A client enters a room, or exits it.
+    pub(super) fn member(&mut self, number: usize) {
+        let next = Moment(self.now.0 + self.of_rooms.between(300_000, 5_000_000));
+        self.schedule(next, Event::Member(number));
+        let room = CHANNELS + self.of_rooms.below(u64::from(ROOMS)) as Channel;
+        let (Some(place), None) = (self.clients[number].place, self.healing) else {
+            return;
+        };
+        let at = self.nodes() + usize::from(place.gateway);
+        let (worker, connection) = (place.worker, place.connection);
+        let key = self.channels[usize::from(room)].clone();
+        let rooms = &mut self.clients[number].rooms;
+        if rooms.remove(&room) {
+            self.wish(at, Wish::Unsubscribe(worker, connection, key));
+        } else {
+            rooms.insert(room);
+            let user = workload::user_of(number);
+            self.wish(at, Wish::Enter(worker, connection, key, user));
+        }
+    }
+
     /// A client loses its connection, and perhaps the last thing on it.
     pub(super) fn forget_place(&mut self, number: usize) {
         let lost = self.random.chance(200);
@@ -115,6 +137,11 @@ impl World {
             let key = self.channels[usize::from(channel)].clone();
             let cursor = cursor.filter(|_| self.clients[number].resumes);
             self.wish(at, Wish::Subscribe(worker, connection, key, cursor));
+        }
+        for room in self.clients[number].rooms.clone() {
+            let key = self.channels[usize::from(room)].clone();
+            let user = workload::user_of(number);
+            self.wish(at, Wish::Enter(worker, connection, key, user));
         }
         let next = self.soon(300_000, 6_000_000);
         self.schedule(next, Event::Client(number));

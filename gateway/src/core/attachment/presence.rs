@@ -6,7 +6,8 @@
 //! the first member here, or behind a gap) the roster is fetched from the owner, page
 //! by page, while entries go on coming: a page has the changes up to its own
 //! position, and later ones are folded into it. What the fetched roster and the view
-//! differ in is told then, but only once the owner knows all who are there.
+//! differ in is told then, but only once the owner knows all who are there; until then
+//! the members here are told of nobody.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -218,11 +219,12 @@ impl Attachment {
         };
         let mut is_shown = false;
         if let Some(presence) = &mut self.presence {
-            if let Some(fetch) = &mut presence.fetch {
-                fetch.apply(epoch, publication.offset, change);
-            }
-            if let Some(view) = &mut presence.view {
-                is_shown = Arc::make_mut(view).apply(change);
+            match (&mut presence.fetch, &mut presence.view) {
+                // Behind a gap: a new owner is told again what has come and gone before,
+                // and what comes of all that is told in the end.
+                (Some(fetch), _) => fetch.apply(epoch, publication.offset, change),
+                (None, Some(view)) => is_shown = Arc::make_mut(view).apply(change),
+                (None, None) => {}
             }
         }
         match is_shown {
