@@ -186,3 +186,19 @@ test("users are asked of presence channels only", async () => {
   const wrong = await publisher().get({ path: "/channels/room", params: { info: "user_count" } }).catch((error) => error);
   assert.equal(wrong.status, 400);
 });
+
+test("a member that comes back with a position is told that what it missed is missing", async (t) => {
+  const name = channelName("presence-");
+  const raw = new RawClient(t);
+  const { socket_id: id } = await raw.established();
+  const channelData = JSON.stringify({ user_id: "u" });
+  const auth = signature(id, name, { channelData });
+  const recover = { epoch: "00000000000000ab", offset: 7 };
+  raw.send("pusher:subscribe", { channel: name, auth, channel_data: channelData, recover });
+  const { data } = await raw.frame("pusher_internal:subscription_succeeded", name);
+  const told = JSON.parse(data);
+  assert.equal(told.recovered, false);
+  assert.equal(told.presence.count, 1);
+  const gap = JSON.parse((await raw.frame("dunlin:gap")).data);
+  assert.deepEqual([gap.channel, gap.latest], [name, `${told.position.epoch}-${told.position.offset}`]);
+});

@@ -97,3 +97,60 @@ test("a body far over the limit is refused in the same way, and the next request
   // The SDK keeps connections: one that the server gives up has to be announced as such.
   assert.equal((await publisher().trigger(channelName(), "e", "x")).status, 200);
 });
+
+test("a batch is published in order, and repeated once", async (t) => {
+  const { client } = pusherClient(t);
+  const [one, two] = [channelName(), channelName()];
+  const got = new Inbox();
+  for (const name of [one, two]) {
+    (await subscribe(client, name)).bind_global((event, data) => got.push(`${event}:${data}`));
+  }
+  const batch = Array.from({ length: 10 }, (_, n) => ({ channel: n % 3 ? one : two, name: `e${n}`, data: `${n}` }));
+  const answer = await publisher().triggerBatch(batch);
+  assert.equal(answer.status, 200);
+  assert.deepEqual(await answer.json(), {});
+  await got.when("all", (items) => items.length === 10);
+  const of = (channel) => batch.filter((event) => event.channel === channel).map(({ name, data }) => `${name}:${data}`);
+  const arrived = (channel) => got.items.filter((item) => of(channel).includes(item));
+  assert.deepEqual(arrived(one), of(one));
+  assert.deepEqual(arrived(two), of(two));
+  // Each event may have a key of its own.
+  const keyed = [{ channel: one, name: "k", data: "once", idempotency_key: channelName() }];
+  for (let times = 0; times < 2; times++) {
+    await publisher().post({ path: "/batch_events", body: { batch: keyed } });
+  }
+  await publisher().trigger(one, "end", "end");
+  await got.first("the end", (item) => item.startsWith("end"));
+  assert.equal(got.items.filter((item) => item === "k:once").length, 1);
+});
+
+test("what is wrong with a batch is said, and nothing of it is published", async () => {
+  const event = { channel: "a", name: "e", data: "d" };
+  for (const [batch, word] of [
+    [[], "1 to 10"],
+    [Array(11).fill(event), "not 11"],
+    [[event, { ...event, channel: "a b" }], "batch\\[1\\]: channel"],
+    [[{ ...event, channels: ["a"] }], "one channel"],
+    [[{ ...event, idempotency_key: "a b" }], "visible"],
+  ]) {
+    const error = await publisher().post({ path: "/batch_events", body: { batch } }).catch((error) => error);
+    assert.equal(error.status, 400);
+    assert.match(error.body, new RegExp(word));
+  }
+});
+
+test("a publish tells how many users are there", async (t) => {
+  const name = channelName("presence-");
+  const raw = new RawClient(t);
+  const { socket_id: id } = await raw.established();
+  const channelData = JSON.stringify({ user_id: "u" });
+  raw.send("pusher:subscribe", { channel: name, auth: signature(id, name, { channelData }), channel_data: channelData });
+  await raw.frame("pusher_internal:subscription_succeeded", name);
+  const answer = await publisher().trigger([name], "e", "d", { info: "user_count" });
+  assert.deepEqual(await answer.json(), { channels: { [name]: { user_count: 1 } } });
+  const batch = await publisher().triggerBatch([
+    { channel: name, name: "e", data: "d", info: "user_count" },
+    { channel: "other", name: "e", data: "d" },
+  ]);
+  assert.deepEqual(await batch.json(), { batch: [{ user_count: 1 }, {}] });
+});

@@ -17,6 +17,7 @@ use proto::channel::{ChannelKey, ChannelName};
 use proto::error::ErrorCode;
 use proto::message::Digest;
 use proto::time::UnixTime;
+use serde_json::{Map, Value, json};
 
 use crate::app::App;
 use crate::core::admission::Refusal;
@@ -25,7 +26,7 @@ use crate::core::uplink::{Accepted, Order};
 use crate::core::{auth, idempotency};
 use crate::mesh;
 use crate::problem::Problem;
-use crate::protocol::pusher::event::{self, Event};
+use crate::protocol::pusher::event::{self, Event, Item};
 use crate::server::Context;
 
 mod asking;
@@ -45,13 +46,30 @@ const COPIES: &str = "dunlin-copies";
 pub(crate) fn routes() -> Router<Context> {
     Router::new()
         .route("/apps/{id}/events", any(events))
+        .route("/apps/{id}/batch_events", any(batch_events))
         .merge(asking::routes())
 }
 
-async fn events(
+async fn events(context: State<Context>, id: Path<String>, request: Request) -> Response {
+    take(context, id, request, Kind::Event).await
+}
+
+async fn batch_events(context: State<Context>, id: Path<String>, request: Request) -> Response {
+    take(context, id, request, Kind::Batch).await
+}
+
+/// What the body of a request is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Kind {
+    Event,
+    Batch,
+}
+
+async fn take(
     State(context): State<Context>,
     Path(id): Path<String>,
     request: Request,
+    kind: Kind,
 ) -> Response {
     let unread = !request.body().is_end_stream();
     if request.method() != Method::POST {
@@ -69,14 +87,24 @@ async fn events(
             return refused(problem, unread);
         }
     };
-    match publish_event(&context, app, &signed, key, body).await {
-        Ok(copies) => (
-            [(COPIES, HeaderValue::from(u16::from(copies)))],
-            Json(serde_json::json!({})),
-        )
-            .into_response(),
+    let asked = Asked {
+        kind,
+        signed: &signed,
+        key,
+    };
+    match publish_all(&context, app, asked, body).await {
+        Ok((copies, told)) => {
+            ([(COPIES, HeaderValue::from(u16::from(copies)))], Json(told)).into_response()
+        }
         Err(problem) => problem.into_response(),
     }
+}
+
+/// What a request to publish says besides its body.
+struct Asked<'a> {
+    kind: Kind,
+    signed: &'a auth::Signed,
+    key: Option<idempotency::Key<'a>>,
 }
 
 /// A refusal that did not wait for the body.
@@ -134,38 +162,135 @@ fn too_often(context: &Context, refusal: Refusal, message: &str) -> Problem {
     Problem::new(ErrorCode::RateLimited, message).after(refusal.wait)
 }
 
-async fn publish_event(
+/// Publishes what a body says; in how many processes each publication is at least, and
+/// what is told of channels.
+async fn publish_all(
     context: &Context,
     app: &App,
-    signed: &auth::Signed,
-    key: Option<idempotency::Key<'_>>,
+    asked: Asked<'_>,
     body: Body,
-) -> Result<u8, Problem> {
+) -> Result<(u8, Value), Problem> {
     let count_large = |problem: &Problem| {
         if problem.code == ErrorCode::TooLarge {
             context.metrics.count_limited(Limiter::MessageSize, 1);
         }
     };
-    let body = read_body(body, app.payload_bytes_max * ESCAPED + BODY_OVERHEAD).await;
+    let events_max = match asked.kind {
+        Kind::Event => 1,
+        Kind::Batch => event::BATCH_MAX,
+    };
+    let bytes_max = app.payload_bytes_max * ESCAPED * events_max + BODY_OVERHEAD;
+    let body = read_body(body, bytes_max).await;
     let body = body.inspect_err(count_large)?;
-    signed
+    asked
+        .signed
         .check_body(&body)
         .map_err(|error| failed(context, &error))?;
-    let event = event::parse(&body, app.payload_bytes_max)
+    let most = app.payload_bytes_max;
+    let items = match asked.kind {
+        Kind::Event => event::parse(&body, most).map(|event| vec![Item { event, key: None }]),
+        Kind::Batch => event::parse_batch(&body, most),
+    };
+    let items = items
         .map_err(|invalid| Problem::new(invalid.code, invalid.message))
         .inspect_err(count_large)?;
+    let channels = items.iter().map(|item| item.event.channels.len()).sum();
     let message = "the app publishes more often than it may; nothing was published";
-    let within = context.door.publish(app, event.channels.len());
+    let within = context.door.publish(app, channels);
     within.map_err(|refusal| too_often(context, refusal, message))?;
-    let repeatable = key.map(|key| (key, idempotency::body_digest(&body)));
-    let published = publish(&context.mesh, app, event, repeatable).await;
+    let digest = idempotency::body_digest(&body);
+    let published = match asked.kind {
+        Kind::Event => {
+            let repeatable = asked.key.map(|key| (key, digest));
+            publish(&context.mesh, app, &items[0].event, repeatable).await
+        }
+        Kind::Batch => publish_batch(&context.mesh, app, &items, asked.key, digest).await,
+    };
     let result = if published.is_ok() { "ok" } else { "failed" };
     context
         .metrics
         .publishes
         .with_label_values(&["http", result])
         .inc();
-    published
+    let copies = published?;
+    Ok((copies, told(context, app, asked.kind, &items).await))
+}
+
+/// What was wanted to be told of the channels. What an owner does not tell is left out:
+/// an error would say that nothing was published.
+async fn told(context: &Context, app: &App, kind: Kind, items: &[Item]) -> Value {
+    if items.iter().all(|item| item.event.info.is_empty()) {
+        return json!({});
+    }
+    let mut of_items = Vec::new();
+    for Item { event, .. } in items {
+        let mut channels = Map::new();
+        for channel in &event.channels {
+            let attributes = asking::attributes(context, app, channel, event.info).await;
+            let attributes = attributes.unwrap_or_default();
+            channels.insert(channel.to_string(), Value::Object(attributes));
+        }
+        of_items.push(channels);
+    }
+    match kind {
+        Kind::Event => json!({"channels": of_items.pop()}),
+        Kind::Batch => {
+            let of_item = |channels: Map<String, Value>| channels.into_iter().next();
+            let of_items = of_items.into_iter().filter_map(of_item);
+            let batch: Vec<Value> = of_items.map(|(_, attributes)| attributes).collect();
+            json!({ "batch": batch })
+        }
+    }
+}
+
+/// Publishes the events of a batch, in order where they share a channel. Each is a
+/// publish of its own, with a key of its own or its share of the request's.
+async fn publish_batch(
+    mesh: &mesh::Handle,
+    app: &App,
+    items: &[Item],
+    key: Option<idempotency::Key<'_>>,
+    digest: Digest,
+) -> Result<u8, Problem> {
+    let accepted_at = UnixTime::now();
+    let mut orders = Vec::new();
+    let mut channels = Vec::new();
+    for (at, Item { event, key: own }) in items.iter().enumerate() {
+        let own = own
+            .as_ref()
+            .map(|own| idempotency::Key::parse(own.as_bytes()));
+        let own = own.transpose().map_err(|error| {
+            let message = format!("batch[{at}]: {error}");
+            Problem::new(ErrorCode::BadRequest, message)
+        })?;
+        for channel in &event.channels {
+            let channel_key = ChannelKey {
+                app: app.id.clone(),
+                channel: channel.clone(),
+            };
+            let idempotency = match (own, key) {
+                (Some(own), _) => {
+                    let body = format!("{}\n{}", event.name, event.data);
+                    let digest = idempotency::body_digest(body.as_bytes());
+                    Some(own.in_channel(&channel_key, digest))
+                }
+                (None, Some(key)) => Some(key.of_event(at, &channel_key, digest)),
+                (None, None) => None,
+            };
+            channels.push(channel.clone());
+            orders.push(mesh.publish(Order {
+                idempotency,
+                by: None,
+                key: channel_key,
+                event: Arc::clone(&event.name),
+                data: Arc::clone(&event.data),
+                exclude: event.exclude,
+                accepted_at,
+            }));
+        }
+    }
+    let results = join_all(orders).await;
+    outcome(&channels, &results, key.is_some())
 }
 
 /// Reads a body of at most `bytes_max`.
@@ -218,7 +343,7 @@ fn too_large(bytes_max: usize) -> Problem {
 pub(crate) async fn publish(
     mesh: &mesh::Handle,
     app: &App,
-    event: Event,
+    event: &Event,
     repeatable: Option<(idempotency::Key<'_>, Digest)>,
 ) -> Result<u8, Problem> {
     let accepted_at = UnixTime::now();
@@ -294,7 +419,6 @@ fn weight(code: ErrorCode) -> u8 {
 mod tests {
     use super::*;
     use proto::position::{Epoch, Offset, Position};
-    use serde_json::json;
 
     fn told(results: &[Result<u8, ErrorCode>], has_key: bool) -> Result<u8, Problem> {
         let channels: Vec<ChannelName> = (0..results.len())

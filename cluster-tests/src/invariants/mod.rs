@@ -50,15 +50,15 @@ pub const ALL: [(&str, Check); 17] = [
     ("acked_is_recoverable", acked_is_recoverable::check),
     ("interest_heals", interest_heals::check),
     ("no_ghost_interest", no_ghost_interest::check),
+    ("no_needless_death", no_needless_death::check),
+    ("bounded_queues", bounded_queues::check),
+    ("liveness", liveness::check),
     (
         "one_leave_per_lost_member",
         one_leave_per_lost_member::check,
     ),
     ("no_ghost", no_ghost::check),
     ("rosters_converge", rosters_converge::check),
-    ("no_needless_death", no_needless_death::check),
-    ("bounded_queues", bounded_queues::check),
-    ("liveness", liveness::check),
 ];
 
 /// Breaks a promise.

@@ -169,6 +169,17 @@ impl Mistake {
     ];
 }
 
+impl Mistake {
+    /// Whether it would be found first by what it does to members, and not by what it
+    /// is planted for. Such worlds have none.
+    pub fn spoils_rooms(self) -> bool {
+        matches!(
+            self,
+            Self::NoSkip | Self::TablesNotCarried | Self::RestatedFromNow
+        )
+    }
+}
+
 /// A mistake at one life of a node.
 #[derive(Debug, Default)]
 pub struct AtNode {

@@ -221,7 +221,9 @@ impl Worker {
         if id_of(connection) != id {
             return;
         }
-        let Some(welcomed) = self.hub.welcome(index, key, position) else {
+        let fanout = &self.fanout;
+        let sweeps = |channel| fanout.is_busy(channel);
+        let Some(welcomed) = self.hub.welcome(index, key, position, sweeps) else {
             return;
         };
         if !welcomed.is_live && !self.fanout.is_busy(welcomed.channel) {

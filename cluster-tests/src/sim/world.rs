@@ -36,6 +36,7 @@ use super::clock::{Clock, Moment};
 use super::faults::{Fault, Plan, Profile};
 use super::gateway;
 use super::gateway::{Gateway, Wish};
+use super::mistakes::Mistake;
 use super::network::{Network, SUBJECTS, Subject};
 use super::node as nodes;
 use super::node::Node;
@@ -438,8 +439,11 @@ impl World {
         for client in 0..self.clients.len() {
             let at = self.soon(0, 2_000_000);
             self.schedule(at, Event::Client(client));
-            let at = Moment(self.of_rooms.between(500_000, 4_000_000));
-            self.schedule(at, Event::Member(client));
+            let mistake = self.options.mistake;
+            if !mistake.is_some_and(Mistake::spoils_rooms) {
+                let at = Moment(self.of_rooms.between(500_000, 4_000_000));
+                self.schedule(at, Event::Member(client));
+            }
         }
         for (number, window) in self.plan.windows.clone().into_iter().enumerate() {
             self.schedule(window.from, Event::Begin(number));

@@ -17,50 +17,13 @@ use serde_json::{Map, Value, json};
 use super::{authenticate, refused};
 use crate::app::App;
 use crate::problem::Problem;
+use crate::protocol::pusher::info::Info;
 use crate::server::Context;
 
 pub(super) fn routes() -> Router<Context> {
     Router::new()
         .route("/apps/{id}/channels/{name}", any(channel))
         .route("/apps/{id}/channels/{name}/users", any(users))
-}
-
-/// What may be told of a channel besides whether anybody is there.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub(super) struct Info {
-    /// How many users are present.
-    pub(super) user_count: bool,
-}
-
-impl Info {
-    /// Reads `info`: names with commas between them.
-    pub(super) fn parse(text: &str) -> Result<Self, Problem> {
-        let mut info = Self::default();
-        for name in text
-            .split(',')
-            .map(str::trim)
-            .filter(|name| !name.is_empty())
-        {
-            match name {
-                "user_count" => info.user_count = true,
-                other => {
-                    let message = format!("info: {other:?} is not known; user_count is");
-                    return Err(Problem::new(ErrorCode::BadRequest, message));
-                }
-            }
-        }
-        Ok(info)
-    }
-
-    /// Whether a channel has all of it.
-    pub(super) fn check(self, channel: &ChannelName) -> Result<(), Problem> {
-        if self.user_count && channel.kind() != ChannelKind::Presence {
-            let message =
-                format!("info: user_count is of presence channels, and {channel} is none");
-            return Err(Problem::new(ErrorCode::BadRequest, message));
-        }
-        Ok(())
-    }
 }
 
 async fn channel(
@@ -81,26 +44,49 @@ async fn tell_channel(
 ) -> Result<Value, Problem> {
     let app = asks(context, id, head)?;
     let channel = channel_name(name)?;
-    let info = Info::parse(&parameter(head, "info").unwrap_or_default())?;
-    info.check(&channel)?;
-    let key = key(app, channel);
-    let Attendance {
-        is_followed,
-        users,
-        complete,
-        ..
-    } = match context.mesh.query(None, What::Channel { key }).await {
-        Ok(Told::Channel(attendance)) => attendance,
-        Ok(_) => return Err(unavailable(ErrorCode::Unavailable)),
-        Err(code) => return Err(unavailable(code)),
-    };
-    let mut told = Map::new();
-    told.insert("occupied".into(), json!(is_followed || users > 0));
-    if info.user_count {
-        told.insert("user_count".into(), json!(users));
-    }
-    told.insert("complete".into(), json!(complete));
+    let bad = |message| Problem::new(ErrorCode::BadRequest, message);
+    let info = Info::parse(&parameter(head, "info").unwrap_or_default()).map_err(bad)?;
+    info.check(&channel).map_err(bad)?;
+    let attendance = attendance(context, app, &channel).await?;
+    let mut told = info_of(attendance, info);
+    let is_occupied = attendance.is_followed || attendance.users > 0;
+    told.insert("occupied".into(), json!(is_occupied));
+    told.insert("complete".into(), json!(attendance.complete));
     Ok(Value::Object(told))
+}
+
+/// What is wanted of a channel, as its owner says.
+pub(super) async fn attributes(
+    context: &Context,
+    app: &App,
+    channel: &ChannelName,
+    info: Info,
+) -> Result<Map<String, Value>, Problem> {
+    if info.is_empty() {
+        return Ok(Map::new());
+    }
+    Ok(info_of(attendance(context, app, channel).await?, info))
+}
+
+fn info_of(attendance: Attendance, info: Info) -> Map<String, Value> {
+    let mut told = Map::new();
+    if info.user_count {
+        told.insert("user_count".into(), json!(attendance.users));
+    }
+    told
+}
+
+async fn attendance(
+    context: &Context,
+    app: &App,
+    channel: &ChannelName,
+) -> Result<Attendance, Problem> {
+    let key = key(app, channel.clone());
+    match context.mesh.query(None, What::Channel { key }).await {
+        Ok(Told::Channel(attendance)) => Ok(attendance),
+        Ok(_) => Err(unavailable(ErrorCode::Unavailable)),
+        Err(code) => Err(unavailable(code)),
+    }
 }
 
 async fn users(

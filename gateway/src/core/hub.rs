@@ -210,8 +210,8 @@ impl Hub {
         };
         let channel = &mut self.channels[index.0 as usize];
         let (stage, cursor) = if wish.enters {
-            // Told when it is a member.
-            (Stage::Enters, Some(NOWHERE))
+            // It is told where it stands when it is a member.
+            (Stage::Enters, wish.cursor.or(Some(NOWHERE)))
         } else {
             (Stage::Asks, wish.cursor)
         };

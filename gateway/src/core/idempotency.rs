@@ -42,7 +42,11 @@ impl<'a> Key<'a> {
         Ok(key)
     }
 
-    fn parse(value: &'a [u8]) -> Result<Self, Error> {
+    /// A key that stands somewhere else.
+    ///
+    /// # Errors
+    /// What is wrong with it.
+    pub fn parse(value: &'a [u8]) -> Result<Self, Error> {
         if value.is_empty() || value.len() > KEY_BYTES_MAX {
             return Err(Error::Length(value.len()));
         }
@@ -50,6 +54,18 @@ impl<'a> Key<'a> {
             return Err(Error::Character);
         }
         Ok(Self(value))
+    }
+
+    /// What the owner of a channel compares for one of the events of a request that
+    /// has this key for all of them.
+    pub fn of_event(self, at: usize, channel: &ChannelKey, body: Digest) -> Idempotency {
+        let Idempotency { key, body } = self.in_channel(channel, body);
+        let mut hash = Sha256::new_with_prefix(key.0.to_be_bytes());
+        hash.update((at as u64).to_be_bytes());
+        Idempotency {
+            key: first_half(hash),
+            body,
+        }
     }
 
     /// What the owner of a channel compares: each channel of a request is a

@@ -7,7 +7,7 @@ use std::time::Duration;
 use proto::channel::{ChannelKey, ChannelKind};
 use proto::error::ErrorCode;
 use proto::id::ConnectionId;
-use proto::position::Position;
+use proto::position::{Gap, GapReason, Position};
 use proto::presence::{Member, User, Users};
 
 use super::channels::Untold;
@@ -29,7 +29,10 @@ impl State {
             return;
         };
         let wish = Wish {
-            cursor: None,
+            cursor: match recover {
+                Recover::From(cursor) => Some(cursor),
+                Recover::No | Recover::OptIn => None,
+            },
             positions: recover != Recover::No,
             enters: true,
         };
@@ -92,11 +95,14 @@ impl State {
         if self.connection_id(socket) != Some(connection) {
             return;
         }
+        let fanout = &self.fanout;
+        let sweeps = |channel| fanout.is_busy(channel);
         let Some(Welcomed {
             channel,
             positions,
+            came_back,
             is_live,
-        }) = self.hub.welcome(index, key, position)
+        }) = self.hub.welcome(index, key, position, sweeps)
         else {
             return;
         };
@@ -106,11 +112,27 @@ impl State {
         let frame = Frame::Entered {
             channel: key.channel.clone(),
             position: positions.then_some(position),
-            recovered: None,
+            recovered: came_back.then_some(false),
             users,
         };
         self.send(socket, &frame);
+        if came_back {
+            self.tell_not_recovered(socket, key, position);
+        }
         self.set_pending(socket);
+    }
+
+    /// The list of members takes the place of what a member has missed of them; of
+    /// publications it is told that they are missing.
+    fn tell_not_recovered(&mut self, socket: usize, key: &ChannelKey, position: Position) {
+        let gap = Gap {
+            reason: GapReason::Expired,
+            earliest: position.offset.next(),
+            latest: position,
+        };
+        self.metrics.recoveries_gap.inc();
+        let channel = key.channel.clone();
+        self.send(socket, &Frame::Gap { channel, gap });
     }
 
     /// A client is not let in.

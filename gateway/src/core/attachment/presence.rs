@@ -168,8 +168,10 @@ impl Attachment {
     }
 
     /// The user behind whom the owner is to be asked for the next page, if it is to be
-    /// asked; under this number.
+    /// asked; under this number. Not before it is known from where on entries come: the
+    /// page would be of before that, and what has changed in between would be missing.
     pub fn ask_roster(&mut self, query: u64) -> Option<Option<Arc<str>>> {
+        self.position?;
         let fetch = self.presence.as_mut()?.fetch.as_mut()?;
         if fetch.asked.is_some() || fetch.whole.is_some() {
             return None;

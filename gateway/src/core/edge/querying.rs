@@ -12,7 +12,6 @@ use proto::presence::RosterPage;
 use proto::shard::ShardId;
 use proto::time::Timestamp;
 
-use super::owners::Refuser;
 use super::{Edge, Effect, SOON, Timer};
 use crate::core::attachment::Ask;
 use crate::core::uplink::{DEADLINE, Ticket};
@@ -175,8 +174,9 @@ impl Edge {
         match result {
             Ok(told) => self.told(now, from, query, told, effects),
             Err(Refusal::NotOwner { owner, fence }) => {
-                let is_behind = self.reroute(now, id, owner, fence, effects) == Refuser::Behind;
-                if !is_behind {
+                let before = self.shard(id).fence;
+                self.reroute(now, id, owner, fence, effects);
+                if self.shard(id).fence > before {
                     self.send_query(now, query, effects);
                 } else if let Some(asking) = self.asking.get_mut(&query) {
                     asking.due = now + SOON;

@@ -15,7 +15,8 @@ use proto::publication::Publication;
 use crate::core::attachment::{Resumption, concerns};
 
 use super::{
-    ChannelIndex, ConnectionIndex, Hub, List, Resuming, Returned, Stage, Subscriber, Subscription,
+    ChannelIndex, ConnectionIndex, Hub, List, NOWHERE, Resuming, Returned, Stage, Subscriber,
+    Subscription,
 };
 
 /// Connections that are told in one go; the edge is asked again for the rest, so
@@ -40,6 +41,8 @@ pub struct Welcomed {
     pub channel: ChannelIndex,
     /// Whether it is told the position of each publication.
     pub positions: bool,
+    /// Whether it has come back with a cursor.
+    pub came_back: bool,
     /// Whether it gets what comes; else the edge is to be asked for it.
     pub is_live: bool,
 }
@@ -126,12 +129,14 @@ impl Hub {
     }
 
     /// A connection is a member of a channel that stands here, and is told so; what
-    /// comes after that comes to it. `None`: it does not wait for that.
+    /// comes after that comes to it. `None`: it does not wait for that. `sweeps`:
+    /// whether something waits here that is of before that.
     pub fn welcome(
         &mut self,
         connection: ConnectionIndex,
         key: &ChannelKey,
         position: Position,
+        sweeps: impl FnOnce(ChannelIndex) -> bool,
     ) -> Option<Welcomed> {
         let index = *self.indices.get(key)?;
         let (_, link) = self.link(connection, index)?;
@@ -143,16 +148,18 @@ impl Hub {
         if one.stage != Stage::Enters {
             return None;
         }
+        let came_back = one.cursor != NOWHERE;
         (one.stage, one.cursor, one.told) = (Stage::Asks, position, true);
         let positions = one.subscriber.positions;
         // What waits here for its sweep is not for who has been told of it.
-        let is_live = channel.position == Some(position);
+        let is_live = channel.position == Some(position) && !sweeps(index);
         if is_live {
             self.go_live(index, connection);
         }
         Some(Welcomed {
             channel: index,
             positions,
+            came_back,
             is_live,
         })
     }

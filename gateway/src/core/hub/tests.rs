@@ -447,11 +447,11 @@ fn a_member_gets_nothing_before_it_is_welcome_and_then_what_comes_after() {
     // Room in its socket is nothing that it waits for.
     assert_eq!(hub.catch_up(ConnectionIndex(0)), []);
     let live = hub
-        .welcome(ConnectionIndex(0), &key, POSITION)
+        .welcome(ConnectionIndex(0), &key, POSITION, |_| false)
         .expect("it waits");
     assert!(live.is_live && !hub.is_pending(ConnectionIndex(0)));
     assert_eq!(
-        hub.welcome(ConnectionIndex(0), &key, POSITION),
+        hub.welcome(ConnectionIndex(0), &key, POSITION, |_| false),
         None,
         "once"
     );
@@ -461,7 +461,7 @@ fn a_member_gets_nothing_before_it_is_welcome_and_then_what_comes_after() {
         ..POSITION
     };
     let waits = hub
-        .welcome(ConnectionIndex(1), &key, ahead)
+        .welcome(ConnectionIndex(1), &key, ahead, |_| false)
         .expect("it waits");
     assert!(!waits.is_live);
     assert_eq!(hub.told_and_waiting(index), [ConnectionIndex(1)]);

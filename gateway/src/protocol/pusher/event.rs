@@ -1,4 +1,4 @@
-//! The body of `POST /apps/{id}/events`.
+//! The bodies of `POST /apps/{id}/events` and `/batch_events`.
 
 use std::sync::Arc;
 
@@ -9,8 +9,12 @@ use proto::publication::EVENT_BYTES_MAX;
 use serde::Deserialize;
 use serde_json::value::RawValue;
 
-/// Channels of one request at most.
+use super::info::Info;
+
+/// Channels of one event at most.
 pub const CHANNELS_MAX: usize = 100;
+/// Events of one batch at most.
+pub const BATCH_MAX: usize = 10;
 
 /// An event to publish into some channels.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -23,6 +27,17 @@ pub struct Event {
     pub channels: Vec<ChannelName>,
     /// Who does not get it.
     pub exclude: Option<ConnectionId>,
+    /// What is to be told of its channels.
+    pub info: Info,
+}
+
+/// An event of a batch.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Item {
+    /// The event, for one channel.
+    pub event: Event,
+    /// Its idempotency key, if it has one of its own.
+    pub key: Option<String>,
 }
 
 /// A body that cannot be published.
@@ -44,6 +59,13 @@ struct Body<'a> {
     channels: Option<Vec<String>>,
     socket_id: Option<String>,
     info: Option<String>,
+    idempotency_key: Option<String>,
+}
+
+#[derive(Deserialize)]
+struct Batch<'a> {
+    #[serde(borrow)]
+    batch: Vec<Body<'a>>,
 }
 
 fn bad(message: impl Into<String>) -> Invalid {
@@ -57,12 +79,42 @@ fn bad(message: impl Into<String>) -> Invalid {
 pub fn parse(body: &[u8], payload_bytes_max: usize) -> Result<Event, Invalid> {
     let body: Body<'_> = serde_json::from_slice(body)
         .map_err(|error| bad(format!("the body is not the JSON of an event: {error}")))?;
-    if body.info.is_some() {
-        return Err(Invalid {
-            code: ErrorCode::NotSupported,
-            message: "info: this version does not report channel attributes".into(),
-        });
+    if body.idempotency_key.is_some() {
+        return Err(bad(
+            "idempotency_key: of a single event it is the header Idempotency-Key",
+        ));
     }
+    checked(body, payload_bytes_max)
+}
+
+/// Parses and checks the body of a batch: each event has one channel.
+pub fn parse_batch(body: &[u8], payload_bytes_max: usize) -> Result<Vec<Item>, Invalid> {
+    let Batch { batch } = serde_json::from_slice(body)
+        .map_err(|error| bad(format!("the body is not the JSON of a batch: {error}")))?;
+    if batch.is_empty() || batch.len() > BATCH_MAX {
+        let events = batch.len();
+        return Err(bad(format!("batch: 1 to {BATCH_MAX} events, not {events}")));
+    }
+    let item = |(at, mut body): (usize, Body<'_>)| {
+        let key = body.idempotency_key.take();
+        let event = if body.channels.is_some() {
+            Err(bad("an event of a batch has one channel: give channel"))
+        } else {
+            checked(body, payload_bytes_max)
+        };
+        match event {
+            Ok(event) => Ok(Item { event, key }),
+            Err(Invalid { code, message }) => Err(Invalid {
+                code,
+                message: format!("batch[{at}]: {message}"),
+            }),
+        }
+    };
+    batch.into_iter().enumerate().map(item).collect()
+}
+
+fn checked(body: Body<'_>, payload_bytes_max: usize) -> Result<Event, Invalid> {
+    let info = Info::parse(body.info.as_deref().unwrap_or_default()).map_err(bad)?;
     let name = event_name(body.name.as_deref())?;
     let data = data(body.data)?;
     if data.len() > payload_bytes_max {
@@ -82,11 +134,15 @@ pub fn parse(body: &[u8], payload_bytes_max: usize) -> Result<Event, Invalid> {
         })
         .transpose()?;
     let channels = channels(body.channel, body.channels)?;
+    for channel in &channels {
+        info.check(channel).map_err(bad)?;
+    }
     Ok(Event {
         name,
         data,
         channels,
         exclude,
+        info,
     })
 }
 
@@ -228,6 +284,14 @@ mod tests {
                 r#"{"name":"e","data":"","channels":["x","private-encrypted-y"]}"#,
                 "encrypted",
             ),
+            (
+                r#"{"name":"e","data":"","channel":"x","info":"user_count"}"#,
+                "presence",
+            ),
+            (
+                r#"{"name":"e","data":"","channel":"x","idempotency_key":"k"}"#,
+                "header",
+            ),
         ] {
             let (code, message) = refused(body);
             assert_eq!(code, ErrorCode::BadRequest, "{body}");
@@ -241,16 +305,33 @@ mod tests {
             let body = format!(r#"{{"name":"e","data":"","channel":"{channel}"}}"#);
             assert_eq!(refused(&body).0, ErrorCode::NotSupported);
         }
-        assert_eq!(
-            refused(r#"{"name":"e","data":"","channel":"x","info":"user_count"}"#).0,
-            ErrorCode::NotSupported
-        );
+    }
+
+    #[test]
+    fn a_batch_has_some_events_of_one_channel_each() {
+        let event = r#"{"name":"e","data":"d","channel":"x","idempotency_key":"k"}"#;
+        let batch = |events: &[&str]| {
+            let body = format!(r#"{{"batch":[{}]}}"#, events.join(","));
+            parse_batch(body.as_bytes(), 10)
+        };
+        let items = batch(&[event, r#"{"name":"f","data":"d","channel":"y"}"#]).unwrap();
+        let names: Vec<&str> = items.iter().map(|item| &*item.event.name).collect();
+        assert_eq!(names, ["e", "f"]);
+        assert_eq!(items[0].key.as_deref(), Some("k"));
+        let wrong = |events: &[&str]| batch(events).unwrap_err().message;
+        assert!(wrong(&[]).contains("1 to 10"));
+        assert!(wrong(&[event; 11]).contains("not 11"));
+        let two = r#"{"name":"e","data":"d","channels":["x"]}"#;
+        assert!(wrong(&[event, two]).starts_with("batch[1]: an event of a batch"));
+        let large = r#"{"name":"e","data":"12345678901","channel":"x"}"#;
+        assert_eq!(batch(&[large]).unwrap_err().code, ErrorCode::TooLarge);
     }
 
     proptest! {
         #[test]
         fn arbitrary_bodies_never_panic(body in prop::collection::vec(any::<u8>(), 0..300)) {
             let _ = parse(&body, 100);
+            let _ = parse_batch(&body, 100);
         }
     }
 }

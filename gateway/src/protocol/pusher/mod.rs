@@ -4,6 +4,7 @@
 mod decode;
 mod encode;
 pub mod event;
+pub mod info;
 pub mod member;
 
 pub use decode::{Malformed, decode};

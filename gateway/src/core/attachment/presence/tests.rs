@@ -192,6 +192,25 @@ impl Here {
 }
 
 #[test]
+fn nobody_is_asked_who_is_there_before_it_is_known_from_where_entries_come() {
+    let mut attachment = Attachment::default();
+    let worker = WorkerId(0);
+    let mut steps = Vec::new();
+    let _ = attachment.follow(worker, FollowId(1), None, &mut steps);
+    let index = ConnectionIndex(0);
+    attachment.enter(connection(ME), Place { worker, index }, "me".into());
+    assert_eq!(attachment.ask_roster(1), None);
+    attachment.set_asked(1);
+    let joined = Joined {
+        fence: Fence(1),
+        position: Owner::default().position(),
+        missed: Missed::Publications(Vec::new()),
+    };
+    let _ = attachment.joined(joined, &mut steps);
+    assert_eq!(attachment.ask_roster(2), Some(None));
+}
+
+#[test]
 fn a_member_is_welcome_when_it_is_in_the_roster_and_not_before() {
     let mut owner = Owner::default();
     owner.change("a", true);

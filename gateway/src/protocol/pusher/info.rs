@@ -1,0 +1,68 @@
+//! What a backend wants to be told of channels: `info`.
+
+use proto::channel::{ChannelKind, ChannelName};
+
+/// What may be told of a channel besides whether anybody is there.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Info {
+    /// How many users are present.
+    pub user_count: bool,
+}
+
+impl Info {
+    /// Reads names with commas between them.
+    ///
+    /// # Errors
+    /// Which one is none, for the caller.
+    pub fn parse(text: &str) -> Result<Self, String> {
+        let mut info = Self::default();
+        for name in text
+            .split(',')
+            .map(str::trim)
+            .filter(|name| !name.is_empty())
+        {
+            match name {
+                "user_count" => info.user_count = true,
+                other => return Err(format!("info: {other:?} is not known; user_count is")),
+            }
+        }
+        Ok(info)
+    }
+
+    /// Whether a channel has all of it.
+    ///
+    /// # Errors
+    /// What it does not have, for the caller.
+    pub fn check(self, channel: &ChannelName) -> Result<(), String> {
+        if self.user_count && channel.kind() != ChannelKind::Presence {
+            return Err(format!(
+                "info: user_count is of presence channels, and {channel} is none"
+            ));
+        }
+        Ok(())
+    }
+
+    /// Whether nothing is wanted.
+    pub fn is_empty(self) -> bool {
+        self == Self::default()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_known_may_be_asked_of_channels_that_have_it() {
+        let info = Info::parse(" user_count, ").unwrap();
+        assert!(info.user_count);
+        assert_eq!(info.check(&"presence-a".parse().unwrap()), Ok(()));
+        assert!(info.check(&"private-a".parse().unwrap()).is_err());
+        assert!(Info::parse("").unwrap().is_empty());
+        assert!(
+            Info::parse("user_count,colour")
+                .unwrap_err()
+                .contains("colour")
+        );
+    }
+}
