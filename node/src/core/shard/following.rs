@@ -15,7 +15,7 @@ impl Shard {
     /// at once, a lower one is told so.
     pub(super) fn meet(&mut self, now: Timestamp, from: &GatewayRef) -> Result<(), Incarnation> {
         if !self.gateways.contains_key(&from.id) {
-            self.part_with_earlier(now, from);
+            self.part_with_others(now, from);
         }
         let known = self
             .gateways
@@ -26,7 +26,7 @@ impl Shard {
         }
         if from.incarnation > known.me.incarnation {
             *known = Gateway::new(from.clone());
-            self.part_with_earlier(now, from);
+            self.part_with_others(now, from);
             self.drop_interest(now, &from.id, |incarnation, _| {
                 incarnation < from.incarnation
             });

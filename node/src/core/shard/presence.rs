@@ -80,7 +80,7 @@ impl Shard {
     pub(super) fn part_with(&mut self, now: Timestamp, gateway: &GatewayRef) {
         let is_known = |(_, leaving): &(Timestamp, GatewayRef)| leaving == gateway;
         let mut named = self.rosters.values().flat_map(Roster::gateways);
-        let is_named = named.any(|named| is_life_of(named, gateway));
+        let is_named = named.any(|named| named == gateway);
         if is_named && !self.presence.leaving.iter().any(is_known) {
             let due = now + GRACE;
             self.presence.leaving.push((due, gateway.clone()));
@@ -99,13 +99,13 @@ impl Shard {
         }
     }
 
-    /// A gateway has taken a new life: what is said by older ones is void.
-    pub(super) fn part_with_earlier(&mut self, now: Timestamp, met: &GatewayRef) {
+    /// A gateway has taken a new life: what is said by other ones is void. By later ones,
+    /// too: its clock may have been set back, when nobody remembered them.
+    pub(super) fn part_with_others(&mut self, now: Timestamp, met: &GatewayRef) {
         let named = self.rosters.values().flat_map(Roster::gateways);
-        let is_earlier =
-            |named: &&GatewayRef| named.id == met.id && named.incarnation < met.incarnation;
-        let earlier: BTreeSet<GatewayRef> = named.filter(is_earlier).cloned().collect();
-        for gateway in earlier {
+        let is_other = |named: &&GatewayRef| named.id == met.id && *named != met;
+        let others: BTreeSet<GatewayRef> = named.filter(is_other).cloned().collect();
+        for gateway in others {
             self.part_with(now, &gateway);
         }
     }
@@ -115,7 +115,7 @@ impl Shard {
         self.part_with_unheard(now);
         while self.has_leaving(now) {
             let (_, gateway) = self.presence.leaving.remove(0);
-            self.remove_members(now, |of, _| is_life_of(of, &gateway), effects);
+            self.remove_members(now, |of, _| *of == gateway, effects);
         }
     }
 
@@ -249,7 +249,7 @@ impl Shard {
         if stated.to == self.tenure.fence {
             self.gateway(from).stated = true;
             let goes = |of: &GatewayRef, is_confirmed: bool| {
-                is_life_of(of, from) && (of != from || !is_confirmed)
+                of.id == from.id && (of != from || !is_confirmed)
             };
             self.remove_members(now, goes, effects);
         }
@@ -417,11 +417,6 @@ impl Shard {
             }
         }
     }
-}
-
-/// Whether one is a life of a gateway, or an earlier one.
-fn is_life_of(one: &GatewayRef, gateway: &GatewayRef) -> bool {
-    one.id == gateway.id && one.incarnation <= gateway.incarnation
 }
 
 #[cfg(test)]

@@ -275,6 +275,21 @@ fn a_gateway_that_is_restarted_takes_its_members_along() {
     assert!(world.users().is_empty());
 }
 
+/// Its clock was set back, and no node remembered the life before.
+#[test]
+fn a_gateway_that_is_restarted_with_a_lower_number_takes_them_along_too() {
+    let mut world = World::new();
+    world.enter(&gateway("g", 5), 1, "a").unwrap();
+    world.fail_over(2);
+    let now = gateway("g", 3);
+    world.hear(&[&now]);
+    world.enter(&now, 2, "b").unwrap();
+    world.stated(&now, 2);
+    world.pass(2_000);
+    assert_eq!(world.told, ["+a", "+b", "-a"]);
+    assert!(world.page().complete);
+}
+
 #[test]
 fn after_a_failover_nobody_leaves_who_is_stated_and_who_is_not_leaves_once() {
     let mut world = World::new();
