@@ -2,7 +2,7 @@
 
 import assert from "node:assert/strict";
 import { test } from "node:test";
-import { RawClient, app, channelName, publisher, server } from "./support.mjs";
+import { Inbox, RawClient, app, channelName, publisher, pusherClient, server, signature, subscribe } from "./support.mjs";
 
 /** What the API answered to a request that it refused. */
 async function refusal(request) {
