@@ -239,6 +239,7 @@ fn take_from_link(bencher: Bencher<'_, '_>) {
             offset: Offset(0),
         },
         missed: Missed::Publications(Vec::new()),
+        cached: None,
     };
     let replies = Replies {
         from: node.clone(),

@@ -114,6 +114,7 @@ pub fn obedient(request: &Request) -> Option<Reply> {
                     offset: Offset::ZERO,
                 },
                 missed: Missed::Publications(Vec::new()),
+                cached: None,
             }),
         }),
         Request::Leave(leave) => Some(Reply::Left {

@@ -39,9 +39,43 @@ async fn presence() -> Result<()> {
     node_test("presence.test.mjs").await
 }
 
-/// The same with members at two gateways, in front of three nodes.
 #[tokio::test]
 async fn presence_across_gateways() -> Result<()> {
+    across_gateways("presence.test.mjs").await
+}
+
+#[tokio::test]
+async fn cache_channels() -> Result<()> {
+    node_test("cache.test.mjs").await
+}
+
+#[tokio::test]
+async fn cache_channels_across_gateways() -> Result<()> {
+    across_gateways("cache.test.mjs").await
+}
+
+#[tokio::test]
+async fn users() -> Result<()> {
+    node_test("users.test.mjs").await
+}
+
+#[tokio::test]
+async fn users_across_gateways() -> Result<()> {
+    across_gateways("users.test.mjs").await
+}
+
+#[tokio::test]
+async fn lists_of_channels() -> Result<()> {
+    node_test("channels.test.mjs").await
+}
+
+#[tokio::test]
+async fn lists_of_channels_across_gateways() -> Result<()> {
+    across_gateways("channels.test.mjs").await
+}
+
+/// Runs one file of tests with clients at two gateways, in front of three nodes.
+async fn across_gateways(file: &str) -> Result<()> {
     let mut cluster = Cluster::start().await?;
     cluster.add_gateways_of(APPS, &["c1", "c2"]).await?;
     let gateways = ["c1", "c2"].map(|name| &cluster.gateways[name]);
@@ -53,7 +87,7 @@ async fn presence_across_gateways() -> Result<()> {
         ("DUNLIN_ADMIN", format!("http://{admin}")),
     ];
     let log = || gateways.map(|gateway| gateway.log()).concat();
-    run_node_test("presence.test.mjs", &places, log).await
+    run_node_test(file, &places, log).await
 }
 
 #[tokio::test]

@@ -30,6 +30,8 @@ use crate::protocol::pusher::event::{self, Event, Item};
 use crate::server::Context;
 
 mod asking;
+mod listing;
+mod users;
 
 /// How long a client may take to send a body.
 const BODY_TIMEOUT: Duration = Duration::from_secs(15);
@@ -48,6 +50,8 @@ pub(crate) fn routes() -> Router<Context> {
         .route("/apps/{id}/events", any(events))
         .route("/apps/{id}/batch_events", any(batch_events))
         .merge(asking::routes())
+        .merge(listing::routes())
+        .merge(users::routes())
 }
 
 async fn events(context: State<Context>, id: Path<String>, request: Request) -> Response {

@@ -3,6 +3,7 @@
 use std::collections::HashMap;
 use std::fmt;
 use std::sync::Arc;
+use std::time::Duration;
 
 use proto::id::AppId;
 
@@ -52,6 +53,9 @@ pub struct App {
     pub client_events: bool,
     /// How often each of them may. `None`: without limit.
     pub client_event_rate: Option<Rate>,
+    /// How long a client has to sign in, or to subscribe to a channel that needs a
+    /// signature. `None`: it need not.
+    pub authentication_timeout: Option<Duration>,
 }
 
 /// Events a second that a client may publish unless the app says otherwise.
@@ -77,6 +81,7 @@ impl App {
             payload_bytes_max: PAYLOAD_BYTES_DEFAULT,
             client_events: false,
             client_event_rate: None,
+            authentication_timeout: None,
         }
     }
 

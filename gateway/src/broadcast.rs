@@ -5,12 +5,14 @@
 use std::sync::{Arc, OnceLock};
 
 use bytes::Bytes;
-use proto::channel::ChannelKey;
+use proto::channel::{CACHE_AGE, ChannelKey, ChannelKind};
 use proto::position::{Epoch, Gap, Position};
 use proto::presence::User;
 use proto::publication::Publication;
 use proto::shard::{Fence, ShardId};
+use proto::time::Timestamp;
 
+use crate::core::attachment::Kept;
 use crate::protocol::{Frame, pusher, sse};
 use crate::websocket;
 
@@ -24,11 +26,26 @@ pub struct Broadcast {
     /// The shard that is told what became of it, and under which fence it came.
     pub origin: Option<(ShardId, Fence)>,
     position: Position,
+    keeps: Keeps,
+    /// Whether it ends the connections that it comes to.
+    pub is_end: bool,
     websocket: OnceLock<Bytes>,
     positioned: OnceLock<Bytes>,
     event_stream: OnceLock<Bytes>,
     body: OnceLock<Bytes>,
     envelope: OnceLock<Bytes>,
+}
+
+/// What a cache channel keeps for those who come, from then on.
+#[derive(Debug, Clone, Default)]
+pub enum Keeps {
+    /// What it has kept.
+    #[default]
+    AsBefore,
+    /// This publication, since then.
+    Itself(Timestamp),
+    /// This one, or none.
+    Other(Option<Arc<Broadcast>>),
 }
 
 /// What can happen in a channel.
@@ -54,7 +71,11 @@ impl Broadcast {
             epoch,
             offset: publication.offset,
         };
-        Self::new(key, position, Content::Publication(publication))
+        let is_end = key.channel.kind() == ChannelKind::User && publication.is_end();
+        Self {
+            is_end,
+            ..Self::new(key, position, Content::Publication(publication))
+        }
     }
 
     /// The same, for a shard whose owner is told what became of it.
@@ -69,6 +90,28 @@ impl Broadcast {
     /// A gap.
     pub fn gap(key: ChannelKey, gap: Gap) -> Self {
         Self::new(key, gap.latest, Content::Gap(gap))
+    }
+
+    /// What a cache channel keeps for those who come.
+    pub fn kept(key: ChannelKey, kept: Kept) -> Arc<Self> {
+        let broadcast = Self::publication(key, kept.epoch, kept.publication);
+        Arc::new(broadcast.keeping(Keeps::Itself(kept.since)))
+    }
+
+    /// The same, and the channel keeps this from then on.
+    #[must_use]
+    pub fn keeping(self, keeps: Keeps) -> Self {
+        Self { keeps, ..self }
+    }
+
+    /// What the channel keeps from then on.
+    pub fn keeps(&self) -> &Keeps {
+        &self.keeps
+    }
+
+    /// Whether it is kept for those who come, still.
+    pub fn is_kept(&self, now: Timestamp) -> bool {
+        matches!(self.keeps, Keeps::Itself(since) if now.since(since) < CACHE_AGE)
     }
 
     /// Users that have come and gone, by where the channel stands.
@@ -109,6 +152,8 @@ impl Broadcast {
             content,
             origin: None,
             position,
+            keeps: Keeps::AsBefore,
+            is_end: false,
             websocket: OnceLock::new(),
             positioned: OnceLock::new(),
             event_stream: OnceLock::new(),

@@ -375,11 +375,6 @@ fn stream_parameters(uri: &Uri, headers: &HeaderMap) -> Result<Stream, (ErrorCod
                     let message = format!("{channel}: event streams serve public channels");
                     return Err((ErrorCode::ForbiddenChannel, message));
                 }
-                if channel.is_cache() {
-                    let message =
-                        format!("{channel}: cache channels are not available in this version");
-                    return Err((ErrorCode::NotSupported, message));
-                }
                 channels.push(channel);
             }
             "envelope" => {
@@ -524,7 +519,6 @@ mod tests {
             parameters("channel=private-a"),
             Err(ErrorCode::ForbiddenChannel)
         );
-        assert_eq!(parameters("channel=cache-a"), Err(ErrorCode::NotSupported));
         let many: Vec<String> = (0..65).map(|n| format!("channel=c{n}")).collect();
         assert_eq!(parameters(&many.join("&")), Err(ErrorCode::BadRequest));
     }

@@ -22,7 +22,7 @@ use proto::time::Timestamp;
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::MissedTickBehavior;
 
-use crate::broadcast::Broadcast;
+use crate::broadcast::{Broadcast, Keeps};
 use crate::core::attachment::{FollowId, Place, Step};
 use crate::core::edge::{ASK_PATIENCE, Edge, Effect, Input};
 use crate::core::requests::batches;
@@ -116,9 +116,16 @@ pub(crate) enum Mail {
 #[derive(Debug, Clone)]
 pub(crate) struct Handle {
     mailbox: mpsc::Sender<Mail>,
+    /// How many shards the cluster has; 0: that is not known yet.
+    shards: u16,
 }
 
 impl Handle {
+    /// How many shards the cluster has.
+    pub(crate) fn shards(&self) -> u16 {
+        self.shards
+    }
+
     /// Publishes. Answers within [`DEADLINE`] and a little.
     pub(crate) async fn publish(&self, order: Order) -> Result<Accepted, ErrorCode> {
         let (answer, answered) = oneshot::channel();
@@ -235,7 +242,10 @@ impl Mesh {
             door,
             output,
             ears,
-            handle,
+            handle: Handle {
+                shards: edge.shards(),
+                ..handle
+            },
             edge,
             askers: HashMap::new(),
             asked: HashMap::new(),
@@ -498,9 +508,11 @@ impl Mesh {
                 worker,
                 follow,
                 position,
+                kept,
             } => (
                 Workers::only(worker),
                 worker::Mail::Attached {
+                    kept: kept.map(|kept| Broadcast::kept(key.clone(), kept)),
                     key,
                     follow,
                     position,
@@ -523,9 +535,11 @@ impl Mesh {
                 connection,
                 position,
                 users,
+                kept,
             } => (
                 Workers::only(place.worker),
                 worker::Mail::Welcome {
+                    kept: kept.map(|kept| Broadcast::kept(key.clone(), kept)),
                     key,
                     index: place.index,
                     connection,
@@ -563,20 +577,24 @@ impl Mesh {
                 publication,
             } => {
                 let (shard, fence) = self.edge.place_of(&key);
+                let keeps = if key.channel.is_cache() && publication.is_cached() {
+                    Keeps::Itself(Timestamp::now())
+                } else {
+                    Keeps::AsBefore
+                };
                 let broadcast = Broadcast::publication(key, epoch, publication);
-                let broadcast = broadcast.from(shard, fence);
+                let broadcast = broadcast.from(shard, fence).keeping(keeps);
                 (workers, worker::Mail::Broadcast(Arc::new(broadcast)))
             }
-            Step::Gap { workers, gap } => {
+            Step::Gap { workers, gap, kept } => {
                 self.output
                     .metrics
                     .gaps_announced
                     .with_label_values(&[gap.reason.as_str()])
                     .inc();
-                (
-                    workers,
-                    worker::Mail::Broadcast(Arc::new(Broadcast::gap(key, gap))),
-                )
+                let kept = kept.map(|kept| Broadcast::kept(key.clone(), kept));
+                let broadcast = Broadcast::gap(key, gap).keeping(Keeps::Other(kept));
+                (workers, worker::Mail::Broadcast(Arc::new(broadcast)))
             }
         };
         for worker in to.iter() {

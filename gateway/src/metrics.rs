@@ -328,7 +328,14 @@ impl Metrics {
         for reason in WEBSOCKET_ENDS {
             self.disconnects.with_label_values(&["websocket", reason]);
         }
-        for op in ["subscribe", "unsubscribe", "ping", "pong", "unsupported"] {
+        for op in [
+            "subscribe",
+            "unsubscribe",
+            "signin",
+            "ping",
+            "pong",
+            "unsupported",
+        ] {
             self.messages_received.with_label_values(&["websocket", op]);
         }
         for reason in ["expired", "bad_signature", "missing"] {

@@ -10,7 +10,7 @@ use proto::codec;
 use proto::id::GatewayRef;
 use proto::inspection::{Answer, Question};
 use proto::message::{
-    GatewayBeat, GatewayCounts, Message, NodeBeat, Reply, Request, Requests, ShardCounts,
+    GatewayBeat, GatewayCounts, Greet, Message, NodeBeat, Reply, Request, Requests, ShardCounts,
 };
 use proto::namespace::Namespaces;
 use proto::shard::{ShardId, ShardMap};
@@ -23,7 +23,7 @@ use crate::core::gateways::{self, Gateways, Silence};
 use crate::core::neighbours::{self, Neighbours};
 use crate::core::routing::{Route, route};
 use crate::core::shard::{Around, Effect};
-use crate::core::shards::Input;
+use crate::core::shards::{Input, Vacant};
 use crate::core::{inspection, outbound};
 use crate::metrics::Metrics;
 use crate::{Config, Error, View, inspect, worker};
@@ -203,7 +203,22 @@ impl Ingress {
                     shard,
                     request,
                 }),
-                Route::Node => answers.extend(self.answer(now, &map, &from, request)),
+                Route::Node => {
+                    if let Request::Greet(Greet { except }) = &request {
+                        let vacant = Arc::new(Vacant {
+                            gateway: from.clone(),
+                            map_version,
+                            except: except.clone(),
+                        });
+                        for mail in &mut mail {
+                            mail.push(Input::Vacant(Arc::clone(&vacant)));
+                        }
+                        let to = from.clone();
+                        let reply = Reply::Greeted { map_version };
+                        answers.push(Effect::Reply { to, reply });
+                    }
+                    answers.extend(self.answer(now, &map, &from, request));
+                }
             }
         }
         self.tell(mail).await?;
@@ -379,7 +394,6 @@ impl Ingress {
                 Reply::Inspected { id, answer }
             }
             Request::Repair(repair) => return Some(Effect::Repair { to, repair }),
-            Request::Greet => Reply::Greeted,
             _ => return None,
         };
         Some(Effect::Reply { to, reply })

@@ -3,10 +3,18 @@
 use std::fmt;
 use std::str::FromStr;
 use std::sync::Arc;
+use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
 use crate::id::AppId;
+use crate::presence::USER_BYTES_MAX;
+
+/// How long a cache channel keeps its last publication.
+pub const CACHE_AGE: Duration = Duration::from_secs(30 * 60);
+
+/// Before the id of a user in the name of its channel.
+const USER: &str = "#server-to-user-";
 
 /// Longest channel name, in bytes.
 pub const CHANNEL_BYTES_MAX: usize = 200;
@@ -23,15 +31,19 @@ pub enum ChannelKind {
     Encrypted,
     /// `presence-`: with a signature, and members are told of each other.
     Presence,
+    /// `#server-to-user-`: for the connections of a user that have signed in.
+    User,
 }
 
 impl ChannelKind {
-    fn prefix(self) -> &'static str {
+    /// What names of this kind begin with.
+    pub fn prefix(self) -> &'static str {
         match self {
             Self::Public => "",
             Self::Private => "private-",
             Self::Encrypted => "private-encrypted-",
             Self::Presence => "presence-",
+            Self::User => USER,
         }
     }
 }
@@ -68,15 +80,28 @@ impl ChannelName {
             ChannelKind::Encrypted,
             ChannelKind::Private,
             ChannelKind::Presence,
+            ChannelKind::User,
         ]
         .into_iter()
         .find(|kind| self.0.starts_with(kind.prefix()))
         .unwrap_or(ChannelKind::Public)
     }
 
-    /// The name without the prefix of its kind; what namespaces match on.
+    /// The channel of a user.
+    ///
+    /// # Errors
+    /// Why there can be none of this id.
+    pub fn of_user(id: &str) -> Result<Self, InvalidChannelName> {
+        Self::try_from(Arc::from(format!("{USER}{id}")))
+    }
+
+    /// The name without the prefix of its kind; what namespaces match on. Of a user's
+    /// channel it is the whole name: ids are no names that anybody has chosen for this.
     pub fn base(&self) -> &str {
-        &self.0[self.kind().prefix().len()..]
+        match self.kind() {
+            ChannelKind::User => &self.0,
+            kind => &self.0[kind.prefix().len()..],
+        }
     }
 
     /// Whether subscribers expect the last event upon subscribing: `cache-`
@@ -95,6 +120,16 @@ impl TryFrom<Arc<str>> for ChannelName {
         }
         if text.len() > CHANNEL_BYTES_MAX {
             return Err(InvalidChannelName::TooLong(text.chars().count()));
+        }
+        if let Some(user) = text.strip_prefix(USER) {
+            return match user.chars().find(|c| c.is_control()) {
+                Some(c) => Err(InvalidChannelName::Character(c)),
+                None if user.is_empty() => Err(InvalidChannelName::Empty),
+                None if user.len() > USER_BYTES_MAX => {
+                    Err(InvalidChannelName::TooLong(text.chars().count()))
+                }
+                None => Ok(Self(text)),
+            };
         }
         match text.chars().find(|c| !is_channel_character(*c)) {
             Some(c) => Err(InvalidChannelName::Character(c)),
@@ -193,6 +228,24 @@ mod tests {
         assert!(name("cache-x").is_cache());
         assert!(name("private-encrypted-cache-x").is_cache());
         assert!(!name("mycache-x").is_cache());
+    }
+
+    #[test]
+    fn a_user_has_a_channel_whatever_its_id() {
+        let zoe = ChannelName::of_user("Zoë: 1").unwrap();
+        assert_eq!(zoe.as_str(), "#server-to-user-Zoë: 1");
+        assert_eq!(zoe, name("#server-to-user-Zoë: 1"));
+        assert_eq!(zoe.kind(), ChannelKind::User);
+        assert_eq!(zoe.base(), zoe.as_str());
+        assert!(!ChannelName::of_user("cache-1").unwrap().is_cache());
+        assert_eq!(ChannelName::of_user(""), Err(InvalidChannelName::Empty));
+        assert_eq!(
+            ChannelName::of_user("a\n"),
+            Err(InvalidChannelName::Character('\n'))
+        );
+        assert!(ChannelName::of_user(&"x".repeat(128)).is_ok());
+        assert!(ChannelName::of_user(&"x".repeat(129)).is_err());
+        assert!("#other".parse::<ChannelName>().is_err());
     }
 
     #[test]

@@ -11,8 +11,8 @@ use std::sync::Arc;
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 
-use crate::channel::ChannelKey;
-use crate::id::{ClusterUuid, ConnectionId, GatewayRef, Incarnation, NodeRef};
+use crate::channel::{ChannelKey, ChannelName};
+use crate::id::{AppId, ClusterUuid, ConnectionId, GatewayRef, Incarnation, NodeRef};
 use crate::inspection::{Answer, Question};
 use crate::namespace::Namespaces;
 use crate::position::{Epoch, Gap, Position};
@@ -93,7 +93,7 @@ pub enum Request {
     Query(Query),
     /// Say whether you know of presence: of [`Request::Enter`] and what follows here.
     /// Stands alone in its message, for who does not know takes nothing of that.
-    Greet,
+    Greet(Greet),
 }
 
 impl Request {
@@ -109,7 +109,7 @@ impl Request {
             Self::Exit(exit) => Some(exit.place.fence),
             Self::Stated(stated) => Some(stated.place.fence),
             Self::Query(query) => Some(query.fence),
-            Self::Map { .. } | Self::Inspect { .. } | Self::Repair(_) | Self::Greet => None,
+            Self::Map { .. } | Self::Inspect { .. } | Self::Repair(_) | Self::Greet(_) => None,
         }
     }
 }
@@ -257,6 +257,15 @@ pub struct Stated {
     pub to: Fence,
 }
 
+/// Says besides of which shards this gateway has never stated a member in its life.
+/// Their owners, as far as the map of the message's version knows them, need not wait
+/// for [`Stated`]: whoever comes later is told to them.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Greet {
+    /// Of all but these.
+    pub except: Vec<ShardId>,
+}
+
 /// A question to the owner of a shard.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Query {
@@ -286,13 +295,28 @@ pub enum What {
         /// The channel.
         key: ChannelKey,
     },
+    /// What a cache channel keeps.
+    Cached {
+        /// The channel.
+        key: ChannelKey,
+    },
+    /// Which channels of the shard are occupied.
+    Channels {
+        /// Of this app.
+        app: AppId,
+        /// Their names begin so.
+        prefix: Arc<str>,
+        /// Only names behind this one.
+        after: Option<ChannelName>,
+    },
 }
 
 impl What {
     /// The channel that is asked about, if it is one.
     pub fn key(&self) -> Option<&ChannelKey> {
         match self {
-            Self::Roster { key, .. } | Self::Channel { key } => Some(key),
+            Self::Roster { key, .. } | Self::Channel { key } | Self::Cached { key } => Some(key),
+            Self::Channels { .. } => None,
         }
     }
 }
@@ -305,6 +329,38 @@ pub enum Told {
     Roster(RosterPage),
     /// To [`What::Channel`].
     Channel(Attendance),
+    /// To [`What::Cached`].
+    Cached {
+        /// The owner's fence.
+        fence: Fence,
+        /// The publication, if there is one.
+        cached: Option<Cached>,
+    },
+    /// To [`What::Channels`].
+    Channels(ChannelsPage),
+}
+
+/// Channels of a shard in which somebody is, by name.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ChannelsPage {
+    /// The owner's fence.
+    pub fence: Fence,
+    /// Each with how many users are present.
+    pub channels: Vec<(ChannelName, u32)>,
+    /// Whether there are more behind the last one.
+    pub more: bool,
+    /// Whether the owner knows all who are there.
+    pub complete: bool,
+}
+
+/// What a cache channel keeps for those who come: the last publication of a backend,
+/// for [`CACHE_AGE`](crate::channel::CACHE_AGE).
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Cached {
+    /// How long ago it was published, in milliseconds: clocks are each machine's own.
+    pub age_ms: u64,
+    /// It.
+    pub publication: Arc<Publication>,
 }
 
 /// How many there are in a channel.
@@ -326,6 +382,8 @@ impl Told {
         match self {
             Self::Roster(page) => page.fence,
             Self::Channel(attendance) => attendance.fence,
+            Self::Cached { fence, .. } => *fence,
+            Self::Channels(page) => page.fence,
         }
     }
 }
@@ -433,7 +491,10 @@ pub enum Reply {
         through: Incarnation,
     },
     /// To [`Request::Greet`]: the node knows of presence.
-    Greeted,
+    Greeted {
+        /// The version of the map that the question came with.
+        map_version: u64,
+    },
     /// To a query.
     Queried {
         /// Which query.
@@ -481,6 +542,9 @@ pub struct Joined {
     pub position: Position,
     /// What the gateway had missed.
     pub missed: Missed,
+    /// What the channel keeps for those who come, if it is a cache channel.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cached: Option<Cached>,
 }
 
 /// What lay between the gateway's position and the answer's.

@@ -12,6 +12,10 @@ use crate::time::UnixTime;
 /// Longest event name, in bytes.
 pub const EVENT_BYTES_MAX: usize = 200;
 
+/// The event that ends all connections of a user, in its channel. Nobody can publish
+/// it from outside: names that begin with `dunlin:` are the server's own.
+pub const TERMINATE: &str = "dunlin:terminate";
+
 /// One message, in its place. Shared as it is between history, links and the
 /// publisher's reply; nothing changes it after the owner gave it its offset.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -52,6 +56,17 @@ impl Publication {
     /// an event.
     pub fn is_blank(&self) -> bool {
         self.event.is_empty() && self.change().is_none()
+    }
+
+    /// Whether it ends the connections that it comes to: see [`TERMINATE`].
+    pub fn is_end(&self) -> bool {
+        &*self.event == TERMINATE
+    }
+
+    /// Whether a cache channel keeps it for those who come: what a backend has
+    /// published, and not what clients tell each other.
+    pub fn is_cached(&self) -> bool {
+        !self.event.is_empty() && !self.event.starts_with("client-")
     }
 
     /// The same, if it is a change, as one of users.

@@ -108,6 +108,37 @@ mod tests {
         assert_eq!(judged(&declared), None);
     }
 
+    /// While a gateway is taken for gone, its user's connections elsewhere are all
+    /// there are.
+    #[test]
+    fn a_user_goes_with_its_last_connection_that_is_not_lost() {
+        let connected = |connection, gateway| Fact::Connected {
+            connection,
+            gateway,
+        };
+        let over = Fact::Gone {
+            gateway: 0,
+            incarnation: 1,
+            needlessly: false,
+        };
+        let there = [
+            connected(1, 0),
+            enters(1, 0),
+            entered(1, 0b1),
+            connected(2, 1),
+            enters(2, 0),
+            entered(2, 0b1),
+            connected(3, 1),
+            enters(3, 1),
+            entered(3, 0b11),
+        ];
+        let again = [over, went(3, 0), came(3, 0), exits(2), went(3, 0)];
+        assert_eq!(judged(&[&there[..], &again].concat()), None);
+        let never_lost = [went(3, 0)];
+        let other = [&there[..], &[exits(2)], &never_lost].concat();
+        assert_eq!(judged(&other), Some(10));
+    }
+
     #[test]
     fn whoever_is_let_in_is_so_once_and_with_its_user() {
         assert_eq!(judged(&[enters(1, 0), entered(1, 0b10)]), Some(1));

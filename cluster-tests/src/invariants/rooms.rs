@@ -14,6 +14,9 @@ pub(super) struct Member {
     pub(super) view: Option<Users>,
     /// Of which users it was told how often that they have gone.
     pub(super) went: BTreeMap<User, usize>,
+    /// A life of its gateway was declared over meanwhile: until that states it again,
+    /// it is not there.
+    is_lost: bool,
 }
 
 /// Channels with their members.
@@ -48,7 +51,12 @@ impl Rooms {
                     self.close(connection);
                 }
             }
-            Fact::Gone { .. } => self.gone += 1,
+            Fact::Gone { gateway, .. } => {
+                self.gone += 1;
+                for ((_, connection), member) in &mut self.members {
+                    member.is_lost |= self.at.get(connection) == Some(&gateway);
+                }
+            }
             Fact::Enters {
                 connection,
                 channel,
@@ -58,6 +66,7 @@ impl Rooms {
                     user,
                     view: None,
                     went: BTreeMap::new(),
+                    is_lost: false,
                 };
                 self.members.insert((channel, connection), member);
             }
@@ -129,8 +138,10 @@ impl Rooms {
         let Some(member) = self.members.remove(&(channel, connection)) else {
             return;
         };
-        // One that has not been told yet that it is in may not be.
-        let is_other = |other: &Member| other.view.is_some() && other.user == member.user;
+        // One that has not been told yet that it is in may not be, nor one whose gateway
+        // was declared gone.
+        let is_surely_in = |other: &Member| other.view.is_some() && !other.is_lost;
+        let is_other = |other: &Member| other.user == member.user && is_surely_in(other);
         if !self.of(channel).any(is_other) {
             *self.absences.entry((channel, member.user)).or_default() += 1;
         }

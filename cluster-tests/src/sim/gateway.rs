@@ -537,6 +537,7 @@ impl Serving {
                 worker,
                 follow,
                 position,
+                ..
             } => (
                 Workers::only(worker),
                 Mail::Attached {
@@ -553,7 +554,7 @@ impl Serving {
                 let broadcast = Broadcast::publication(key, epoch, publication);
                 (workers, Mail::Broadcast(Arc::new(broadcast)))
             }
-            Step::Gap { workers, gap } => {
+            Step::Gap { workers, gap, .. } => {
                 (workers, Mail::Broadcast(Arc::new(Broadcast::gap(key, gap))))
             }
             Step::Resumed {
@@ -573,6 +574,7 @@ impl Serving {
                 connection,
                 position,
                 users,
+                ..
             } => (
                 Workers::only(place.worker),
                 Mail::Welcome {

@@ -143,6 +143,9 @@ pub(crate) struct AppConfig {
     /// How many such events a second each client may publish; after a rest twice as many at once. 0: no limit. Beyond, each is refused with error 4301.
     #[serde(default = "client_events_default")]
     pub(crate) client_events_per_s: u32,
+    /// How many seconds a client has to sign in, or to subscribe to a channel that needs a signature. 0: it need not. Beyond: 4009.
+    #[serde(default)]
+    pub(crate) user_authentication_timeout_s: u32,
 }
 
 /// What clients may at one gateway.
@@ -514,6 +517,7 @@ impl AppConfig {
             payload_bytes_max: PAYLOAD_BYTES_DEFAULT,
             client_events: false,
             client_events_per_s: CLIENT_EVENTS_PER_S_DEFAULT,
+            user_authentication_timeout_s: 0,
         })
     }
 
@@ -542,6 +546,8 @@ impl AppConfig {
         app.payload_bytes_max = self.payload_bytes_max;
         app.client_events = self.client_events;
         app.client_event_rate = rate(self.client_events_per_s);
+        let patience = u64::from(self.user_authentication_timeout_s);
+        app.authentication_timeout = (patience > 0).then(|| Duration::from_secs(patience));
         app
     }
 }

@@ -1,6 +1,8 @@
 //! What backends ask about channels. Each question goes to the owner of the channel,
 //! which is the only one that knows.
 
+use std::time::Duration;
+
 use axum::Router;
 use axum::body::Body;
 use axum::extract::{Path, Request, State};
@@ -9,9 +11,9 @@ use axum::http::request::Parts;
 use axum::response::{IntoResponse, Json, Response};
 use axum::routing::any;
 use hyper::body::Body as _;
-use proto::channel::{ChannelKey, ChannelKind, ChannelName};
+use proto::channel::{CACHE_AGE, ChannelKey, ChannelKind, ChannelName};
 use proto::error::ErrorCode;
-use proto::message::{Attendance, Told, What};
+use proto::message::{Attendance, Cached, Told, What};
 use serde_json::{Map, Value, json};
 
 use super::{authenticate, refused};
@@ -49,6 +51,7 @@ async fn tell_channel(
     info.check(&channel).map_err(bad)?;
     let attendance = attendance(context, app, &channel).await?;
     let mut told = info_of(attendance, info);
+    add_cached(context, app, &channel, info, &mut told).await?;
     let is_occupied = attendance.is_followed || attendance.users > 0;
     told.insert("occupied".into(), json!(is_occupied));
     told.insert("complete".into(), json!(attendance.complete));
@@ -65,7 +68,38 @@ pub(super) async fn attributes(
     if info.is_empty() {
         return Ok(Map::new());
     }
-    Ok(info_of(attendance(context, app, channel).await?, info))
+    let mut told = info_of(attendance(context, app, channel).await?, info);
+    add_cached(context, app, channel, info, &mut told).await?;
+    Ok(told)
+}
+
+/// What a cache channel keeps: its data, and for how many seconds more.
+async fn add_cached(
+    context: &Context,
+    app: &App,
+    channel: &ChannelName,
+    info: Info,
+    told: &mut Map<String, Value>,
+) -> Result<(), Problem> {
+    if !info.cache {
+        return Ok(());
+    }
+    let key = key(app, channel.clone());
+    let cached = match context.mesh.query(None, What::Cached { key }).await {
+        Ok(Told::Cached { cached, .. }) => cached,
+        Ok(_) => return Err(unavailable(ErrorCode::Unavailable)),
+        Err(code) => return Err(unavailable(code)),
+    };
+    if let Some(Cached {
+        age_ms,
+        publication,
+    }) = cached
+    {
+        let ttl = CACHE_AGE.saturating_sub(Duration::from_millis(age_ms));
+        let cache = json!({"data": &*publication.data, "ttl": ttl.as_secs()});
+        told.insert("cache".into(), cache);
+    }
+    Ok(())
 }
 
 fn info_of(attendance: Attendance, info: Info) -> Map<String, Value> {
@@ -134,7 +168,7 @@ async fn tell_users(
 }
 
 /// The app that asks, by a request that may only read.
-fn asks<'a>(context: &'a Context, id: &str, head: &Parts) -> Result<&'a App, Problem> {
+pub(super) fn asks<'a>(context: &'a Context, id: &str, head: &Parts) -> Result<&'a App, Problem> {
     if head.method != Method::GET {
         return Err(Problem::method_not_allowed("GET"));
     }
@@ -142,7 +176,7 @@ fn asks<'a>(context: &'a Context, id: &str, head: &Parts) -> Result<&'a App, Pro
     Ok(app)
 }
 
-fn answer(told: Result<Value, Problem>, body: &Body) -> Response {
+pub(super) fn answer(told: Result<Value, Problem>, body: &Body) -> Response {
     match told {
         Ok(told) => Json(told).into_response(),
         Err(problem) => refused(problem, !body.is_end_stream()),
@@ -169,7 +203,7 @@ fn unavailable(code: ErrorCode) -> Problem {
 }
 
 /// A parameter of the query, decoded.
-fn parameter(head: &Parts, name: &str) -> Option<String> {
+pub(super) fn parameter(head: &Parts, name: &str) -> Option<String> {
     let query = head.uri.query()?;
     let mut pairs = form_urlencoded::parse(query.as_bytes());
     pairs.find_map(|(key, value)| (key == name).then(|| value.into_owned()))

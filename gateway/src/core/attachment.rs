@@ -11,6 +11,7 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
+use proto::channel::ChannelName;
 use proto::error::ErrorCode;
 use proto::id::ConnectionId;
 use proto::message::{Joined, Missed, Since};
@@ -24,10 +25,12 @@ use presence::Presence;
 use resuming::Resuming;
 use window::Window;
 
+mod cache;
 mod presence;
 mod resuming;
 mod window;
 
+pub use cache::Kept;
 pub use presence::Place;
 pub use resuming::{Resumption, concerns};
 
@@ -51,6 +54,8 @@ pub enum Step {
         follow: FollowId,
         /// Where the channel stands.
         position: Position,
+        /// What it keeps for those who come.
+        kept: Option<Kept>,
     },
     /// The next publication.
     Deliver {
@@ -67,6 +72,8 @@ pub enum Step {
         workers: Workers,
         /// Which ones.
         gap: Gap,
+        /// What the channel keeps behind them for those who come.
+        kept: Option<Kept>,
     },
     /// To clients that have come back.
     Resumed {
@@ -87,6 +94,8 @@ pub enum Step {
         position: Position,
         /// Who is there, itself included.
         users: Arc<Users>,
+        /// What the channel keeps for those who come.
+        kept: Option<Kept>,
     },
     /// A member is not let in.
     Refused {
@@ -144,6 +153,8 @@ pub struct Attachment {
     resuming: Vec<Resuming>,
     /// Who is present, if any member is here.
     presence: Option<Box<Presence>>,
+    /// What a cache channel keeps for those who come.
+    kept: Option<Kept>,
     /// The join that is on its way.
     asked: Option<Asked>,
     /// Something may have been lost since it was sent, which its answer does
@@ -156,6 +167,8 @@ pub struct Attachment {
     held_bytes: usize,
     /// When to leave, if nobody follows until then.
     pub leave_at: Option<Timestamp>,
+    /// Whether it is a cache channel.
+    is_cache: bool,
 }
 
 /// A join.
@@ -176,6 +189,14 @@ impl Ask {
 }
 
 impl Attachment {
+    /// Of a channel that nobody here has followed.
+    pub fn new(channel: &ChannelName) -> Self {
+        Self {
+            is_cache: channel.is_cache(),
+            ..Self::default()
+        }
+    }
+
     /// Where the channel stands here.
     pub fn position(&self) -> Option<Position> {
         self.position
@@ -268,6 +289,7 @@ impl Attachment {
     /// A publication has come by the link.
     pub fn receive(
         &mut self,
+        now: Timestamp,
         epoch: Epoch,
         publication: Arc<Publication>,
         steps: &mut Vec<Step>,
@@ -288,39 +310,43 @@ impl Attachment {
             self.hold(epoch, publication);
             return self.owe();
         }
-        self.deliver(epoch, publication, steps);
-        self.deliver_held(steps);
+        self.deliver(now, epoch, publication, steps);
+        self.deliver_held(now, steps);
         self.look_at_roster(steps);
         self.resume_from_window(steps);
         Ask::No
     }
 
     /// The owner has answered the join that was on its way.
-    pub fn joined(&mut self, joined: Joined, steps: &mut Vec<Step>) -> Ask {
+    pub fn joined(&mut self, now: Timestamp, joined: Joined, steps: &mut Vec<Step>) -> Ask {
         let since = self.asked_since();
         (self.asked, self.owed) = (None, false);
         let answered = joined.position;
+        let kept = joined
+            .cached
+            .map(|cached| Kept::of(now, answered.epoch, cached));
         match (&joined.missed, self.position) {
             (Missed::Gap(gap), Some(position)) => match since {
-                Since::Delivered(asked) => self.close_gap(*gap, asked, position, steps),
+                Since::Delivered(asked) => self.close_gap(*gap, kept, asked, position, steps),
                 // What has ended for the client has ended for us.
                 Since::Cursor(asked)
                     if asked.epoch == position.epoch && answered.epoch != position.epoch =>
                 {
-                    self.close_gap(*gap, asked, position, steps);
+                    self.close_gap(*gap, kept, asked, position, steps);
                 }
                 Since::Cursor(_) | Since::Now => {}
             },
             (Missed::Publications(publications), Some(position)) => {
                 if position.epoch == answered.epoch {
                     for publication in publications {
-                        self.deliver_if_next(position.epoch, publication, steps);
+                        self.deliver_if_next(now, position.epoch, publication, steps);
                     }
                 }
             }
             // We had nothing, so we missed nothing.
             (missed, None) => {
                 self.position = Some(answered);
+                self.kept = kept;
                 self.fill_window(answered, missed, steps);
             }
         }
@@ -329,7 +355,7 @@ impl Attachment {
         let position = self.position.unwrap_or(answered);
         self.attached = position.epoch == answered.epoch;
         if self.attached {
-            self.deliver_held(steps);
+            self.deliver_held(now, steps);
         }
         self.tell_waiting(steps);
         self.look_at_roster(steps);
@@ -358,7 +384,14 @@ impl Attachment {
     /// What lies between our position and the channel's cannot be given. But
     /// the answer is of the position that was asked with: what has come by the
     /// link since then may have closed the gap, or reach what can be had.
-    fn close_gap(&mut self, gap: Gap, asked: Position, position: Position, steps: &mut Vec<Step>) {
+    fn close_gap(
+        &mut self,
+        gap: Gap,
+        kept: Option<Kept>,
+        asked: Position,
+        position: Position,
+        steps: &mut Vec<Step>,
+    ) {
         let went_on = position.epoch == asked.epoch && position.offset > asked.offset;
         if gap.reason == GapReason::Expired && went_on {
             // Perhaps not all the way: then the owner is asked again.
@@ -367,10 +400,13 @@ impl Attachment {
         self.window.clear();
         self.lose_roster();
         self.position = Some(gap.latest);
+        // What is behind that is kept when it comes.
+        self.kept = kept.filter(|kept| kept.is_of(gap.latest));
         if !self.told.is_empty() {
             steps.push(Step::Gap {
                 workers: self.told,
                 gap,
+                kept: self.kept.clone(),
             });
         }
     }
@@ -399,28 +435,37 @@ impl Attachment {
                 worker,
                 follow,
                 position,
+                kept: self.kept.clone(),
             });
         }
     }
 
     fn deliver_if_next(
         &mut self,
+        now: Timestamp,
         epoch: Epoch,
         publication: &Arc<Publication>,
         steps: &mut Vec<Step>,
     ) {
         let next = self.position.map(|position| position.offset.next());
         if next == Some(publication.offset) {
-            self.deliver(epoch, Arc::clone(publication), steps);
+            self.deliver(now, epoch, Arc::clone(publication), steps);
         }
     }
 
-    fn deliver(&mut self, epoch: Epoch, publication: Arc<Publication>, steps: &mut Vec<Step>) {
+    fn deliver(
+        &mut self,
+        now: Timestamp,
+        epoch: Epoch,
+        publication: Arc<Publication>,
+        steps: &mut Vec<Step>,
+    ) {
         self.position = Some(Position {
             epoch,
             offset: publication.offset,
         });
         let publication = self.fold(epoch, publication);
+        self.keep_for_newcomers(now, epoch, &publication);
         self.keep(&publication, steps);
         if !self.told.is_empty() {
             steps.push(Step::Deliver {
@@ -439,7 +484,7 @@ impl Attachment {
         });
     }
 
-    fn deliver_held(&mut self, steps: &mut Vec<Step>) {
+    fn deliver_held(&mut self, now: Timestamp, steps: &mut Vec<Step>) {
         let Some(position) = self.position else {
             return;
         };
@@ -455,7 +500,7 @@ impl Attachment {
             let publication = entry.remove();
             self.held_bytes -= publication.bytes();
             if publication.offset == next {
-                self.deliver(position.epoch, publication, steps);
+                self.deliver(now, position.epoch, publication, steps);
             }
         }
         self.drop_held();

@@ -96,6 +96,24 @@ pub fn verify_channel(
         .map_err(|_| Error::WrongSignature)
 }
 
+/// Checks a client's `auth` for signing in as the user that `user_data` says.
+pub fn verify_user(
+    app: &App,
+    connection: ConnectionId,
+    user_data: &str,
+    auth: &str,
+) -> Result<(), Error> {
+    let (key, signature) = auth.rsplit_once(':').ok_or(Error::Missing("auth"))?;
+    if key != &*app.key {
+        return Err(Error::WrongKey);
+    }
+    let signature = hex::decode(signature).map_err(|_| Error::WrongSignature)?;
+    let mut mac = keyed(&app.secret);
+    mac.update(format!("{connection}::user::{user_data}").as_bytes());
+    mac.verify_slice(&signature)
+        .map_err(|_| Error::WrongSignature)
+}
+
 fn channel_mac(
     secret: &Secret,
     connection: ConnectionId,

@@ -45,6 +45,9 @@ impl ClientEvent {
                     "{channel}: clients publish into private and presence channels only"
                 ));
             }
+            ChannelKind::User => {
+                return Err(format!("{channel}: clients do not publish to users"));
+            }
             ChannelKind::Encrypted => {
                 return Err(format!(
                     "{channel}: clients do not publish into encrypted channels"

@@ -13,8 +13,8 @@ use proto::time::Timestamp;
 use super::auth;
 use super::client_event::ClientEvent;
 use super::limits::{Bucket, Limiter, Rate};
+use super::signing::{self, Signing};
 use crate::app::App;
-use crate::protocol::pusher::event::is_served;
 use crate::protocol::pusher::{Malformed, member};
 use crate::protocol::{Close, CloseCode, Command, Frame, Recover};
 
@@ -93,6 +93,8 @@ pub enum Effect {
     Send(Frame),
     /// Add it to the channel; it is told when the channel is attached.
     Subscribe(ChannelName, Recover),
+    /// Add it to its user's channel; when that is attached it has signed in.
+    SignIn(ChannelName),
     /// Add it to the channel as this user; it is told when it is a member.
     Enter(ChannelName, Recover, User),
     /// Take it out of the channel.
@@ -135,6 +137,8 @@ pub struct Connection {
     ignored: u32,
     /// Which user it is in the presence channels that it has asked for.
     users: BTreeMap<ChannelName, Arc<str>>,
+    signing: Signing,
+    opened_at: Timestamp,
 }
 
 impl Connection {
@@ -150,6 +154,8 @@ impl Connection {
             subscribes: Bucket::full(limits.subscribes, now),
             ignored: 0,
             users: BTreeMap::new(),
+            signing: Signing::default(),
+            opened_at: now,
         }
     }
 
@@ -225,12 +231,17 @@ impl Connection {
             // A name that is not valid was never subscribed.
             Ok(Command::Unsubscribe { channel }) => {
                 let channel: Option<ChannelName> = channel.parse().ok();
+                // Whoever has signed in stays so: the backend must reach it.
+                let channel = channel.filter(|it| it.kind() != ChannelKind::User);
                 if let Some(channel) = channel {
                     self.leave(&channel);
                     effects.push(Effect::Unsubscribe(channel));
                 }
             }
             Ok(Command::Publish(event)) => self.publish(event, now, held, effects),
+            Ok(Command::SignIn { auth, user_data }) => {
+                self.sign_in(user_data, &auth, effects);
+            }
             Ok(Command::Ping) => effects.push(Effect::Send(Frame::Pong)),
             Ok(Command::Pong) => {}
             Ok(Command::Unsupported { event }) => effects.push(unsupported(&event)),
@@ -238,9 +249,24 @@ impl Connection {
         }
     }
 
-    /// Time has passed: pings a client that has been silent for `activity_timeout`
+    /// Whether it has not said in time who it is.
+    fn is_unknown(&self, now: Timestamp) -> bool {
+        let patience = self.app.authentication_timeout;
+        patience.is_some_and(|patience| now.since(self.opened_at) >= patience)
+            && !self.signing.is_known
+    }
+
+    /// Time has passed: ends a client that has not said who it is, pings a client that has been silent for `activity_timeout`
     /// and gives it up if that stays unanswered.
     pub fn tick(&mut self, now: Timestamp, activity_timeout: Duration) -> Option<Effect> {
+        if self.is_unknown(now) {
+            let message =
+                "neither signed in nor subscribed to a channel that needs a signature in time";
+            return Some(Effect::Close(Close {
+                code: CloseCode::Unauthenticated,
+                message: message.into(),
+            }));
+        }
         if let Some(pinged_at) = self.pinged_at {
             return (now.since(pinged_at) >= PONG_TIMEOUT).then(|| {
                 Effect::Close(Close {
@@ -262,7 +288,36 @@ impl Connection {
             Some(pinged_at) => (pinged_at, PONG_TIMEOUT),
             None => (self.heard_at, activity_timeout),
         };
-        patience.saturating_sub(now.since(since))
+        let silent = patience.saturating_sub(now.since(since));
+        match self.app.authentication_timeout {
+            Some(patience) if !self.signing.is_known => {
+                silent.min(patience.saturating_sub(now.since(self.opened_at)))
+            }
+            _ => silent,
+        }
+    }
+
+    fn sign_in(&mut self, user_data: String, auth: &str, effects: &mut Vec<Effect>) {
+        let unauthorized = Some(CloseCode::Unauthorized.number());
+        match self.signing.sign_in(&self.app, self.id, user_data, auth) {
+            Ok(channel) => effects.push(Effect::SignIn(channel)),
+            Err(signing::Refusal::Signature(refusal)) => {
+                effects.push(Effect::AuthFailed(refusal.reason()));
+                effects.push(error(unauthorized, format!("signing in: {refusal}")));
+            }
+            Err(signing::Refusal::Data(message)) => {
+                effects.push(error(unauthorized, format!("signing in: {message}")));
+            }
+            Err(signing::Refusal::Already) => {
+                effects.push(error(None, "this connection has signed in already".into()));
+            }
+        }
+    }
+
+    /// A channel is attached: what the client is told instead of that, if it has signed
+    /// in by it.
+    pub fn signed_in(&mut self, channel: &ChannelName) -> Option<Frame> {
+        self.signing.attached(channel)
     }
 
     fn publish(
@@ -313,10 +368,6 @@ impl Connection {
             Ok(channel) => channel,
             Err(invalid) => return vec![refused(name, "InvalidChannel", invalid.to_string(), 400)],
         };
-        if !is_served(&channel) {
-            let message = "cache channels are not available in this version".into();
-            return vec![refused(name, "NotSupported", message, 400)];
-        }
         let most = limits.subscriptions_max;
         if held.count >= most as usize && !(held.has)(&channel) {
             let message =
@@ -324,6 +375,16 @@ impl Connection {
             return vec![
                 Effect::Limited(Limiter::Subscriptions),
                 refused(name, "LimitReached", message, 400),
+            ];
+        }
+        if channel.kind() == ChannelKind::User {
+            if self.signing.has(&channel) {
+                return vec![Effect::Subscribe(channel, Recover::No)];
+            }
+            let message = format!("subscribing to {channel}: sign in as this user first");
+            return vec![
+                Effect::AuthFailed("missing"),
+                refused(name, "AuthError", message, 401),
             ];
         }
         if channel.kind() != ChannelKind::Public
@@ -341,6 +402,7 @@ impl Connection {
                 refused(name, "AuthError", message, 401),
             ];
         }
+        self.signing.is_known |= channel.kind() != ChannelKind::Public;
         if channel.kind() != ChannelKind::Presence {
             return vec![Effect::Subscribe(channel, recover)];
         }
@@ -493,11 +555,63 @@ mod tests {
     }
 
     #[test]
-    fn what_is_not_available_is_refused_by_name() {
+    fn a_client_that_has_to_say_who_it_is_has_so_long() {
+        let mut app = App::new("a".parse().unwrap(), "key", "secret");
+        app.authentication_timeout = Some(Duration::from_secs(10));
+        let app = Arc::new(app);
+        let open = || {
+            let id = "1.2".parse().unwrap();
+            Connection::new(id, Arc::clone(&app), &Limits::default(), Timestamp(0))
+        };
+        let mut silent = open();
         assert_eq!(
-            refusal(&subscribe("private-cache-x", None)),
-            ("NotSupported", 400)
+            silent.due(Timestamp(4_000), TIMEOUT),
+            Duration::from_secs(6)
         );
+        assert_eq!(silent.tick(Timestamp(9_999), TIMEOUT), None);
+        let Some(Effect::Close(Close { code, .. })) = silent.tick(Timestamp(10_000), TIMEOUT)
+        else {
+            panic!("it goes on");
+        };
+        assert_eq!((code, code.number()), (CloseCode::Unauthenticated, 4009));
+
+        let room: ChannelName = "private-room".parse().unwrap();
+        let signature = auth::channel_signature(&app.secret, open().id(), &room, None);
+        for (channel, auth, stays) in [
+            ("private-room", format!("key:{signature}"), true),
+            ("private-room", "key:00".into(), false),
+            ("room", String::new(), false),
+        ] {
+            let mut connection = open();
+            let command = Command::Subscribe {
+                channel: channel.into(),
+                auth: Some(auth),
+                channel_data: None,
+                recover: Recover::No,
+            };
+            handle(&mut connection, Ok(command), &held(0));
+            let ends = connection.tick(Timestamp(10_000), TIMEOUT).is_some();
+            assert_eq!(ends, !stays, "{channel}");
+        }
+    }
+
+    #[test]
+    fn a_user_s_channel_is_for_whoever_has_signed_in() {
+        assert_eq!(
+            refusal(&subscribe("#server-to-user-a", Some("key:00".into()))),
+            ("AuthError", 401)
+        );
+        let channel = "#server-to-user-a".into();
+        let left = handle(
+            &mut connection(),
+            Ok(Command::Unsubscribe { channel }),
+            &held(0),
+        );
+        assert_eq!(left, []);
+    }
+
+    #[test]
+    fn what_is_no_channel_is_refused() {
         assert_eq!(refusal(&subscribe("a b", None)), ("InvalidChannel", 400));
     }
 

@@ -303,8 +303,10 @@ struct Shard {
     digest: InterestDigest,
     /// Clients that are members of channels here.
     members: BTreeMap<(ChannelKey, ConnectionId), presence::Present>,
-    /// They are being stated anew.
+    /// They are being stated.
     stating: Option<presence::Stating>,
+    /// Something has been said of members in this life.
+    has_stated: bool,
     /// What became of all that came under a fence, the highest of which anything
     /// came.
     spread: (Fence, Fanout),
@@ -365,7 +367,8 @@ impl Edge {
                 channels: HashMap::new(),
                 digest: InterestDigest::default(),
                 members: BTreeMap::new(),
-                stating: Some(presence::Stating::default()),
+                stating: None,
+                has_stated: false,
                 spread: (Fence(0), Fanout::default()),
                 rejoined: None,
             })
@@ -472,6 +475,11 @@ impl Edge {
     pub fn place_of(&self, key: &ChannelKey) -> (ShardId, Fence) {
         let shard = &self.shards[usize::from(self.sharding.shard_of(key).0)];
         (shard.id, shard.floor)
+    }
+
+    /// How many shards the cluster has.
+    pub fn shards(&self) -> u16 {
+        self.sharding.count
     }
 
     /// The version of the map in use.

@@ -118,6 +118,9 @@ impl Fanout {
             if let Some(last) = broadcasts.last() {
                 hub.set_position(channel, last.position());
             }
+            for broadcast in &*broadcasts {
+                hub.keep(channel, broadcast);
+            }
             job.sweep = Some(Sweep {
                 broadcasts,
                 slots: 0..hub.begin_sweep(channel),

@@ -15,12 +15,15 @@
 //! who falls behind because it reads too slowly, as soon as there is room again.
 
 use std::collections::HashMap;
+use std::sync::Arc;
 
 use proto::channel::ChannelKey;
 use proto::position::{Epoch, Offset, Position};
+use proto::time::Timestamp;
 use slab::Slab;
 
 use super::attachment::FollowId;
+use crate::broadcast::{Broadcast, Keeps};
 
 mod resuming;
 
@@ -51,6 +54,8 @@ struct Channel {
     follow: FollowId,
     /// Where the channel stands for who subscribes now; `None`: not attached.
     position: Option<Position>,
+    /// What it keeps for who subscribes now, if it is a cache channel.
+    kept: Option<Arc<Broadcast>>,
     subscribers: Vec<Subscriber>,
     sweeping: bool,
     holes: u32,
@@ -314,6 +319,30 @@ impl Hub {
         }
     }
 
+    /// From now on who subscribes gets what is kept after this.
+    pub fn keep(&mut self, channel: ChannelIndex, broadcast: &Arc<Broadcast>) {
+        let kept = match broadcast.keeps() {
+            Keeps::AsBefore => return,
+            Keeps::Itself(_) => Some(Arc::clone(broadcast)),
+            Keeps::Other(kept) => kept.clone(),
+        };
+        self.set_kept(channel, kept);
+    }
+
+    /// From now on who subscribes gets this.
+    pub fn set_kept(&mut self, channel: ChannelIndex, kept: Option<Arc<Broadcast>>) {
+        if let Some(channel) = self.channels.get_mut(channel.0 as usize) {
+            channel.kept = kept;
+        }
+    }
+
+    /// What a cache channel keeps for who subscribes now.
+    pub fn kept(&self, key: &ChannelKey, now: Timestamp) -> Option<Arc<Broadcast>> {
+        let index = *self.indices.get(key)?;
+        let kept = self.channels[index.0 as usize].kept.as_ref();
+        kept.filter(|kept| kept.is_kept(now)).cloned()
+    }
+
     /// A channel that has subscribers, or some that wait.
     pub fn index(&self, key: &ChannelKey) -> Option<ChannelIndex> {
         self.indices.get(key).copied()
@@ -442,6 +471,7 @@ impl Hub {
             key: key.clone(),
             follow: FollowId(self.follows),
             position: None,
+            kept: None,
             subscribers: Vec::new(),
             sweeping: false,
             holes: 0,

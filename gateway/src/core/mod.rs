@@ -35,6 +35,7 @@ pub mod leaving;
 pub mod limits;
 pub mod outbox;
 pub mod requests;
+pub mod signing;
 pub mod uplink;
 pub mod wheel;
 pub mod workers;

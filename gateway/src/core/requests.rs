@@ -9,6 +9,8 @@ const BATCH_BYTES_MAX: usize = PAYLOAD_BYTES_MAX - 64 * 1_024;
 /// What a request has besides a publication's texts: names at their longest,
 /// numbers, and what MessagePack puts around them.
 const REST_BYTES: usize = 512;
+/// What the number of a shard takes at most.
+const SHARD_BYTES: usize = 3;
 /// What a span of a link takes at most.
 const SPAN_BYTES: usize = 20;
 
@@ -19,7 +21,7 @@ pub fn batches(requests: impl IntoIterator<Item = Request>) -> Vec<Vec<Request>>
     for request in requests {
         let bytes = estimate(&request);
         // Who does not understand a message takes nothing of it.
-        let is_alone = matches!(request, Request::Greet);
+        let is_alone = matches!(request, Request::Greet(_));
         match batches.last_mut() {
             Some(batch) if bytes <= room && !is_alone => batch.push(request),
             _ => {
@@ -46,8 +48,9 @@ fn estimate(request: &Request) -> usize {
         }
         Request::Query(query) => match &query.what {
             What::Roster { after, .. } => after.as_ref().map_or(0, |user| user.len()) + REST_BYTES,
-            What::Channel { .. } => REST_BYTES,
+            What::Channel { .. } | What::Cached { .. } | What::Channels { .. } => REST_BYTES,
         },
+        Request::Greet(greet) => greet.except.len() * SHARD_BYTES + REST_BYTES,
         Request::Repair(repair) => repair.spans.len() * SPAN_BYTES + REST_BYTES,
         _ => REST_BYTES,
     }

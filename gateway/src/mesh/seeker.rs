@@ -57,7 +57,10 @@ impl Seeker {
             },
             config,
             ears,
-            handle: Handle { mailbox: sender },
+            handle: Handle {
+                mailbox: sender,
+                shards: 0,
+            },
         })
     }
 

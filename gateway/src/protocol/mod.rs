@@ -33,6 +33,13 @@ pub enum Command {
         /// Its name as the client wrote it.
         channel: String,
     },
+    /// Be known as a user.
+    SignIn {
+        /// The signature.
+        auth: String,
+        /// What was signed: the JSON of a user.
+        user_data: String,
+    },
     /// Are you there?
     Ping,
     /// I am here.
@@ -100,6 +107,16 @@ pub enum Frame {
         /// Who is there, itself included.
         users: Arc<Users>,
     },
+    /// It has signed in.
+    SignedIn {
+        /// As whom: what it has signed in with, byte for byte.
+        user_data: Arc<str>,
+    },
+    /// A cache channel has nothing to keep.
+    CacheMiss {
+        /// The channel.
+        channel: ChannelName,
+    },
     /// The client has published something that it does not get itself; it
     /// stands here now.
     Moved {
@@ -152,6 +169,10 @@ pub enum CloseCode {
     UnsupportedVersion,
     /// 4009: not allowed. Do not reconnect.
     Unauthorized,
+    /// 4009: the app's backend has ended the connections of this user. Do not reconnect.
+    Terminated,
+    /// 4009: it has not said in time who it is. Do not reconnect.
+    Unauthenticated,
     /// 4100: cannot keep up. Reconnect after a while.
     OverCapacity,
     /// 4100: too many messages. Reconnect after a while.
@@ -168,7 +189,7 @@ pub enum CloseCode {
 
 impl CloseCode {
     /// All of them, for the reference page.
-    pub const ALL: [Self; 16] = [
+    pub const ALL: [Self; 18] = [
         Self::ProtocolError,
         Self::Unsupported,
         Self::TooLarge,
@@ -179,6 +200,8 @@ impl CloseCode {
         Self::InvalidVersion,
         Self::UnsupportedVersion,
         Self::Unauthorized,
+        Self::Terminated,
+        Self::Unauthenticated,
         Self::OverCapacity,
         Self::TooManyMessages,
         Self::Full,
@@ -199,7 +222,7 @@ impl CloseCode {
             Self::UnknownPath => 4005,
             Self::InvalidVersion => 4006,
             Self::UnsupportedVersion => 4007,
-            Self::Unauthorized => 4009,
+            Self::Unauthorized | Self::Terminated | Self::Unauthenticated => 4009,
             Self::OverCapacity | Self::TooManyMessages | Self::Full => 4100,
             Self::GoingAway | Self::Unacknowledged => 4200,
             Self::PongMissing => 4201,
@@ -219,6 +242,8 @@ impl CloseCode {
             Self::InvalidVersion => "invalid_version",
             Self::UnsupportedVersion => "unsupported_version",
             Self::Unauthorized => "unauthorized",
+            Self::Terminated => "terminated",
+            Self::Unauthenticated => "unauthenticated",
             Self::OverCapacity => "slow_consumer",
             Self::TooManyMessages => "too_many_messages",
             Self::Full => "over_capacity",
@@ -243,6 +268,12 @@ impl CloseCode {
                 "`protocol` is a version that is not spoken here; 5, 6 and 7 are. Do not reconnect."
             }
             Self::Unauthorized => "The page's origin may not connect. Do not reconnect.",
+            Self::Terminated => {
+                "The app's backend has ended all connections of this user. Do not reconnect."
+            }
+            Self::Unauthenticated => {
+                "The client has neither signed in nor subscribed to a channel that needs a signature within the time that the app gives it. Do not reconnect."
+            }
             Self::OverCapacity => {
                 "The client reads too slowly: what waited for it was over the bound. Reconnect after a while."
             }

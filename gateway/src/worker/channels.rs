@@ -1,10 +1,13 @@
 //! Which connection gets which channel, and what the mesh is told of it.
 
+use std::sync::Arc;
+
 use proto::channel::{ChannelKey, ChannelName};
 use proto::position::Position;
 
 use super::socket::Wire;
 use super::state::{State, index};
+use crate::broadcast::Broadcast;
 use crate::core::attachment::FollowId;
 use crate::core::hub::{Recipient, Subscribed, Unfollowed, Wish};
 use crate::mesh;
@@ -83,6 +86,8 @@ impl State {
                     position,
                     Acknowledged::new(wish.positions),
                 );
+                let kept = self.hub.kept(&channel, self.now);
+                self.tell_kept(key, &channel, kept);
             }
             // A repeated subscribe repeats the acknowledgement, once there is one.
             Subscribed::Already(Some(position)) => {
@@ -97,10 +102,18 @@ impl State {
         }
     }
 
-    pub(super) fn attached(&mut self, key: &ChannelKey, follow: FollowId, position: Position) {
+    pub(super) fn attached(
+        &mut self,
+        key: &ChannelKey,
+        follow: FollowId,
+        position: Position,
+        kept: Option<Arc<Broadcast>>,
+    ) {
         let Some(channel) = self.hub.attached(key, follow, position) else {
             return;
         };
+        self.hub.set_kept(channel, kept);
+        let kept = self.hub.kept(key, self.now);
         let end = self.hub.begin_sweep(channel);
         for slot in 0..end {
             if let Some(Recipient {
@@ -110,6 +123,7 @@ impl State {
             {
                 let kind = Acknowledged::new(positions);
                 self.acknowledge(connection.0 as usize, &key.channel, position, kind);
+                self.tell_kept(connection.0 as usize, key, kept.clone());
             }
         }
         let unfollowed = self.hub.end_sweep(channel);
@@ -129,6 +143,13 @@ impl State {
         };
         if socket.pending_since.is_some() {
             socket.pending_since = Some(self.now);
+        }
+        let signed_in = socket
+            .client
+            .as_mut()
+            .and_then(|client| client.connection.signed_in(channel));
+        if let Some(frame) = signed_in {
+            return self.send(key, &frame);
         }
         match &mut socket.wire {
             Wire::WebSocket(_) => {
@@ -158,6 +179,41 @@ impl State {
                     self.put(key, block);
                 }
             }
+        }
+    }
+
+    /// Tells a client that has just been acknowledged what a cache channel keeps.
+    pub(super) fn tell_kept(
+        &mut self,
+        key: usize,
+        channel: &ChannelKey,
+        kept: Option<Arc<Broadcast>>,
+    ) {
+        if !channel.channel.is_cache() {
+            return;
+        }
+        let Some(socket) = self.sockets.get(key) else {
+            return;
+        };
+        match (&socket.wire, kept) {
+            (Wire::WebSocket(_), Some(kept)) => self.put(key, kept.websocket().clone()),
+            (Wire::WebSocket(_), None) => {
+                let channel = channel.channel.clone();
+                self.send(key, &Frame::CacheMiss { channel });
+            }
+            (Wire::EventStream(stream), Some(kept)) => {
+                let body = if stream.envelope {
+                    kept.envelope()
+                } else {
+                    kept.body()
+                };
+                // It is before where the stream stands.
+                let tail = sse::tail(&stream.cursor).into();
+                let body = body.clone();
+                self.put(key, body);
+                self.put(key, tail);
+            }
+            (Wire::EventStream(_), None) => {}
         }
     }
 

@@ -15,7 +15,7 @@ use super::state::{CLIENT_GONE, State};
 use crate::broadcast::{Broadcast, Content};
 use crate::core::fanout::Slice;
 use crate::core::hub::Recipient;
-use crate::protocol::{Frame, pusher, sse};
+use crate::protocol::{Close, CloseCode, Frame, pusher, sse};
 use crate::websocket::text_frame;
 
 /// Connections that get publications before others may go: what one write to each
@@ -116,6 +116,11 @@ impl State {
         let id = client.connection.id();
         let bytes_max = self.config.outbox.bytes_max;
         for (at, broadcast) in broadcasts.iter().enumerate() {
+            if broadcast.is_end {
+                let code = CloseCode::Terminated;
+                let message = "all connections of this user have been ended".into();
+                return self.refuse(key, Close { code, message });
+            }
             // The other half is for what cannot be left out.
             if socket.outbox.bytes() > bytes_max / 2
                 && let Content::Publication(publication) = &broadcast.content

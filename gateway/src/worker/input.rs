@@ -292,6 +292,11 @@ impl State {
                     self.subscribe(key, key_of, recover);
                 }
             }
+            Effect::SignIn(channel) => {
+                if let Some(key_of) = self.key_of(key, channel) {
+                    self.subscribe(key, key_of, Recover::No);
+                }
+            }
             Effect::Enter(channel, recover, user) => {
                 if let Some(key_of) = self.key_of(key, channel) {
                     self.enter(key, key_of, recover, user);
@@ -391,6 +396,7 @@ fn op(command: &Command) -> &'static str {
     match command {
         Command::Subscribe { .. } => "subscribe",
         Command::Unsubscribe { .. } => "unsubscribe",
+        Command::SignIn { .. } => "signin",
         Command::Ping => "ping",
         Command::Pong => "pong",
         Command::Publish(_) => "client_event",

@@ -69,6 +69,8 @@ pub(crate) enum Mail {
         key: ChannelKey,
         follow: FollowId,
         position: Position,
+        /// What it keeps for those who come, if it is a cache channel.
+        kept: Option<Arc<Broadcast>>,
     },
     /// Something happened in a channel.
     Broadcast(Arc<Broadcast>),
@@ -84,6 +86,7 @@ pub(crate) enum Mail {
         connection: ConnectionId,
         position: Position,
         users: Arc<Users>,
+        kept: Option<Arc<Broadcast>>,
     },
     /// A client is not let into a channel.
     Refused {

@@ -90,6 +90,7 @@ impl State {
         (index, connection): (ConnectionIndex, ConnectionId),
         position: Position,
         users: Arc<Users>,
+        kept: Option<Arc<Broadcast>>,
     ) {
         let socket = index.0 as usize;
         if self.connection_id(socket) != Some(connection) {
@@ -119,6 +120,7 @@ impl State {
         if came_back {
             self.tell_not_recovered(socket, key, position);
         }
+        self.tell_kept(socket, key, kept);
         self.set_pending(socket);
     }
 

@@ -94,7 +94,8 @@ impl Worker {
                 key,
                 follow,
                 position,
-            } => state.attached(&key, follow, position),
+                kept,
+            } => state.attached(&key, follow, position, kept),
             Mail::NotPublished { sender, code } => state.not_published(&sender, code),
             Mail::Resumed {
                 key,
@@ -107,7 +108,8 @@ impl Worker {
                 connection,
                 position,
                 users,
-            } => state.welcome_member(&key, (index, connection), position, users),
+                kept,
+            } => state.welcome_member(&key, (index, connection), position, users, kept),
             Mail::Refused {
                 key,
                 index,

@@ -31,6 +31,7 @@
 
 pub mod accord;
 pub mod agreed;
+pub mod caches;
 pub mod channel;
 pub mod checkpoint;
 pub mod cluster;

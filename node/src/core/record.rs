@@ -19,7 +19,7 @@ use std::sync::Arc;
 
 use proto::channel::ChannelKey;
 use proto::id::{ConnectionId, GatewayRef, NodeRef};
-use proto::message::{Digest, Idempotency, PublishResult};
+use proto::message::{Cached, Digest, Idempotency, PublishResult};
 use proto::position::{Epoch, Position};
 use proto::presence::User;
 use proto::publication::Publication;
@@ -41,6 +41,13 @@ pub enum Record {
     Channel(Box<ChannelPiece>),
     /// A channel in which somebody is present.
     Presence(Box<PresencePiece>),
+    /// What a cache channel keeps for those who come: behind the channel itself.
+    Cached {
+        /// The channel.
+        key: ChannelKey,
+        /// What it keeps.
+        cached: Cached,
+    },
     /// Everything has come that there was when it began.
     Whole,
     /// A channel gets state.
@@ -262,6 +269,7 @@ impl Record {
                 Self::Tombstones(stones) => stones.len() * 32,
                 Self::Channel(piece) => piece.bytes(),
                 Self::Presence(piece) => piece.channel.bytes() + piece.roster.bytes(),
+                Self::Cached { cached, .. } => cached.publication.bytes(),
                 Self::Append { publication, .. } => publication.bytes(),
                 Self::Publish(performed) => performed.publication.bytes(),
                 Self::Whole

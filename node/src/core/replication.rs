@@ -259,9 +259,12 @@ impl Replication {
         self.peers.last_mut()
     }
 
-    /// Sends the next channels to those who are being filled. `piece` says what
-    /// a channel is now; one that has gone needs no sending.
-    pub fn fill(&mut self, piece: impl Fn(&ChannelKey) -> Option<Record>) {
+    /// Sends the next channels to those who are being filled. `pieces` says
+    /// what a channel is now; one that has gone needs no sending.
+    pub fn fill<P: IntoIterator<Item = Record>>(
+        &mut self,
+        pieces: impl Fn(&ChannelKey) -> Option<P>,
+    ) {
         for peer in &mut self.peers {
             let unconfirmed = peer.unconfirmed.iter().map(|record| record.bytes());
             let mut bytes: usize = unconfirmed.sum();
@@ -271,21 +274,18 @@ impl Replication {
             } = &mut peer.stage
                 && bytes < FILL_BYTES
             {
-                let record = match channels.pop() {
-                    Some(key) => match piece(&key) {
-                        Some(piece) => piece,
-                        None => continue,
-                    },
-                    None => {
-                        peer.stage = Stage::Filling {
-                            channels: Vec::new(),
-                            whole: Some(peer.sent + 1),
-                        };
-                        Record::Whole
+                if let Some(key) = channels.pop() {
+                    for record in pieces(&key).into_iter().flatten() {
+                        bytes += record.bytes();
+                        peer.push(record);
                     }
-                };
-                bytes += record.bytes();
-                peer.push(record);
+                } else {
+                    peer.stage = Stage::Filling {
+                        channels: Vec::new(),
+                        whole: Some(peer.sent + 1),
+                    };
+                    peer.push(Record::Whole);
+                }
             }
         }
     }

@@ -34,7 +34,7 @@ pub fn route(sharding: &Sharding, request: &Request) -> Route {
             question: Question::Shard { shard },
             ..
         } if shard.0 < sharding.count => *shard,
-        Request::Inspect { .. } | Request::Map { .. } | Request::Repair(_) | Request::Greet => {
+        Request::Inspect { .. } | Request::Map { .. } | Request::Repair(_) | Request::Greet(_) => {
             return Route::Node;
         }
     })
@@ -85,7 +85,7 @@ pub fn elsewhere(map: &ShardMap, shard: ShardId, request: &Request) -> Elsewhere
         | Request::Map { .. }
         | Request::Inspect { .. }
         | Request::Repair(_)
-        | Request::Greet => {
+        | Request::Greet(_) => {
             return Elsewhere::Nothing;
         }
     })

@@ -23,7 +23,8 @@ use proto::channel::ChannelKey;
 use proto::id::{ClusterUuid, GatewayId, GatewayRef, NodeRef};
 use proto::inspection::ChannelState;
 use proto::message::{
-    Entry, InterestDigest, Missed, Published, Refusal, Repair, Reply, Request, Since,
+    Entry, InterestDigest, Missed, PublishResult, Published, Refusal, Repair, Reply, Request,
+    Sequenced, Since,
 };
 use proto::namespace::{Namespaces, Standby};
 use proto::position::{Epoch, Position};
@@ -32,6 +33,7 @@ use proto::shard::{Fence, ShardId};
 use proto::time::{Timers, Timestamp};
 
 use super::accord::Accord;
+use super::caches::Caches;
 use super::channel::Channel;
 use super::gone::Gone;
 use super::idempotency::Keys;
@@ -84,6 +86,8 @@ pub enum Input {
     Gone(Arc<Gone>),
     /// These gateways are there, as this node hears.
     Around(Arc<Around>),
+    /// A gateway has no members here.
+    Vacant(GatewayRef),
     /// What is agreed of its replicas.
     Agreed(Row),
     /// These nodes should be its standbys.
@@ -230,6 +234,8 @@ pub struct Shard {
     channels: HashMap<ChannelKey, Channel>,
     /// Of channels in which somebody is present.
     rosters: BTreeMap<ChannelKey, Roster>,
+    /// What cache channels keep.
+    caches: Caches,
     presence: Presence,
     /// Where channels stood that have no state any more.
     tombstones: Tombstones,
@@ -283,6 +289,7 @@ impl Shard {
             namespaces,
             channels: HashMap::new(),
             rosters: BTreeMap::new(),
+            caches: Caches::default(),
             presence: Presence::default(),
             tombstones: Tombstones::default(),
             repair: Recent::new(REPAIR_BYTES_MAX, REPAIR_AGE),
@@ -302,9 +309,10 @@ impl Shard {
             Input::Request { from, request } => self.answer(now, &from, request, effects),
             Input::Beat { from, digest } => self.beat(now, &from, digest, effects),
             Input::Met(gateway) => self.met(now, &gateway),
-            Input::Forget(gateway) => self.forget(now, &gateway),
+            Input::Forget(gateway) => self.forget(now, &gateway, effects),
             Input::Gone(gone) => self.lose(now, &gone),
             Input::Around(around) => self.look_around(around),
+            Input::Vacant(gateway) => self.vacate(now, &gateway),
             Input::Agreed(row) => self.replication.agreed(row),
             Input::Want(wanted) => {
                 let wanted: Vec<&NodeRef> = wanted.iter().collect();
@@ -405,52 +413,32 @@ impl Shard {
                 let result = self.sequenced(from, place, |shard, done| {
                     shard.publish_once(now, publish, standby, done, effects)
                 });
-                Reply::Published {
-                    shard: place.shard,
-                    sequence: place.sequence,
-                    result,
-                }
+                published(place, result)
             }
             Request::Skip(place) => {
                 let result = self.sequenced(from, place, |_, _| Ok(Published::Skipped));
-                Reply::Published {
-                    shard: place.shard,
-                    sequence: place.sequence,
-                    result,
-                }
+                published(place, result)
             }
             Request::Enter(enter) => {
                 let place = enter.place;
                 let result = self.sequenced(from, place, |shard, done| {
                     shard.enter(now, from, enter, done, effects)
                 });
-                Reply::Published {
-                    shard: place.shard,
-                    sequence: place.sequence,
-                    result,
-                }
+                published(place, result)
             }
             Request::Exit(exit) => {
                 let place = exit.place;
                 let result = self.sequenced(from, place, |shard, done| {
                     shard.exit(now, exit, done, effects)
                 });
-                Reply::Published {
-                    shard: place.shard,
-                    sequence: place.sequence,
-                    result,
-                }
+                published(place, result)
             }
             Request::Stated(stated) => {
                 let place = stated.place;
                 let result = self.sequenced(from, place, |shard, _| {
                     shard.end_statement(now, from, stated, effects)
                 });
-                Reply::Published {
-                    shard: place.shard,
-                    sequence: place.sequence,
-                    result,
-                }
+                published(place, result)
             }
             Request::Query(query) => self.query(now, &query),
             Request::Join(join) => {
@@ -466,7 +454,10 @@ impl Shard {
             },
             Request::RestateEnd(end) => return self.restated(now, from, end, effects),
             // Answered before they come to a shard.
-            Request::Map { .. } | Request::Inspect { .. } | Request::Repair(_) | Request::Greet => {
+            Request::Map { .. }
+            | Request::Inspect { .. }
+            | Request::Repair(_)
+            | Request::Greet(_) => {
                 return;
             }
         };
@@ -566,7 +557,10 @@ impl Shard {
         // An idle channel (no history, nobody listens) is looked at soon, too.
         let due = channel
             .check_at(limits)
-            .or((channel.is_idle() && !self.rosters.contains_key(key)).then_some(now));
+            .into_iter()
+            .chain(self.caches.expires_at(key))
+            .min();
+        let due = due.or((channel.is_idle() && !self.rosters.contains_key(key)).then_some(now));
         if let Some(due) = due {
             channel.check_is_set = true;
             self.timers.set(due.max(now + CHECK_EVERY), key.clone());
@@ -584,7 +578,9 @@ impl Shard {
             };
             channel.check_is_set = false;
             channel.expire(now, limits);
-            if channel.is_idle() && !self.rosters.contains_key(&key) {
+            self.caches.expire(now, &key);
+            let is_kept = self.rosters.contains_key(&key) || self.caches.contains(&key);
+            if channel.is_idle() && !is_kept {
                 let position = channel.position();
                 let is_alone = channel.is_alone;
                 let stood = Stood { position, is_alone };
@@ -606,6 +602,15 @@ impl Shard {
             self.channels.shrink_to(self.channels.len() * 2);
         }
         self.timers.shrink();
+    }
+}
+
+/// The answer to what had a place in a gateway's sequence.
+fn published(place: Sequenced, result: PublishResult) -> Reply {
+    Reply::Published {
+        shard: place.shard,
+        sequence: place.sequence,
+        result,
     }
 }
 

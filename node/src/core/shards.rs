@@ -14,7 +14,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use proto::channel::ChannelKey;
-use proto::id::{GatewayRef, NodeRef};
+use proto::id::{GatewayId, GatewayRef, NodeRef};
 use proto::inspection::{Answer, ChannelInfo, Question};
 use proto::message::{Reply, Request, ShardInterest};
 use proto::namespace::Namespaces;
@@ -82,8 +82,29 @@ pub enum Input {
     Forget(GatewayRef),
     /// These gateways are there, as this node hears.
     Around(Arc<Around>),
+    /// A gateway has no members in most shards.
+    Vacant(Arc<Vacant>),
     /// Time has passed.
     Tick,
+}
+
+/// A gateway has never stated a member in its life, but in some shards. That holds for
+/// those who owned the others when it knew this version of the map: whoever comes later
+/// is told to them.
+#[derive(Debug)]
+pub struct Vacant {
+    /// Which gateway.
+    pub gateway: GatewayRef,
+    /// What it knew of owners.
+    pub map_version: u64,
+    /// In all shards but these.
+    pub except: Vec<ShardId>,
+}
+
+impl Vacant {
+    fn concerns(&self, shard: &Shard, id: ShardId) -> bool {
+        shard.fence().0 <= self.map_version && !self.except.contains(&id)
+    }
 }
 
 /// What an owner needs to act.
@@ -113,6 +134,9 @@ pub struct Shards {
     agreed: Arc<Agreed>,
     leases: Arc<Leases>,
     around: Arc<Around>,
+    /// What gateways have last said of shards in which they have no members: for those
+    /// that are to come.
+    vacant: BTreeMap<GatewayId, Arc<Vacant>>,
     served: BTreeMap<ShardId, Shard>,
     /// Shards that another node is to serve, or will be.
     leaving: BTreeMap<ShardId, Handoff>,
@@ -146,6 +170,7 @@ impl Shards {
             agreed,
             leases,
             around: Arc::default(),
+            vacant: BTreeMap::new(),
             served: BTreeMap::new(),
             leaving: BTreeMap::new(),
             waiting: BTreeMap::new(),
@@ -200,6 +225,7 @@ impl Shards {
                 let input = shard::Input::Beat { from, digest };
                 self.one(now, interest.shard, input, effects);
             }
+            Input::Vacant(vacant) => self.vacate(now, vacant, effects),
             Input::Met(gateway) => {
                 self.waiting.retain(|_, waiting| {
                     // Nobody is there for what its earlier life asked.
@@ -211,6 +237,7 @@ impl Shards {
                 self.all(now, || shard::Input::Met(gateway.clone()), effects);
             }
             Input::Forget(gateway) => {
+                self.vacant.remove(&gateway.id);
                 self.all(now, || shard::Input::Forget(gateway.clone()), effects);
                 // Behind what this worker has still sent it: the last worker
                 // to say so ends the link.
@@ -449,12 +476,43 @@ impl Shards {
         // What its last owner knew, perhaps from before they were.
         let gone = Arc::clone(&self.agreed.gone);
         self.one(now, id, shard::Input::Gone(gone), effects);
-        if let Some(shard) = self.served.get_mut(&id) {
-            shard.listen(now, Arc::clone(&self.around));
-        }
+        self.listen(now, id, effects);
         self.tell_agreed(now, id, effects);
         for asked in self.waiting.remove(&id).unwrap_or_default() {
             self.request(now, id, asked, effects);
+        }
+    }
+
+    /// A shard that is served from now on hears of members, and of who has none.
+    fn listen(&mut self, now: Timestamp, id: ShardId, effects: &mut Vec<Effect>) {
+        let Some(shard) = self.served.get_mut(&id) else {
+            return;
+        };
+        shard.listen(now, Arc::clone(&self.around));
+        let vacant = self.vacant.values().filter(|it| it.concerns(shard, id));
+        let vacant: Vec<GatewayRef> = vacant.map(|it| it.gateway.clone()).collect();
+        for gateway in vacant {
+            self.one(now, id, shard::Input::Vacant(gateway), effects);
+        }
+    }
+
+    /// A gateway says in which shards it has no members.
+    fn vacate(&mut self, now: Timestamp, vacant: Arc<Vacant>, effects: &mut Vec<Effect>) {
+        if self.agreed.gone.contains(&vacant.gateway) {
+            return;
+        }
+        let known = self.vacant.get(&vacant.gateway.id);
+        let order = |it: &Vacant| (it.gateway.incarnation, it.map_version);
+        if known.is_none_or(|known| order(known) <= order(&vacant)) {
+            let id = vacant.gateway.id.clone();
+            self.vacant.insert(id, Arc::clone(&vacant));
+        }
+        let served = self.served.iter();
+        let concerned = served.filter(|(id, shard)| vacant.concerns(shard, **id));
+        let concerned: Vec<ShardId> = concerned.map(|(id, _)| *id).collect();
+        for id in concerned {
+            let gateway = vacant.gateway.clone();
+            self.one(now, id, shard::Input::Vacant(gateway), effects);
         }
     }
 
@@ -462,6 +520,7 @@ impl Shards {
     fn lose(&mut self, now: Timestamp, before: &Arc<Gone>, effects: &mut Vec<Effect>) {
         let gone = Arc::clone(&self.agreed.gone);
         if !Arc::ptr_eq(&gone, before) {
+            self.vacant.retain(|_, it| !gone.contains(&it.gateway));
             self.all(now, || shard::Input::Gone(Arc::clone(&gone)), effects);
         }
     }
@@ -565,9 +624,9 @@ impl Shards {
                     owner: self.me.clone(),
                     cluster: map.cluster,
                 };
-                let mut shard = Shard::new(tenure, Arc::clone(&self.namespaces));
-                shard.listen(now, Arc::clone(&self.around));
+                let shard = Shard::new(tenure, Arc::clone(&self.namespaces));
                 self.served.insert(id, shard);
+                self.listen(now, id, effects);
                 effects.push(Effect::Started(id));
             }
             self.tell_agreed(now, id, effects);

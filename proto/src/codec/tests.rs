@@ -267,6 +267,7 @@ fn golden_joined() {
                 fence: Fence(4),
                 position: position(),
                 missed,
+                cached: None,
             }),
         })
     };
@@ -593,12 +594,14 @@ fn golden_presence() {
         expect!["0181a872657175657374739392a467772d3107029181a6737461746564929409040b0a04"],
     );
     check(
-        &requests(Request::Greet),
-        expect!["0181a872657175657374739392a467772d31070291a56772656574"],
+        &requests(Request::Greet(Greet {
+            except: vec![ShardId(9)],
+        })),
+        expect!["0181a872657175657374739392a467772d3107029181a56772656574919109"],
     );
     check(
-        &replies(Reply::Greeted),
-        expect!["0181a77265706c6965739492a66e6f64652d3103070291a767726565746564"],
+        &replies(Reply::Greeted { map_version: 2 }),
+        expect!["0181a77265706c6965739492a66e6f64652d310307029181a7677265657465649102"],
     );
     check(
         &replies(Reply::Published {
@@ -670,6 +673,84 @@ fn golden_queries() {
 }
 
 #[test]
+fn golden_caches_and_lists() {
+    let query = |what| {
+        requests(Request::Query(Query {
+            id: 5,
+            shard: ShardId(9),
+            fence: Fence(4),
+            what,
+        }))
+    };
+    let queried = |told| {
+        replies(Reply::Queried {
+            id: 5,
+            result: Ok(told),
+        })
+    };
+    let cached = || {
+        Some(Cached {
+            age_ms: 1_000,
+            publication: publication(),
+        })
+    };
+    check(
+        &query(What::Cached { key: key() }),
+        expect![
+            "0181a872657175657374739392a467772d3107029181a571756572799405090481a66361636865649192a66170702d6964a4726f6f6d"
+        ],
+    );
+    let told = Told::Cached {
+        fence: Fence(4),
+        cached: cached(),
+    };
+    check(
+        &queried(told),
+        expect![
+            "0181a77265706c6965739492a66e6f64652d310307029181a771756572696564920581a24f6b81a6636163686564920492cd03e89505a76d657373616765a568656c6c6f920c22ce000f4240"
+        ],
+    );
+    let joined = Reply::Joined {
+        version: 21,
+        result: Ok(Joined {
+            fence: Fence(4),
+            position: position(),
+            missed: Missed::Publications(Vec::new()),
+            cached: cached(),
+        }),
+    };
+    check(
+        &replies(joined),
+        expect![
+            "0181a77265706c6965739492a66e6f64652d310307029181a66a6f696e6564921581a24f6b940492cf11223344556677880581ac7075626c69636174696f6e739092cd03e89505a76d657373616765a568656c6c6f920c22ce000f4240"
+        ],
+    );
+    let channels = What::Channels {
+        app: key().app,
+        prefix: "pre".into(),
+        after: Some(key().channel),
+    };
+    check(
+        &query(channels),
+        expect![
+            "0181a872657175657374739392a467772d3107029181a571756572799405090481a86368616e6e656c7393a66170702d6964a3707265a4726f6f6d"
+        ],
+    );
+    let page = ChannelsPage {
+        fence: Fence(4),
+        channels: vec![(key().channel, 2)],
+        more: true,
+        complete: false,
+    };
+    check(
+        &queried(Told::Channels(page)),
+        expect![
+            "0181a77265706c6965739492a66e6f64652d310307029181a771756572696564920581a24f6b81a86368616e6e656c7394049192a4726f6f6d02c3c2"
+        ],
+    );
+}
+
+#[test]
 fn golden_marks() {
     let marked = |mark| {
         let mark = Some(Box::new(mark));
@@ -683,6 +764,7 @@ fn golden_marks() {
                 fence: Fence(4),
                 position: position(),
                 missed: Missed::Publications(vec![publication]),
+                cached: None,
             }),
         })
     };
@@ -871,8 +953,7 @@ proptest! {
             result: Ok(Joined {
                 fence: Fence(version),
                 position: Position { epoch: Epoch(epoch), offset: Offset(offset) },
-                missed: Missed::Publications(missed),
-            }),
+                missed: Missed::Publications(missed), cached: None }),
         });
         prop_assert_eq!(decode(&encode(&message)).unwrap(), message);
     }
@@ -888,7 +969,7 @@ proptest! {
     fn damaged_messages_never_panic(at in any::<prop::sample::Index>(), byte: u8, cut in any::<prop::sample::Index>()) {
         let message = replies(Reply::Joined {
             version: 1,
-            result: Ok(Joined { fence: Fence(1), position: position(), missed: Missed::Publications(vec![publication()]) }),
+            result: Ok(Joined { fence: Fence(1), position: position(), missed: Missed::Publications(vec![publication()]), cached: None }),
         });
         let mut bytes = encode(&message).to_vec();
         let at = at.index(bytes.len());

@@ -7,9 +7,9 @@ use node::core::neighbours;
 use node::core::outbound;
 use node::core::routing::{Route, route};
 use node::core::shard::Effect;
-use node::core::shards::Input;
+use node::core::shards::{Input, Vacant};
 use proto::id::GatewayRef;
-use proto::message::{GatewayBeat, NodeBeat, Reply, Request, Requests};
+use proto::message::{GatewayBeat, Greet, NodeBeat, Reply, Request, Requests};
 use proto::time::Timestamp;
 
 use super::{Node, Outgoing, Superseded, WORKERS};
@@ -61,7 +61,22 @@ impl Node {
                         request,
                     });
                 }
-                Route::Node => answers.extend(self.answer(&from, request)),
+                Route::Node => {
+                    if let Request::Greet(Greet { except }) = &request {
+                        let vacant = Arc::new(Vacant {
+                            gateway: from.clone(),
+                            map_version,
+                            except: except.clone(),
+                        });
+                        for mail in &mut mail {
+                            mail.push(Input::Vacant(Arc::clone(&vacant)));
+                        }
+                        let to = from.clone();
+                        let reply = Reply::Greeted { map_version };
+                        answers.push(Effect::Reply { to, reply });
+                    }
+                    answers.extend(self.answer(&from, request));
+                }
             }
         }
         self.tell(mail);
@@ -78,10 +93,6 @@ impl Node {
                 Some(Effect::Reply { to, reply })
             }
             Request::Repair(repair) => Some(Effect::Repair { to, repair }),
-            Request::Greet => Some(Effect::Reply {
-                to,
-                reply: Reply::Greeted,
-            }),
             _ => None,
         }
     }

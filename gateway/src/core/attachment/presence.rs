@@ -271,7 +271,7 @@ impl Attachment {
         let Some(view) = presence.view.as_ref().filter(|_| self.attached) else {
             return;
         };
-        let told = self.told;
+        let (told, kept) = (self.told, &self.kept);
         let is_in = |entering: &Entering| {
             let reached = |at: Position| at.epoch == position.epoch && at.offset <= position.offset;
             entering.at.is_some_and(reached)
@@ -286,6 +286,7 @@ impl Attachment {
             connection,
             position,
             users: Arc::clone(view),
+            kept: kept.clone(),
         }));
     }
 }

@@ -7,6 +7,7 @@ use super::*;
 
 const W: WorkerId = WorkerId(3);
 const EPOCH: Epoch = Epoch(7);
+const NOW: Timestamp = Timestamp(5_000_000);
 
 fn publication(offset: u64) -> Arc<Publication> {
     Arc::new(Publication {
@@ -31,6 +32,7 @@ fn joined(head: u64, missed: std::ops::RangeInclusive<u64>) -> Joined {
         fence: Fence(1),
         position: at(head),
         missed: Missed::Publications(missed.map(publication).collect()),
+        cached: None,
     }
 }
 
@@ -47,7 +49,7 @@ fn attached(head: u64) -> Attachment {
     );
     attachment.set_asked(1);
     assert_eq!(
-        attachment.joined(joined(head, NOTHING), &mut steps),
+        attachment.joined(NOW, joined(head, NOTHING), &mut steps),
         Ask::No
     );
     assert_eq!(
@@ -55,7 +57,8 @@ fn attached(head: u64) -> Attachment {
         [Step::Attached {
             worker: W,
             follow: FollowId(1),
-            position: at(head)
+            position: at(head),
+            kept: None
         }]
     );
     attachment
@@ -63,7 +66,7 @@ fn attached(head: u64) -> Attachment {
 
 fn receive(attachment: &mut Attachment, offset: u64) -> (Vec<u64>, Ask) {
     let mut steps = Vec::new();
-    let ask = attachment.receive(EPOCH, publication(offset), &mut steps);
+    let ask = attachment.receive(NOW, EPOCH, publication(offset), &mut steps);
     (delivered(&steps), ask)
 }
 
@@ -92,7 +95,10 @@ fn one_that_is_ahead_waits_and_the_owner_is_asked_once() {
     attachment.set_asked(2);
     assert_eq!(receive(&mut attachment, 9), (vec![], Ask::No));
     let mut steps = Vec::new();
-    assert_eq!(attachment.joined(joined(8, 6..=8), &mut steps), Ask::No);
+    assert_eq!(
+        attachment.joined(NOW, joined(8, 6..=8), &mut steps),
+        Ask::No
+    );
     assert_eq!(delivered(&steps), [6, 7, 8, 9]);
 }
 
@@ -104,7 +110,7 @@ fn what_overtakes_the_first_answer_is_delivered_after_it() {
     attachment.set_asked(1);
     assert_eq!(receive(&mut attachment, 6), (vec![], Ask::No));
     assert_eq!(receive(&mut attachment, 5), (vec![], Ask::No));
-    let _ = attachment.joined(joined(5, NOTHING), &mut steps);
+    let _ = attachment.joined(NOW, joined(5, NOTHING), &mut steps);
     assert_eq!(attachment.position(), Some(at(6)));
     // 6 went by before the worker was told: it is attached after it.
     steps.retain(|step| !matches!(step, Step::Kept { .. }));
@@ -113,7 +119,8 @@ fn what_overtakes_the_first_answer_is_delivered_after_it() {
         [Step::Attached {
             worker: W,
             follow: FollowId(1),
-            position: at(6)
+            position: at(6),
+            kept: None
         }]
     );
 }
@@ -124,11 +131,17 @@ fn an_answer_that_ends_before_the_head_is_asked_for_the_rest() {
     let _ = attachment.detach();
     attachment.set_asked(2);
     let mut steps = Vec::new();
-    assert_eq!(attachment.joined(joined(9, 1..=4), &mut steps), Ask::Join);
+    assert_eq!(
+        attachment.joined(NOW, joined(9, 1..=4), &mut steps),
+        Ask::Join
+    );
     assert_eq!(delivered(&steps), [1, 2, 3, 4]);
     attachment.set_asked(3);
     steps.clear();
-    assert_eq!(attachment.joined(joined(9, 5..=9), &mut steps), Ask::No);
+    assert_eq!(
+        attachment.joined(NOW, joined(9, 5..=9), &mut steps),
+        Ask::No
+    );
     assert_eq!(delivered(&steps), [5, 6, 7, 8, 9]);
 }
 
@@ -138,7 +151,7 @@ fn a_new_epoch_is_a_gap_and_then_goes_on() {
     let other = Epoch(8);
     let mut steps = Vec::new();
     assert_eq!(
-        attachment.receive(other, publication(2), &mut steps),
+        attachment.receive(NOW, other, publication(2), &mut steps),
         Ask::Join
     );
     attachment.set_asked(2);
@@ -155,13 +168,15 @@ fn a_new_epoch_is_a_gap_and_then_goes_on() {
         fence: Fence(2),
         position: latest,
         missed: Missed::Gap(gap),
+        cached: None,
     };
-    assert_eq!(attachment.joined(answer, &mut steps), Ask::No);
+    assert_eq!(attachment.joined(NOW, answer, &mut steps), Ask::No);
     assert_eq!(
         steps[0],
         Step::Gap {
             workers: Workers::only(W),
-            gap
+            gap,
+            kept: None
         }
     );
     assert_eq!(delivered(&steps), [2]);
@@ -174,7 +189,7 @@ fn nothing_is_delivered_while_unattached() {
     attachment.set_asked(2);
     assert_eq!(receive(&mut attachment, 6), (vec![], Ask::No));
     let mut steps = Vec::new();
-    let _ = attachment.joined(joined(6, 6..=6), &mut steps);
+    let _ = attachment.joined(NOW, joined(6, 6..=6), &mut steps);
     assert_eq!(delivered(&steps), [6]);
 }
 
@@ -195,12 +210,14 @@ fn a_second_worker_is_told_at_once_and_a_repeated_follow_again() {
             Step::Attached {
                 worker: other,
                 follow: FollowId(2),
-                position: at(5)
+                position: at(5),
+                kept: None
             },
             Step::Attached {
                 worker: W,
                 follow: FollowId(3),
-                position: at(5)
+                position: at(5),
+                kept: None
             },
         ]
     );
@@ -222,9 +239,15 @@ fn a_loss_that_is_found_while_an_answer_is_on_its_way_is_asked_about_after_it() 
     // The owner answers; then 6 is published and lost, and the hole is found.
     assert_eq!(attachment.refresh(), Ask::No);
     let mut steps = Vec::new();
-    assert_eq!(attachment.joined(joined(5, NOTHING), &mut steps), Ask::Join);
+    assert_eq!(
+        attachment.joined(NOW, joined(5, NOTHING), &mut steps),
+        Ask::Join
+    );
     attachment.set_asked(3);
-    assert_eq!(attachment.joined(joined(6, 6..=6), &mut steps), Ask::No);
+    assert_eq!(
+        attachment.joined(NOW, joined(6, 6..=6), &mut steps),
+        Ask::No
+    );
     assert_eq!(delivered(&steps), [6]);
 }
 
@@ -237,20 +260,26 @@ fn what_found_no_room_to_wait_is_asked_for_again() {
         Arc::new(publication)
     };
     let mut steps = Vec::new();
-    assert_eq!(attachment.receive(EPOCH, large(7), &mut steps), Ask::Join);
+    assert_eq!(
+        attachment.receive(NOW, EPOCH, large(7), &mut steps),
+        Ask::Join
+    );
     attachment.set_asked(2);
     for offset in 8..=20 {
         assert_eq!(
-            attachment.receive(EPOCH, large(offset), &mut steps),
+            attachment.receive(NOW, EPOCH, large(offset), &mut steps),
             Ask::No
         );
     }
-    assert_eq!(attachment.joined(joined(7, 6..=7), &mut steps), Ask::Join);
+    assert_eq!(
+        attachment.joined(NOW, joined(7, 6..=7), &mut steps),
+        Ask::Join
+    );
     assert!(delivered(&steps).len() < 15, "not all had room");
     attachment.set_asked(3);
     let have = attachment.position().unwrap().offset.0;
     assert_eq!(
-        attachment.joined(joined(20, have + 1..=20), &mut steps),
+        attachment.joined(NOW, joined(20, have + 1..=20), &mut steps),
         Ask::No
     );
     assert_eq!(delivered(&steps), (6..=20).collect::<Vec<_>>());
@@ -266,6 +295,7 @@ fn a_gap_that_the_link_has_closed_meanwhile_is_none() {
             earliest: Offset(earliest),
             latest: at(latest),
         }),
+        cached: None,
     };
     let mut attachment = attached(5);
     assert_eq!(attachment.refresh(), Ask::Join);
@@ -274,17 +304,17 @@ fn a_gap_that_the_link_has_closed_meanwhile_is_none() {
         assert_eq!(receive(&mut attachment, offset).0, [offset]);
     }
     let mut steps = Vec::new();
-    assert_eq!(attachment.joined(gap(9, 8), &mut steps), Ask::No);
+    assert_eq!(attachment.joined(NOW, gap(9, 8), &mut steps), Ask::No);
     assert_eq!(steps, [], "nothing is missing and nothing comes twice");
     assert_eq!(attachment.position(), Some(at(9)));
     // Not closed, but what can be had begins where we stand: asked again.
     assert_eq!(attachment.refresh(), Ask::Join);
     attachment.set_asked(3);
     assert_eq!(receive(&mut attachment, 10).0, [10]);
-    assert_eq!(attachment.joined(gap(11, 12), &mut steps), Ask::Join);
+    assert_eq!(attachment.joined(NOW, gap(11, 12), &mut steps), Ask::Join);
     assert_eq!(steps, []);
     attachment.set_asked(4);
-    assert_eq!(attachment.joined(gap(12, 12), &mut steps), Ask::No);
+    assert_eq!(attachment.joined(NOW, gap(12, 12), &mut steps), Ask::No);
     assert!(matches!(steps[..], [Step::Gap { .. }]), "now it is one");
 }
 
@@ -369,7 +399,10 @@ fn the_window_does_not_answer_while_unattached() {
         "covers both"
     );
     let mut steps = Vec::new();
-    assert_eq!(attachment.joined(joined(11, 9..=11), &mut steps), Ask::No);
+    assert_eq!(
+        attachment.joined(NOW, joined(11, 9..=11), &mut steps),
+        Ask::No
+    );
     assert_eq!(delivered(&steps), [10, 11]);
     assert_eq!(resumed(&steps), [(3, 8, "9 10 11".into())]);
 }
@@ -387,7 +420,10 @@ fn one_join_answers_all_that_wait_and_reaches_back_to_the_lowest() {
         "one at a time"
     );
     let mut steps = Vec::new();
-    assert_eq!(attachment.joined(joined(9, 3..=9), &mut steps), Ask::No);
+    assert_eq!(
+        attachment.joined(NOW, joined(9, 3..=9), &mut steps),
+        Ask::No
+    );
     let given = [(4, 2, "3 4 5 6 7 8 9".into()), (3, 4, "5 6 7 8 9".into())];
     assert_eq!(resumed(&steps), given);
     assert_eq!(delivered(&steps), [0; 0], "nobody else gets it again");
@@ -406,7 +442,10 @@ fn who_comes_with_a_lower_cursor_meanwhile_is_asked_for_next() {
         Since::Cursor(at(5)),
         "sent again as it was"
     );
-    assert_eq!(attachment.joined(joined(9, 6..=9), &mut steps), Ask::Join);
+    assert_eq!(
+        attachment.joined(NOW, joined(9, 6..=9), &mut steps),
+        Ask::Join
+    );
     assert_eq!(resumed(&steps), [(3, 5, "6 7 8 9".into())]);
     attachment.set_asked(3);
     assert_eq!(attachment.asked_since(), Since::Cursor(at(2)));
@@ -418,12 +457,18 @@ fn an_answer_in_parts_is_given_in_parts() {
     assert_eq!(resume(&mut attachment, 3, 2).1, Ask::Join);
     attachment.set_asked(2);
     let mut steps = Vec::new();
-    assert_eq!(attachment.joined(joined(9, 3..=5), &mut steps), Ask::Join);
+    assert_eq!(
+        attachment.joined(NOW, joined(9, 3..=5), &mut steps),
+        Ask::Join
+    );
     assert_eq!(resumed(&steps), [(3, 2, "3 4 5+".into())]);
     attachment.set_asked(3);
     assert_eq!(attachment.asked_since(), Since::Cursor(at(5)));
     steps.clear();
-    assert_eq!(attachment.joined(joined(9, 6..=7), &mut steps), Ask::No);
+    assert_eq!(
+        attachment.joined(NOW, joined(9, 6..=7), &mut steps),
+        Ask::No
+    );
     assert_eq!(
         resumed(&steps),
         [(3, 5, "6 7 8 9".into())],
@@ -440,13 +485,16 @@ fn who_is_ahead_of_this_gateway_waits_until_it_has_caught_up() {
     let mut steps = Vec::new();
     assert_eq!(receive(&mut attachment, 10).0, [10]);
     assert_eq!(
-        attachment.joined(joined(12, 12..=12), &mut steps),
+        attachment.joined(NOW, joined(12, 12..=12), &mut steps),
         Ask::Join
     );
     assert_eq!(resumed(&steps), []);
     attachment.set_asked(3);
     assert_eq!(attachment.asked_since(), Since::Delivered(at(10)));
-    assert_eq!(attachment.joined(joined(12, 11..=12), &mut steps), Ask::No);
+    assert_eq!(
+        attachment.joined(NOW, joined(12, 11..=12), &mut steps),
+        Ask::No
+    );
     assert_eq!(resumed(&steps), [(3, 11, "12".into())]);
 }
 
@@ -460,6 +508,7 @@ fn a_gap_is_for_those_whom_it_concerns_and_others_are_asked_for_again() {
             earliest: Offset(earliest),
             latest: at(9),
         }),
+        cached: None,
     };
     let mut attachment = with_a_window();
     assert_eq!(resume(&mut attachment, 3, 1).1, Ask::Join);
@@ -467,12 +516,15 @@ fn a_gap_is_for_those_whom_it_concerns_and_others_are_asked_for_again() {
     attachment.set_asked(2);
     let mut steps = Vec::new();
     let answer = gap(GapReason::Expired, 5);
-    assert_eq!(attachment.joined(answer, &mut steps), Ask::Join);
+    assert_eq!(attachment.joined(NOW, answer, &mut steps), Ask::Join);
     assert_eq!(resumed(&steps), [(3, 1, "expired".into())]);
     attachment.set_asked(3);
     assert_eq!(attachment.asked_since(), Since::Cursor(at(5)));
     steps.clear();
-    assert_eq!(attachment.joined(joined(9, 5..=9), &mut steps), Ask::No);
+    assert_eq!(
+        attachment.joined(NOW, joined(9, 5..=9), &mut steps),
+        Ask::No
+    );
     assert_eq!(
         resumed(&steps),
         [(4, 5, "6 7 8 9".into())],
@@ -487,7 +539,7 @@ fn a_gap_is_for_those_whom_it_concerns_and_others_are_asked_for_again() {
     attachment.set_asked(4);
     steps.clear();
     let answer = gap(GapReason::NewEpoch, 5);
-    assert_eq!(attachment.joined(answer, &mut steps), Ask::No);
+    assert_eq!(attachment.joined(NOW, answer, &mut steps), Ask::No);
     assert_eq!(resumed(&steps), [(3, 3, "epoch".into())]);
     assert!(!steps.iter().any(|step| matches!(step, Step::Gap { .. })));
 }
@@ -513,9 +565,10 @@ fn a_life_that_is_over_ends_for_a_client_that_came_back_and_for_all_others() {
             earliest: Offset(1),
             latest,
         }),
+        cached: None,
     };
     let mut steps = Vec::new();
-    assert_eq!(attachment.joined(answer, &mut steps), Ask::No);
+    assert_eq!(attachment.joined(NOW, answer, &mut steps), Ask::No);
     let told = steps.iter().any(|step| matches!(step, Step::Gap { .. }));
     assert!(told, "those who have followed all the time");
     assert_eq!(resumed(&steps), [(3, 5, "epoch".into())]);
@@ -531,7 +584,10 @@ fn who_comes_back_first_has_its_cursor_in_the_first_join_and_fills_the_window() 
     attachment.set_asked(1);
     assert_eq!(attachment.asked_since(), Since::Cursor(at(4)));
     // The owner gives some along.
-    assert_eq!(attachment.joined(joined(7, 3..=7), &mut steps), Ask::No);
+    assert_eq!(
+        attachment.joined(NOW, joined(7, 3..=7), &mut steps),
+        Ask::No
+    );
     assert!(matches!(
         steps[..],
         [.., Step::Attached { position, .. }, Step::Resumed { .. }] if position == at(7)
@@ -591,6 +647,7 @@ fn answer(head: u64, since: Since, kept: u64) -> Joined {
         fence: Fence(1),
         position: at(head),
         missed: Missed::Gap(gap),
+        cached: None,
     }
 }
 
@@ -626,7 +683,7 @@ proptest! {
                 let times = match fate { Fate::Arrives => 1, Fate::Lost => 0, Fate::Twice => 2 };
                 undetected |= times == 0;
                 for _ in 0..times {
-                    asks.push(attachment.receive(EPOCH, publication(head), &mut steps));
+                    asks.push(attachment.receive(NOW, EPOCH, publication(head), &mut steps));
                 }
             }
             if moment.link_gap && undetected {
@@ -642,7 +699,7 @@ proptest! {
                 asks.push(attachment.resume(W, cursor, &mut steps));
             }
             if let Some((_, reply)) = on_its_way.take_if(|(due, _)| *due <= time) {
-                asks.push(attachment.joined(reply, &mut steps));
+                asks.push(attachment.joined(NOW, reply, &mut steps));
             }
             if asks.contains(&Ask::Join) {
                 prop_assert!(on_its_way.is_none(), "one at a time");

@@ -1,6 +1,6 @@
 //! Following channels: joins, leaves, and what comes of them.
 
-use proto::channel::ChannelKey;
+use proto::channel::{ChannelKey, ChannelKind};
 use proto::id::NodeRef;
 use proto::message::{Join, JoinResult, Leave, Refusal, Request};
 use proto::position::Position;
@@ -26,7 +26,9 @@ impl Edge {
         let shard = self.shard(id);
         if !shard.channels.contains_key(key) {
             shard.digest.insert(key);
-            shard.channels.insert(key.clone(), Attachment::default());
+            shard
+                .channels
+                .insert(key.clone(), Attachment::new(&key.channel));
         }
         self.change(now, id, key, effects, |attachment, steps| {
             attachment.follow(worker, follow, cursor, steps)
@@ -90,7 +92,9 @@ impl Edge {
                 if !self.shard(id).channels.get(&key).is_some_and(mine) {
                     return;
                 }
-                self.change(now, id, &key, effects, |a, steps| a.joined(joined, steps));
+                self.change(now, id, &key, effects, |a, steps| {
+                    a.joined(now, joined, steps)
+                });
                 self.restated(id, &key, Some(version), effects);
             }
             Err(Refusal::NotOwner { owner, fence }) => {
@@ -137,8 +141,18 @@ impl Edge {
         }
     }
 
-    /// Asks a channel's owner for what comes after our position.
-    fn ask(&mut self, now: Timestamp, id: ShardId, key: &ChannelKey, effects: &mut Vec<Effect>) {
+    /// Asks a channel's owner for what comes after our position; about a user's channel
+    /// once all nodes know what that is.
+    pub(super) fn ask(
+        &mut self,
+        now: Timestamp,
+        id: ShardId,
+        key: &ChannelKey,
+        effects: &mut Vec<Effect>,
+    ) {
+        if key.channel.kind() == ChannelKind::User && !self.states {
+            return;
+        }
         self.version += 1;
         let version = self.version;
         if let Some(attachment) = self.shard(id).channels.get_mut(key) {

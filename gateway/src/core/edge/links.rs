@@ -192,7 +192,7 @@ impl Edge {
         self.change(now, id, &key, effects, |attachment, steps| {
             let before = attachment.position();
             let early = |p: Position| p.epoch == epoch && offset > p.offset.next();
-            let ask = attachment.receive(epoch, publication, steps);
+            let ask = attachment.receive(now, epoch, publication, steps);
             waits = ask == Ask::Join && arrival.behind_hole && before.is_some_and(early);
             if waits { Ask::No } else { ask }
         });

@@ -33,6 +33,7 @@ impl Edge {
             incarnation: self.me.incarnation,
         });
         self.nodes.begin_links();
+        self.nodes.owe_greetings(self.map_version);
         self.leaves.clear();
         self.map_asked_at = None;
         let mut answers = Vec::new();
@@ -43,7 +44,14 @@ impl Edge {
             shard.spread.1 = Fanout::default();
             let id = ShardId(at as u16);
             let follows = !shard.channels.is_empty();
-            self.state_all(now, id, effects);
+            // To nobody in this life.
+            shard.has_stated = false;
+            shard.stating = None;
+            if shard.members.is_empty() {
+                shard.send(now, effects);
+            } else {
+                self.state_all(now, id, effects);
+            }
             if follows {
                 self.begin_restatement(id, None, effects);
             }

@@ -55,8 +55,11 @@ struct Heard {
     silent: bool,
     /// When it is forgotten, as long as it is silent.
     forget_at: Timestamp,
-    /// Whether it has said that it knows of presence, and when it was asked last.
-    knows_presence: bool,
+    /// It knows of presence, and was last greeted with this version of the map.
+    greeted: Option<u64>,
+    /// It is to be greeted with this one.
+    owed: u64,
+    /// When that was done last, and how often since it has answered.
     greeted_at: Option<Timestamp>,
     greetings: u32,
     link: Link,
@@ -133,7 +136,8 @@ impl Heard {
             signed_at: now,
             silent: false,
             forget_at: now,
-            knows_presence: false,
+            greeted: None,
+            owed: 0,
             greeted_at: None,
             greetings: 0,
             link: Link::default(),
@@ -285,8 +289,8 @@ impl Nodes {
         due
     }
 
-    /// The nodes that are to be asked now whether they know of presence. One that
-    /// does not answer may be of an earlier version, and may be restarted as another.
+    /// The nodes that are to be greeted now. One that does not answer may be of an
+    /// earlier version, and may be restarted as another.
     pub(super) fn greet(&mut self, now: Timestamp) -> Vec<NodeId> {
         let mut all = Vec::new();
         for (id, node) in &mut self.heard {
@@ -296,7 +300,8 @@ impl Nodes {
                 GREET
             };
             let is_due = node.greeted_at.is_none_or(|at| now.since(at) >= wait);
-            if node.ours && !node.silent && !node.knows_presence && is_due {
+            let is_owed = node.greeted.is_none_or(|greeted| greeted < node.owed);
+            if node.ours && !node.silent && is_owed && is_due {
                 node.greeted_at = Some(now);
                 node.greetings += 1;
                 all.push(id.clone());
@@ -305,10 +310,31 @@ impl Nodes {
         all
     }
 
-    /// A node has said that it knows of presence.
-    pub(super) fn knows_presence(&mut self, node: &NodeId) {
+    /// A node is to be told anew in which shards there are no members.
+    pub(super) fn owe_greeting(&mut self, node: &NodeId, map_version: u64) {
+        if let Some(node) = self.heard.get_mut(node)
+            && node.owed < map_version
+        {
+            node.owed = map_version;
+            node.greeted_at = None;
+        }
+    }
+
+    /// The same for all nodes: this gateway begins another life.
+    pub(super) fn owe_greetings(&mut self, map_version: u64) {
+        for node in self.heard.values_mut() {
+            // What was told of another life does not count.
+            node.greeted = node.greeted.map(|_| 0);
+            node.owed = map_version;
+            node.greeted_at = None;
+        }
+    }
+
+    /// A node has answered: it knows of presence.
+    pub(super) fn greeted(&mut self, node: &NodeId, map_version: u64) {
         if let Some(node) = self.heard.get_mut(node) {
-            node.knows_presence = true;
+            node.greeted = node.greeted.max(Some(map_version));
+            node.greetings = 0;
         }
     }
 
@@ -316,7 +342,7 @@ impl Nodes {
     pub(super) fn all_know_presence(&self) -> bool {
         let mut there = self.heard.values().filter(|node| node.ours && !node.silent);
         let is_any = there.clone().next().is_some();
-        is_any && there.all(|node| node.knows_presence)
+        is_any && there.all(|node| node.greeted.is_some())
     }
 
     /// Whether none has been heard yet.

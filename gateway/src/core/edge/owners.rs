@@ -83,7 +83,9 @@ impl Edge {
             ..
         } = shard;
         uplink.resend(now, *fence, to(&owner.id, effects));
-        self.state_all(now, id, effects);
+        if shard.has_stated {
+            self.state_all(now, id, effects);
+        }
         // What another owner has asked for.
         self.restating.remove(&id);
         let mut keys: Vec<ChannelKey> = self.shard(id).channels.keys().cloned().collect();
@@ -176,6 +178,9 @@ impl Edge {
         for (shard, row) in &update.rows {
             if let Some(owner) = update.owner(row) {
                 self.reroute(now, *shard, owner.clone(), row.fence, effects);
+                if !self.shard(*shard).has_stated {
+                    self.nodes.owe_greeting(&owner.id, update.version);
+                }
             }
         }
     }
@@ -243,7 +248,7 @@ impl Edge {
                     // The rest is for the life before.
                     return;
                 }
-                Reply::Greeted => self.nodes.knows_presence(&from.id),
+                Reply::Greeted { map_version } => self.nodes.greeted(&from.id, map_version),
                 Reply::Queried { id, result } => self.queried(now, from, id, result, effects),
                 Reply::Unrepairable { below } => self.unrepairable(&from.id, below, effects),
             }

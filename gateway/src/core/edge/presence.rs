@@ -10,10 +10,10 @@ use std::ops::Bound;
 use std::sync::Arc;
 use std::time::Duration;
 
-use proto::channel::ChannelKey;
+use proto::channel::{ChannelKey, ChannelKind};
 use proto::error::ErrorCode;
 use proto::id::ConnectionId;
-use proto::message::Request;
+use proto::message::{Greet, Request};
 use proto::position::Position;
 use proto::presence::{Member, User};
 use proto::shard::ShardId;
@@ -59,15 +59,19 @@ impl Edge {
             attachment.enter(connection, place, Arc::clone(&user.id));
             Ask::No
         });
-        let stated = self.states;
+        let states = self.states;
         let shard = self.shard(id);
+        // The first one is all there are.
+        let is_first = !shard.has_stated;
         let present = Present {
             place,
             user,
-            stated,
+            stated: states && !is_first,
         };
         shard.members.insert((key.clone(), connection), present);
-        if stated {
+        if states && is_first {
+            self.state_all(now, id, effects);
+        } else if states {
             self.state(now, id, Statement::Enter(key.clone(), member), effects);
         }
     }
@@ -160,11 +164,13 @@ impl Edge {
         }
     }
 
-    /// Nodes say whether they know of presence. Nothing is said of members before all
-    /// of them do: what one takes another one has to stand by for.
+    /// Nodes are told where there are no members, and say whether they know of presence.
+    /// Nothing is said of members before all of them do: what one takes another one has to stand by for.
     pub(super) fn tick_greetings(&mut self, now: Timestamp, effects: &mut Vec<Effect>) {
         for node in self.nodes.greet(now) {
-            let request = Request::Greet;
+            let stated = self.shards.iter().filter(|shard| shard.has_stated);
+            let except = stated.map(|shard| shard.id).collect();
+            let request = Request::Greet(Greet { except });
             effects.push(Effect::Request { node, request });
         }
         let states = self.nodes.all_know_presence();
@@ -174,6 +180,13 @@ impl Edge {
                 let id = ShardId(at as u16);
                 if self.shard(id).stating.is_some() || !self.shard(id).members.is_empty() {
                     self.state_all(now, id, effects);
+                }
+                let of_users = self.shard(id).channels.iter().filter(|(key, attachment)| {
+                    key.channel.kind() == ChannelKind::User && attachment.asked().is_none()
+                });
+                let of_users: Vec<ChannelKey> = of_users.map(|(key, _)| key.clone()).collect();
+                for key in of_users {
+                    self.ask(now, id, &key, effects);
                 }
             }
         }
@@ -198,6 +211,7 @@ impl Edge {
             uplink,
             members,
             stating,
+            has_stated,
             fence,
             ..
         } = self.shard(id);
@@ -205,6 +219,7 @@ impl Edge {
         let Some(Stating { last }) = stating.as_mut().filter(|_| room > 0) else {
             return;
         };
+        *has_stated = true;
         let from = last.take().map_or(Bound::Unbounded, Bound::Excluded);
         let mut rest = members.range_mut((from, Bound::Unbounded));
         for (key, present) in rest.by_ref().take(room) {

@@ -1,5 +1,7 @@
 //! Publishing: the uplinks of all shards.
 
+use proto::channel::ChannelKind;
+use proto::error::ErrorCode;
 use proto::id::NodeRef;
 use proto::message::{PublishResult, Published, Refusal};
 use proto::shard::ShardId;
@@ -16,6 +18,10 @@ impl Edge {
         order: Order,
         effects: &mut Vec<Effect>,
     ) {
+        // A node of an earlier version would take nothing of the message.
+        if order.key.channel.kind() == ChannelKind::User && !self.states {
+            return effects.push(Effect::Answer((ticket, Err(ErrorCode::Unavailable))));
+        }
         let shard = self.shard_of(&order.key);
         match shard.uplink.push(now, ticket, order) {
             Ok(()) => {

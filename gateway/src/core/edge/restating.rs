@@ -45,6 +45,10 @@ impl Edge {
         if shard.fence != fence || self.restating.contains_key(&id) {
             return;
         }
+        if shard.has_stated {
+            self.state_all(now, id, effects);
+        }
+        let shard = self.shard(id);
         // Taken: if it was not enough, the owner asks again and all is joined.
         let fresh = shard.rejoined.take();
         let fresh = fresh.filter(|(at, _)| now.since(*at) < FRESH);

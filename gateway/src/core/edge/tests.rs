@@ -21,6 +21,7 @@ mod cluster;
 mod counting;
 mod links;
 mod living;
+mod members;
 mod owners;
 mod restating;
 
@@ -182,6 +183,7 @@ fn joined(version: u64, fence: Fence, offset: u64) -> Reply {
         fence,
         position: at(offset),
         missed: Missed::Publications(vec![]),
+        cached: None,
     };
     Reply::Joined {
         version,

@@ -35,6 +35,14 @@ struct Subscribe {
     recover: Option<Wanted>,
 }
 
+#[derive(Deserialize)]
+struct SignIn {
+    #[serde(default)]
+    auth: String,
+    #[serde(default)]
+    user_data: String,
+}
+
 /// What `recover` may be.
 #[derive(Deserialize)]
 #[serde(
@@ -111,6 +119,10 @@ pub fn decode(text: &str) -> Result<Command, Malformed> {
         "pusher:unsubscribe" => {
             let Unsubscribe { channel } = data(&event, envelope.data)?;
             Ok(Command::Unsubscribe { channel })
+        }
+        "pusher:signin" => {
+            let SignIn { auth, user_data } = data(&event, envelope.data)?;
+            Ok(Command::SignIn { auth, user_data })
         }
         "pusher:ping" => Ok(Command::Ping),
         "pusher:pong" => Ok(Command::Pong),

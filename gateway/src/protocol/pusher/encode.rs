@@ -186,6 +186,10 @@ pub fn encode(frame: &Frame) -> String {
         offset: u64,
     }
     #[derive(Serialize)]
+    struct SignedInData<'a> {
+        user_data: &'a str,
+    }
+    #[derive(Serialize)]
     struct GapData<'a> {
         channel: &'a str,
         reason: &'a str,
@@ -237,6 +241,12 @@ pub fn encode(frame: &Frame) -> String {
                 recovered: *recovered,
             };
             json(SUCCEEDED, Some(channel.as_str()), text(&data))
+        }
+        Frame::SignedIn { user_data } => {
+            json("pusher:signin_success", None, SignedInData { user_data })
+        }
+        Frame::CacheMiss { channel } => {
+            json("pusher:cache_miss", Some(channel.as_str()), text(&Empty {}))
         }
         Frame::Moved { channel, position } => {
             let data = MovedData {

@@ -146,11 +146,6 @@ fn checked(body: Body<'_>, payload_bytes_max: usize) -> Result<Event, Invalid> {
     })
 }
 
-/// Whether a channel of this kind can be subscribed to, in this version.
-pub fn is_served(channel: &ChannelName) -> bool {
-    !channel.is_cache()
-}
-
 /// Checks the name of an event that comes from outside.
 pub fn event_name(name: Option<&str>) -> Result<Arc<str>, Invalid> {
     let name = name
@@ -203,14 +198,6 @@ fn channels(one: Option<String>, many: Option<Vec<String>>) -> Result<Vec<Channe
         let channel: ChannelName = name
             .parse()
             .map_err(|error| bad(format!("channel {name:?}: {error}")))?;
-        if !is_served(&channel) {
-            return Err(Invalid {
-                code: ErrorCode::NotSupported,
-                message: format!(
-                    "channel {channel}: cache channels are not available in this version"
-                ),
-            });
-        }
         if !channels.contains(&channel) {
             channels.push(channel);
         }
@@ -301,10 +288,6 @@ mod tests {
             refused(r#"{"name":"e","data":"12345678901","channel":"x"}"#).0,
             ErrorCode::TooLarge
         );
-        for channel in ["cache-x", "private-cache-x"] {
-            let body = format!(r#"{{"name":"e","data":"","channel":"{channel}"}}"#);
-            assert_eq!(refused(&body).0, ErrorCode::NotSupported);
-        }
     }
 
     #[test]

@@ -7,6 +7,8 @@ use proto::channel::{ChannelKind, ChannelName};
 pub struct Info {
     /// How many users are present.
     pub user_count: bool,
+    /// What a cache channel keeps.
+    pub cache: bool,
 }
 
 impl Info {
@@ -23,7 +25,12 @@ impl Info {
         {
             match name {
                 "user_count" => info.user_count = true,
-                other => return Err(format!("info: {other:?} is not known; user_count is")),
+                "cache" => info.cache = true,
+                other => {
+                    return Err(format!(
+                        "info: {other:?} is not known; user_count and cache are"
+                    ));
+                }
             }
         }
         Ok(info)
@@ -37,6 +44,11 @@ impl Info {
         if self.user_count && channel.kind() != ChannelKind::Presence {
             return Err(format!(
                 "info: user_count is of presence channels, and {channel} is none"
+            ));
+        }
+        if self.cache && !channel.is_cache() {
+            return Err(format!(
+                "info: cache is of cache channels, and {channel} is none"
             ));
         }
         Ok(())
@@ -58,6 +70,9 @@ mod tests {
         assert!(info.user_count);
         assert_eq!(info.check(&"presence-a".parse().unwrap()), Ok(()));
         assert!(info.check(&"private-a".parse().unwrap()).is_err());
+        let info = Info::parse("cache").unwrap();
+        assert_eq!(info.check(&"private-cache-a".parse().unwrap()), Ok(()));
+        assert!(info.check(&"mycache-a".parse().unwrap()).is_err());
         assert!(Info::parse("").unwrap().is_empty());
         assert!(
             Info::parse("user_count,colour")

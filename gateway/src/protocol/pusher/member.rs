@@ -1,4 +1,5 @@
-//! What a client says of its user when it subscribes to a presence channel.
+//! What a client says of its user when it subscribes to a presence channel, and when it
+//! signs in.
 
 use proto::presence::{INFO_BYTES_MAX, USER_BYTES_MAX, User};
 use serde::Deserialize;
@@ -10,6 +11,33 @@ struct ChannelData<'a> {
     user_id: Option<&'a RawValue>,
     #[serde(default, borrow)]
     user_info: Option<&'a RawValue>,
+}
+
+#[derive(Deserialize)]
+struct UserData {
+    #[serde(default)]
+    id: Option<String>,
+}
+
+/// The most that a user may sign in with, in bytes.
+pub const USER_DATA_BYTES_MAX: usize = 10 * 1_024;
+
+/// Reads `user_data`: the user's id. The rest is between the client and its backend.
+///
+/// # Errors
+/// What is wrong with it, for the client.
+pub fn user_id(user_data: &str) -> Result<String, String> {
+    let bytes = user_data.len();
+    if bytes > USER_DATA_BYTES_MAX {
+        return Err(format!(
+            "user_data has {bytes} bytes; {USER_DATA_BYTES_MAX} are allowed"
+        ));
+    }
+    let data: UserData = serde_json::from_str(user_data)
+        .map_err(|error| format!("user_data is not the JSON of a user: {error}"))?;
+    data.id
+        .filter(|id| !id.is_empty())
+        .ok_or_else(|| "user_data has no id".into())
 }
 
 /// Reads `channel_data`: the user's id, text or number, and what the others are told
@@ -55,6 +83,22 @@ pub fn parse(channel_data: &str) -> Result<User, String> {
 mod tests {
     use super::*;
     use proptest::prelude::*;
+
+    #[test]
+    fn whoever_signs_in_has_an_id() {
+        let signs_in = user_id(r#"{"id":"a","user_info":{"x":1},"watchlist":["b"]}"#);
+        assert_eq!(signs_in.as_deref(), Ok("a"));
+        for (data, word) in [
+            ("{}", "no id"),
+            (r#"{"id":""}"#, "no id"),
+            (r#"{"id":7}"#, "not the JSON"),
+            ("a", "not the JSON"),
+        ] {
+            assert!(user_id(data).unwrap_err().contains(word), "{data}");
+        }
+        let large = format!(r#"{{"id":"a","x":"{}"}}"#, "x".repeat(USER_DATA_BYTES_MAX));
+        assert!(user_id(&large).unwrap_err().contains("bytes"));
+    }
 
     #[test]
     fn a_user_has_an_id_and_perhaps_more() {

@@ -74,6 +74,7 @@ fn joined(incarnation: u64, len: usize) -> Effect {
             fence: Fence(1),
             position,
             missed,
+            cached: None,
         }),
     };
     Effect::Reply {

@@ -27,7 +27,7 @@ impl Owner {
         for new in self.replication.want(&wanted) {
             self.replication.recruit(new.clone(), Vec::new());
         }
-        self.replication.fill(|_| None);
+        self.replication.fill(|_| None::<Option<Record>>);
     }
 
     /// All standbys have everything that they were sent.

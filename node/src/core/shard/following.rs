@@ -44,7 +44,12 @@ impl Shard {
     }
 
     /// Lets go of all that is known of one life of a gateway.
-    pub(super) fn forget(&mut self, now: Timestamp, gateway: &GatewayRef) {
+    pub(super) fn forget(
+        &mut self,
+        now: Timestamp,
+        gateway: &GatewayRef,
+        effects: &mut Vec<Effect>,
+    ) {
         let known = self.gateways.get(&gateway.id);
         if known.is_some_and(|known| known.me == *gateway) {
             let known = self.gateways.remove(&gateway.id);
@@ -57,7 +62,7 @@ impl Shard {
             }
             self.drop_interest(now, &gateway.id, |_, _| true);
         }
-        self.part_with(now, gateway);
+        self.remove_members(now, |of, _| of == gateway, effects);
     }
 
     /// Lets go of everything of gateways that are gone. Their publish tables, too:
@@ -171,11 +176,13 @@ impl Shard {
             Ok(_) => {}
             Err(refusal) => return Some(Err(refusal)),
         }
-        let (position, missed) = self.channels.get(&join.key)?.since(join.since);
+        let channel = self.channels.get(&join.key)?;
+        let (position, missed) = channel.since(join.since);
         Some(Ok(Joined {
             fence,
             position,
             missed,
+            cached: self.caches.get(now, &join.key),
         }))
     }
 

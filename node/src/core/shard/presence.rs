@@ -9,10 +9,11 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
 
-use proto::channel::ChannelKey;
-use proto::id::{ConnectionId, GatewayRef};
+use proto::channel::{ChannelKey, ChannelName};
+use proto::id::{AppId, ConnectionId, GatewayRef};
 use proto::message::{
-    Attendance, Enter, Exit, PublishResult, Published, Query, Refusal, Reply, Stated, Told, What,
+    Attendance, ChannelsPage, Enter, Exit, PublishResult, Published, Query, Refusal, Reply, Stated,
+    Told, What,
 };
 use proto::position::Position;
 use proto::presence::{Change, Mark, RosterPage};
@@ -42,6 +43,9 @@ pub struct Around {
     pub hears_since: Option<Timestamp>,
 }
 
+/// Channels in one answer about those that are occupied.
+const CHANNELS_PAGE: usize = 1_000;
+
 /// What a shard knows of presence besides its rosters.
 #[derive(Debug, Default)]
 pub(super) struct Presence {
@@ -69,6 +73,13 @@ impl Shard {
         self.presence.around = around;
     }
 
+    /// A gateway has no members here that this owner has not been told of.
+    pub(super) fn vacate(&mut self, now: Timestamp, gateway: &GatewayRef) {
+        if self.meet(now, gateway).is_ok() {
+            self.gateway(gateway).stated = true;
+        }
+    }
+
     /// Whether members are to leave that nobody speaks for.
     pub fn has_leaving(&self, now: Timestamp) -> bool {
         let first = self.presence.leaving.first();
@@ -77,7 +88,7 @@ impl Shard {
 
     /// A life of a gateway is over: its members leave, unless they are stated by
     /// another one before.
-    pub(super) fn part_with(&mut self, now: Timestamp, gateway: &GatewayRef) {
+    fn part_with(&mut self, now: Timestamp, gateway: &GatewayRef) {
         let is_known = |(_, leaving): &(Timestamp, GatewayRef)| leaving == gateway;
         let mut named = self.rosters.values().flat_map(Roster::gateways);
         let is_named = named.any(|named| named == gateway);
@@ -112,7 +123,7 @@ impl Shard {
 
     /// Members whose time is over leave.
     pub(super) fn expire_members(&mut self, now: Timestamp, effects: &mut Vec<Effect>) {
-        self.part_with_unheard(now);
+        self.remove_unheard(now, effects);
         while self.has_leaving(now) {
             let (_, gateway) = self.presence.leaving.remove(0);
             self.remove_members(now, |of, _| *of == gateway, effects);
@@ -121,24 +132,22 @@ impl Shard {
 
     /// Who was named by an owner before and was never heard here is told of by
     /// nobody: not even its silence.
-    fn part_with_unheard(&mut self, now: Timestamp) {
+    fn remove_unheard(&mut self, now: Timestamp, effects: &mut Vec<Effect>) {
         let since = self.listens_since();
         if since.is_none_or(|since| now.since(since) < NEVER_HEARD) {
             return;
         }
-        let heard = &self.presence.around.gateways;
-        let named = self.rosters.values().flat_map(Roster::gateways);
-        let unheard: BTreeSet<GatewayRef> = named
-            .filter(|named| !heard.contains(named))
-            .cloned()
-            .collect();
-        for gateway in unheard {
-            self.part_with(now, &gateway);
+        if self.rosters.values().all(Roster::is_confirmed) {
+            return;
         }
+        let around = Arc::clone(&self.presence.around);
+        let goes =
+            |of: &GatewayRef, is_confirmed: bool| !is_confirmed && !around.gateways.contains(of);
+        self.remove_members(now, goes, effects);
     }
 
     /// Members of such gateways leave, in a fixed order.
-    fn remove_members(
+    pub(super) fn remove_members(
         &mut self,
         now: Timestamp,
         goes: impl Fn(&GatewayRef, bool) -> bool,
@@ -261,9 +270,49 @@ impl Shard {
         let result = self.check_fence(query.fence).map(|()| match &query.what {
             What::Roster { key, after } => Told::Roster(self.page(now, key, after.as_deref())),
             What::Channel { key } => Told::Channel(self.attendance(now, key)),
+            What::Channels { app, prefix, after } => {
+                Told::Channels(self.occupied(now, app, prefix, after.as_ref()))
+            }
+            What::Cached { key } => Told::Cached {
+                fence: self.tenure.fence,
+                cached: self.caches.get(now, key),
+            },
         });
         let id = query.id;
         Reply::Queried { id, result }
+    }
+
+    /// The next occupied channels of an app: no more of them than fit into a message.
+    fn occupied(
+        &self,
+        now: Timestamp,
+        app: &AppId,
+        prefix: &str,
+        after: Option<&ChannelName>,
+    ) -> ChannelsPage {
+        let is_wanted = |key: &ChannelKey| {
+            key.app == *app
+                && key.channel.as_str().starts_with(prefix)
+                && after.is_none_or(|after| key.channel > *after)
+        };
+        let users = |key: &ChannelKey| self.rosters.get(key).map_or(0, Roster::users) as u32;
+        let wanted = self.channels.iter().filter(|(key, channel)| {
+            is_wanted(key) && (channel.interest.followers().next().is_some() || users(key) > 0)
+        });
+        let mut names: Vec<&ChannelKey> = wanted.map(|(key, _)| key).collect();
+        let more = names.len() > CHANNELS_PAGE;
+        if more {
+            names.select_nth_unstable(CHANNELS_PAGE);
+            names.truncate(CHANNELS_PAGE);
+        }
+        names.sort_unstable();
+        let channel = |key: &ChannelKey| (key.channel.clone(), users(key));
+        ChannelsPage {
+            fence: self.tenure.fence,
+            channels: names.into_iter().map(channel).collect(),
+            more,
+            complete: self.rosters.values().all(Roster::is_confirmed) && self.is_stated(now),
+        }
     }
 
     fn page(&self, now: Timestamp, key: &ChannelKey, after: Option<&str>) -> RosterPage {
@@ -294,7 +343,7 @@ impl Shard {
     }
 
     /// Whether every gateway has stated its members to this owner.
-    fn is_stated(&self, now: Timestamp) -> bool {
+    pub fn is_stated(&self, now: Timestamp) -> bool {
         let gateways = &self.presence.around.gateways;
         let since = self.listens_since();
         let listens = since.is_some_and(|since| now.since(since) >= LISTENS);

@@ -216,6 +216,7 @@ impl Shard {
                 publication: Arc::clone(&publication),
             },
         });
+        self.caches.keep(now, key, &publication);
         let bytes = publication.bytes();
         self.repair.push(now, key.clone(), position.offset, bytes);
         self.release_repaired(now);

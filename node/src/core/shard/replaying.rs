@@ -1,11 +1,12 @@
 //! A shard at its standby, and on its way there.
 
 use std::collections::HashSet;
+use std::iter;
 use std::sync::Arc;
 
 use proto::channel::ChannelKey;
 use proto::id::{GatewayRef, NodeRef};
-use proto::message::Published;
+use proto::message::{Cached, Published};
 use proto::namespace::Standby;
 use proto::position::{Epoch, Position};
 use proto::publication::Publication;
@@ -48,10 +49,14 @@ impl Shard {
         let mut records = self.head(now, |_| true);
         let mut channels: Vec<(&ChannelKey, &Channel)> = self.channels.iter().collect();
         channels.sort_unstable_by_key(|(key, _)| *key);
-        let pieces = channels
-            .into_iter()
-            .map(|(key, channel)| whole(channel.piece(now, key.clone()), self.rosters.get(key)));
-        records.extend(pieces);
+        for (key, channel) in channels {
+            let piece = channel.piece(now, key.clone());
+            records.extend(pieces(
+                piece,
+                self.rosters.get(key),
+                self.caches.get(now, key),
+            ));
+        }
         records.push(Record::Whole);
         records
     }
@@ -62,11 +67,14 @@ impl Shard {
         let alone = self.channels.iter().filter(|(_, channel)| channel.is_alone);
         let mut alone: Vec<(&ChannelKey, &Channel)> = alone.collect();
         alone.sort_unstable_by_key(|(key, _)| *key);
-        let pieces = alone.into_iter().map(|(key, channel)| {
+        for (key, channel) in alone {
             let piece = channel.repairable_piece(now, key.clone());
-            whole(piece, self.rosters.get(key))
-        });
-        records.extend(pieces);
+            records.extend(pieces(
+                piece,
+                self.rosters.get(key),
+                self.caches.get(now, key),
+            ));
+        }
         records
     }
 
@@ -107,10 +115,11 @@ impl Shard {
     /// Sends those who are being filled the next channels, as far as they have
     /// confirmed those before.
     pub(super) fn fill(&mut self, now: Timestamp) {
-        let (channels, rosters) = (&self.channels, &self.rosters);
+        let (channels, rosters, caches) = (&self.channels, &self.rosters, &self.caches);
         self.replication.fill(|key| {
             let channel = channels.get(key)?;
-            Some(whole(channel.piece(now, key.clone()), rosters.get(key)))
+            let piece = channel.piece(now, key.clone());
+            Some(pieces(piece, rosters.get(key), caches.get(now, key)))
         });
     }
 
@@ -136,6 +145,11 @@ impl Shard {
                 let key = channel.key.clone();
                 if self.restore(now, channel) {
                     self.rosters.insert(key, Roster::of_piece(&roster));
+                }
+            }
+            Record::Cached { key, cached } => {
+                if self.channels.contains_key(&key) {
+                    self.caches.restore(now, key, cached);
                 }
             }
             // Whoever holds the replica has dealt with these.
@@ -187,6 +201,7 @@ impl Shard {
             Record::Evict { key, position } => {
                 self.channels.remove(&key);
                 self.rosters.remove(&key);
+                self.caches.remove(&key);
                 let is_alone = false;
                 let stood = Stood { position, is_alone };
                 self.tombstones.lay(now, &key, stood);
@@ -273,6 +288,7 @@ impl Shard {
         let mut dropped = HashSet::new();
         for key in keys {
             self.rosters.remove(key);
+            self.caches.remove(key);
             if self.channels.remove(key).is_some() {
                 dropped.insert(key);
             }
@@ -361,8 +377,9 @@ impl Shard {
         let change = publication.change().cloned();
         if let Some(channel) = self.channels.get_mut(&key)
             && channel.position().epoch == epoch
-            && channel.replay(now, publication, limits)
+            && channel.replay(now, Arc::clone(&publication), limits)
         {
+            self.caches.keep(now, &key, &publication);
             if let Some(change) = change {
                 self.apply_change(&key, &change, from);
             }
@@ -382,12 +399,21 @@ impl Shard {
     }
 }
 
-/// A channel with who is present in it.
-fn whole(channel: ChannelPiece, roster: Option<&Roster>) -> Record {
-    match roster.and_then(Roster::piece) {
+/// A channel with who is present in it, and then what it keeps for those who come.
+fn pieces(
+    channel: ChannelPiece,
+    roster: Option<&Roster>,
+    cached: Option<Cached>,
+) -> impl Iterator<Item = Record> + use<> {
+    let cached = cached.map(|cached| Record::Cached {
+        key: channel.key.clone(),
+        cached,
+    });
+    let whole = match roster.and_then(Roster::piece) {
         Some(roster) => Record::Presence(Box::new(PresencePiece { channel, roster })),
         None => Record::Channel(Box::new(channel)),
-    }
+    };
+    iter::once(whole).chain(cached)
 }
 
 #[cfg(test)]

@@ -1,7 +1,9 @@
 use super::*;
 use crate::core::idempotency;
 use proto::id::Incarnation;
-use proto::message::{Digest, Idempotency, Join, Joined, Leave, Publish, RestateEnd, Sequenced};
+use proto::message::{
+    Digest, Idempotency, Join, Joined, Leave, Publish, Query, RestateEnd, Sequenced, Told, What,
+};
 use proto::namespace::{HistoryLimits, Namespace, Standby};
 use proto::position::{GapReason, Offset, Position};
 use proto::time::UnixTime;
@@ -868,4 +870,89 @@ fn a_gateway_that_was_forgotten_cannot_publish_the_same_again() {
     );
     let other = ask(&mut shard, 60_000, gateway(2), publish("c", 1));
     assert_eq!(accepted(&other).offset, Offset(3));
+}
+
+/// The last publication of a backend outlives the history, goes where the channel goes,
+/// and ends after half an hour; what clients publish takes nobody's place.
+#[test]
+fn a_cache_channel_keeps_its_last_publication_for_half_an_hour() {
+    let mut owner = shard();
+    let cached = |shard: &mut Shard, at: u64, version: u64| {
+        let joined = joined(ask(shard, at, gateway(1), join("cache-x", version, None)));
+        ask(shard, at, gateway(1), leave("cache-x", version + 1));
+        let cached = joined.cached?;
+        Some((cached.publication.offset.0, cached.age_ms))
+    };
+    assert_eq!(cached(&mut owner, 0, 1), None);
+    let mut by_client = publish("cache-x", 3);
+    if let Request::Publish(publish) = &mut by_client {
+        publish.event = "client-e".into();
+    }
+    ask(&mut owner, 0, gateway(1), publish("cache-x", 1));
+    ask(&mut owner, 0, gateway(1), publish("cache-x", 2));
+    ask(&mut owner, 0, gateway(1), by_client);
+    assert_eq!(cached(&mut owner, 1_000, 3), Some((2, 1_000)));
+    ask(&mut owner, 1_000, gateway(1), publish("other", 4));
+    let other = joined(ask(&mut owner, 1_000, gateway(1), join("other", 5, None)));
+    assert_eq!(other.cached, None);
+
+    let (half, over) = (900_000, 1_800_000);
+    owner.handle(Timestamp(half), Input::Tick, &mut Vec::new());
+    assert_eq!(owner.describe(&key("cache-x")).unwrap().kept, 0);
+    let mut next = shard();
+    for record in owner.checkpoint(Timestamp(half)) {
+        next.replay(Timestamp(half), record);
+    }
+    for shard in [&mut owner, &mut next] {
+        assert_eq!(cached(shard, over - 1, 7), Some((2, over - 1)));
+        shard.handle(Timestamp(over), Input::Tick, &mut Vec::new());
+        assert_eq!(cached(shard, over, 9), None);
+    }
+}
+
+#[test]
+fn occupied_channels_are_told_by_name_page_by_page() {
+    let mut owner = shard();
+    let names = |shard: &mut Shard, prefix: &str, after: Option<&str>| {
+        let query = Request::Query(Query {
+            id: 1,
+            shard: SHARD,
+            fence: FENCE,
+            what: What::Channels {
+                app: key("c").app,
+                prefix: prefix.into(),
+                after: after.map(|after| after.parse().unwrap()),
+            },
+        });
+        match only_reply(ask(shard, 0, gateway(1), query)) {
+            Reply::Queried {
+                result: Ok(Told::Channels(page)),
+                ..
+            } => {
+                let names = page.channels.into_iter().map(|(name, _)| name.to_string());
+                (names.collect::<Vec<_>>(), page.more)
+            }
+            other => panic!("a page expected, got {other:?}"),
+        }
+    };
+    ask(&mut owner, 0, gateway(1), publish("a-nobody", 1));
+    for (version, name) in (1..).zip(["b-2", "a-1", "b-1"]) {
+        ask(&mut owner, 0, gateway(1), join(name, version, None));
+    }
+    let told = |names: &[&str], more| (names.iter().map(|it| (*it).into()).collect(), more);
+    assert_eq!(
+        names(&mut owner, "", None),
+        told(&["a-1", "b-1", "b-2"], false)
+    );
+    assert_eq!(names(&mut owner, "b-", None), told(&["b-1", "b-2"], false));
+    assert_eq!(names(&mut owner, "", Some("b-1")), told(&["b-2"], false));
+    for number in 0..1_500 {
+        let name = format!("many-{number:04}");
+        ask(&mut owner, 0, gateway(1), join(&name, 10 + number, None));
+    }
+    let (first, more) = names(&mut owner, "many-", None);
+    assert_eq!((first.len(), more), (1_000, true));
+    let (rest, more) = names(&mut owner, "many-", first.last().map(String::as_str));
+    assert_eq!((rest.len(), more), (500, false));
+    assert_eq!(rest[0], "many-1000");
 }

@@ -663,3 +663,44 @@ fn a_shard_is_described_by_its_owner_with_its_standbys_and_leases() {
     );
     assert_eq!(info.waits_for.as_deref(), Some("a lease from the leader"));
 }
+
+/// Whoever owned a shard by a map that the gateway knew need not wait for its word, also
+/// if it is told before it has the shard; of a later owner the gateway has not spoken.
+#[test]
+fn a_gateway_without_members_is_waited_for_by_nobody_whom_it_knew() {
+    let a = node("a", 1);
+    let mut shards = shards(ALL);
+    let vacant = |map_version, except: &[u16]| {
+        Input::Vacant(Arc::new(Vacant {
+            gateway: gateway(1),
+            map_version,
+            except: except.iter().copied().map(ShardId).collect(),
+        }))
+    };
+    let around = Around {
+        gateways: [gateway(1)].into(),
+        hears_since: Some(Timestamp(0)),
+    };
+    told(&mut shards, Input::Around(Arc::new(around)));
+    told(&mut shards, vacant(3, &[2]));
+    told(
+        &mut shards,
+        agreed(&map(3, [(&a, 1), (&a, 3), (&a, 3), (&a, 3)])),
+    );
+    told(
+        &mut shards,
+        agreed(&map(4, [(&a, 1), (&a, 4), (&a, 3), (&a, 3)])),
+    );
+    let complete = |shards: &Shards| -> Vec<u16> {
+        let stated = shards
+            .served()
+            .filter(|(_, shard)| shard.is_stated(Timestamp(5_000)));
+        stated.map(|(id, _)| id.0).collect()
+    };
+    assert_eq!(complete(&shards), [0, 3]);
+    told(&mut shards, vacant(4, &[2]));
+    assert_eq!(complete(&shards), [0, 1, 3]);
+    // An older word changes nothing.
+    told(&mut shards, vacant(2, &[]));
+    assert_eq!(complete(&shards), [0, 1, 3]);
+}

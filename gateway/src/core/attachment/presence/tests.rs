@@ -3,12 +3,13 @@ use proto::message::{Joined, Missed};
 use proto::position::{Gap, GapReason};
 use proto::presence::{Mark, Member};
 use proto::shard::Fence;
-use proto::time::UnixTime;
+use proto::time::{Timestamp, UnixTime};
 
 use super::*;
 use crate::core::attachment::{Ask, FollowId};
 
 const EPOCH: Epoch = Epoch(1);
+const NOW: Timestamp = Timestamp(5_000_000);
 const ME: u64 = 1_000;
 
 fn connection(number: u64) -> ConnectionId {
@@ -110,8 +111,9 @@ impl Here {
             fence: Fence(1),
             position: owner.position(),
             missed: Missed::Publications(Vec::new()),
+            cached: None,
         };
-        let _ = here.attachment.joined(joined, &mut here.steps);
+        let _ = here.attachment.joined(NOW, joined, &mut here.steps);
         here.delivered = owner.entries.len();
         let place = Place {
             worker,
@@ -127,7 +129,7 @@ impl Here {
             let epoch = owner.position().epoch;
             let ask = self
                 .attachment
-                .receive(epoch, Arc::clone(next), &mut self.steps);
+                .receive(NOW, epoch, Arc::clone(next), &mut self.steps);
             assert_eq!(ask, Ask::No);
             self.delivered += 1;
         }
@@ -205,8 +207,9 @@ fn nobody_is_asked_who_is_there_before_it_is_known_from_where_entries_come() {
         fence: Fence(1),
         position: Owner::default().position(),
         missed: Missed::Publications(Vec::new()),
+        cached: None,
     };
-    let _ = attachment.joined(joined, &mut steps);
+    let _ = attachment.joined(NOW, joined, &mut steps);
     assert_eq!(attachment.ask_roster(2), Some(None));
 }
 
@@ -259,8 +262,9 @@ fn in_a_new_epoch_the_difference_is_told_when_all_have_been_stated() {
         fence: Fence(2),
         position: next.position(),
         missed: Missed::Gap(gap),
+        cached: None,
     };
-    let _ = here.attachment.joined(joined, &mut here.steps);
+    let _ = here.attachment.joined(NOW, joined, &mut here.steps);
     here.delivered = next.entries.len();
     assert!(
         here.page(&next, false),

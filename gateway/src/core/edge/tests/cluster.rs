@@ -94,6 +94,7 @@ fn a_node_that_restarts_gets_everything_anew_under_its_new_fence() {
             fence: Fence(9),
             position: latest,
             missed: Missed::Gap(gap),
+            cached: None,
         }),
     };
     let effects = bench.reply_of(610, back.clone(), 9, answer);

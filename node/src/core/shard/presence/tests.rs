@@ -330,6 +330,19 @@ fn it_is_not_complete_before_all_have_stated_and_it_has_listened() {
     assert!(!world.page().complete);
 }
 
+/// Long after this owner began: a gateway starts, and its first member is quicker here
+/// than its first beat is looked at.
+#[test]
+fn the_members_of_a_gateway_that_has_just_begun_stay() {
+    let mut world = World::new();
+    world.hear(&[&gateway("h", 1)]);
+    world.pass(120_000);
+    world.enter(&gateway("g", 1), 1, "a").unwrap();
+    world.pass(1_000);
+    world.pass(5_000);
+    assert_eq!(world.users(), ["a"]);
+}
+
 /// Nobody will ever say that a gateway is silent which nobody has heard since.
 #[test]
 fn members_of_a_gateway_that_is_never_heard_leave_in_the_end() {
@@ -339,10 +352,10 @@ fn members_of_a_gateway_that_is_never_heard_leave_in_the_end() {
     world.enter(&h, 2, "b").unwrap();
     world.fail_over(2);
     world.hear(&[&h]);
+    world.enter(&h, 2, "b").unwrap();
     world.pass(59_000);
     assert_eq!(world.users(), ["a", "b"]);
     world.pass(1_000);
-    world.pass(2_000);
     assert_eq!(world.users(), ["b"]);
 }
 

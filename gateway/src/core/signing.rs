@@ -1,0 +1,143 @@
+//! Who a connection is: a user that has signed in, or nobody in particular.
+//!
+//! A user has a channel, `#server-to-user-{id}`, which its connections get from the
+//! moment in which they sign in: what the backend sends to the user comes by it, and so
+//! does the word that ends all of the user's connections. So a client is told that it has
+//! signed in only when the owner of that channel knows that it is followed here: whoever
+//! has signed in is reached.
+
+use std::sync::Arc;
+
+use proto::channel::ChannelName;
+use proto::id::ConnectionId;
+
+use super::auth;
+use crate::app::App;
+use crate::protocol::Frame;
+use crate::protocol::pusher::member;
+
+/// See the [module](self).
+#[derive(Debug, Default)]
+pub struct Signing {
+    user: User,
+    /// It has shown a signature of its app's backend.
+    pub is_known: bool,
+}
+
+#[derive(Debug, Default)]
+enum User {
+    #[default]
+    Nobody,
+    /// Until its channel is attached. What it has signed in with.
+    Waits(ChannelName, Arc<str>),
+    Is(ChannelName),
+}
+
+/// Why somebody has not signed in.
+#[derive(Debug, PartialEq, Eq)]
+pub enum Refusal {
+    /// The signature is wrong.
+    Signature(auth::Error),
+    /// What is signed is no user.
+    Data(String),
+    /// It has done so before.
+    Already,
+}
+
+impl Signing {
+    /// A client wants to sign in. `Ok`: it is to get its user's channel, and then
+    /// [`Self::attached`] says what it is told.
+    pub fn sign_in(
+        &mut self,
+        app: &App,
+        connection: ConnectionId,
+        user_data: String,
+        auth: &str,
+    ) -> Result<ChannelName, Refusal> {
+        if !matches!(self.user, User::Nobody) {
+            return Err(Refusal::Already);
+        }
+        auth::verify_user(app, connection, &user_data, auth).map_err(Refusal::Signature)?;
+        let id = member::user_id(&user_data).map_err(Refusal::Data)?;
+        let channel = ChannelName::of_user(&id)
+            .map_err(|invalid| Refusal::Data(format!("id of the user: {invalid}")))?;
+        self.user = User::Waits(channel.clone(), user_data.into());
+        self.is_known = true;
+        Ok(channel)
+    }
+
+    /// A channel is attached: what the client is told instead of that, if it is that of
+    /// its user.
+    pub fn attached(&mut self, channel: &ChannelName) -> Option<Frame> {
+        let User::Waits(own, user_data) = &self.user else {
+            return None;
+        };
+        if own != channel {
+            return None;
+        }
+        let user_data = Arc::clone(user_data);
+        self.user = User::Is(own.clone());
+        Some(Frame::SignedIn { user_data })
+    }
+
+    /// Whether a channel is that of the user who has signed in.
+    pub fn has(&self, channel: &ChannelName) -> bool {
+        matches!(&self.user, User::Is(own) if own == channel)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const DATA: &str = r#"{"id":"Zoë"}"#;
+
+    fn app() -> App {
+        App::new("a".parse().unwrap(), "key", "secret")
+    }
+
+    fn connection() -> ConnectionId {
+        "1.2".parse().unwrap()
+    }
+
+    /// HMAC-SHA256 of `1.2::user::{"id":"Zoë"}` by `openssl dgst -sha256 -hmac secret`.
+    const AUTH: &str = "key:23d5125b740cc107821a5de28bf04f2d538c7bf73234892a8c6d57c8be1e0293";
+
+    fn sign_in(signing: &mut Signing, data: &str, auth: &str) -> Result<ChannelName, Refusal> {
+        signing.sign_in(&app(), connection(), data.into(), auth)
+    }
+
+    #[test]
+    fn whoever_signs_in_is_told_when_its_channel_is_attached() {
+        let mut signing = Signing::default();
+        let channel = sign_in(&mut signing, DATA, AUTH).unwrap();
+        assert_eq!(channel.as_str(), "#server-to-user-Zoë");
+        assert!(!signing.has(&channel), "not yet");
+        assert_eq!(signing.attached(&"other".parse().unwrap()), None);
+        let user_data = DATA.into();
+        assert_eq!(
+            signing.attached(&channel),
+            Some(Frame::SignedIn { user_data })
+        );
+        assert_eq!(signing.attached(&channel), None);
+        assert!(signing.has(&channel));
+        assert!(!signing.has(&ChannelName::of_user("other").unwrap()));
+        assert_eq!(sign_in(&mut signing, DATA, AUTH), Err(Refusal::Already));
+    }
+
+    #[test]
+    fn what_is_not_signed_so_signs_nobody_in() {
+        let wrong = Refusal::Signature(auth::Error::WrongSignature);
+        for (data, auth, refusal) in [
+            (r#"{"id":"zoe"}"#, AUTH, &wrong),
+            (DATA, "key:00", &wrong),
+            (DATA, "key:xyz", &wrong),
+            (DATA, "other:00", &Refusal::Signature(auth::Error::WrongKey)),
+            (DATA, "", &Refusal::Signature(auth::Error::Missing("auth"))),
+        ] {
+            let mut signing = Signing::default();
+            assert_eq!(sign_in(&mut signing, data, auth).as_ref(), Err(refusal));
+            assert!(!signing.is_known);
+        }
+    }
+}
