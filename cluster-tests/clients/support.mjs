@@ -13,8 +13,12 @@ import WebSocket from "ws";
 
 export const DEADLINE_MS = 10_000;
 
-/** The app that `dunlin dev` serves unless told otherwise. */
-export const app = { id: "app-id", key: "app-key", secret: "app-secret" };
+/** The app that `dunlin dev` serves unless told otherwise; or the one that is named. */
+export const app = {
+  id: process.env.PUSHER_APP_ID ?? "app-id",
+  key: process.env.PUSHER_APP_KEY ?? "app-key",
+  secret: process.env.PUSHER_APP_SECRET ?? "app-secret",
+};
 
 /** Where clients connect. */
 export const server = address("DUNLIN_URL");

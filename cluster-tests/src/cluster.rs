@@ -12,7 +12,7 @@ use tokio::process::Command;
 use tokio::time::{Instant, sleep};
 
 use crate::client::{get, metric_at};
-use crate::nats::{Folder, NatsServer, free_address};
+use crate::nats::{Folder, NatsServer, free_address, free_port};
 use crate::process::{Dev, NodeProcess, binary, command_of, older_binary, run};
 use crate::proxy::UdpProxy;
 use crate::{PATIENCE, SETTLES};
@@ -489,12 +489,14 @@ pub async fn is_ready(admin: &str) -> Option<()> {
     (answer.status == 200).then_some(())
 }
 
-/// A UDP port of loopback that is free now.
+/// A UDP port of loopback that is free now, for a node that comes back at the same
+/// place.
 ///
 /// # Errors
 /// When there is none.
 pub fn free_udp_address() -> Result<String> {
-    Ok(UdpSocket::bind("127.0.0.1:0")?.local_addr()?.to_string())
+    let port = free_port(|place| UdpSocket::bind(place).is_ok())?;
+    Ok(format!("127.0.0.1:{port}"))
 }
 
 /// How soon a bus that is back must have everything working again.

@@ -120,7 +120,7 @@ impl NatsServer {
         Ok(Self {
             binary: binary.to_owned(),
             child: None,
-            port: free_port()?,
+            port: free_tcp_port()?,
             folder,
         })
     }
@@ -266,17 +266,22 @@ impl Drop for NatsServer {
 /// # Errors
 /// When there is none.
 pub fn free_address() -> Result<String> {
-    Ok(format!("127.0.0.1:{}", free_port()?))
+    Ok(format!("127.0.0.1:{}", free_tcp_port()?))
 }
 
-fn free_port() -> Result<u16> {
+fn free_tcp_port() -> Result<u16> {
+    free_port(|place| TcpListener::bind(place).is_ok())
+}
+
+/// A port that nobody is given who asks for any.
+pub(crate) fn free_port(is_free: impl Fn((Ipv4Addr, u16)) -> bool) -> Result<u16> {
     let places = PORTS.end - PORTS.start;
     for _ in 0..1_000 {
         // Processes and servers begin at different places.
         let step =
             STARTED.fetch_add(1, Ordering::Relaxed) + std::process::id().wrapping_mul(37) % 12_000;
         let port = u16::try_from(PORTS.start + step % places)?;
-        if TcpListener::bind((Ipv4Addr::LOCALHOST, port)).is_ok() {
+        if is_free((Ipv4Addr::LOCALHOST, port)) {
             return Ok(port);
         }
     }

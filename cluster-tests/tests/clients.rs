@@ -55,6 +55,28 @@ async fn cache_channels_across_gateways() -> Result<()> {
 }
 
 #[tokio::test]
+async fn laravel_echo() -> Result<()> {
+    node_test("echo.test.mjs").await
+}
+
+#[tokio::test]
+async fn laravel_echo_across_gateways() -> Result<()> {
+    across_gateways("echo.test.mjs").await
+}
+
+/// It takes only ids of apps that are numbers.
+#[tokio::test]
+async fn python_server_sdk() -> Result<()> {
+    let server = Dev::start_with(["--app", "4711:app-key:app-secret"]).await?;
+    let places = [
+        ("DUNLIN_URL", server.url()),
+        ("DUNLIN_ADMIN", format!("http://{}", server.admin)),
+        ("PUSHER_APP_ID", "4711".to_owned()),
+    ];
+    run_node_test("python-sdk.test.mjs", &places, || server.log()).await
+}
+
+#[tokio::test]
 async fn users() -> Result<()> {
     node_test("users.test.mjs").await
 }
