@@ -1,5 +1,6 @@
 //! Which channels of an app are occupied: each owner is asked about its shards.
 
+use std::pin::pin;
 use std::time::Duration;
 
 use axum::Router;
@@ -7,7 +8,7 @@ use axum::extract::{Path, Request, State};
 use axum::http::request::Parts;
 use axum::response::Response;
 use axum::routing::any;
-use futures_util::future::join_all;
+use futures_util::stream::{self, Stream, StreamExt};
 use proto::channel::{ChannelKind, ChannelName};
 use proto::error::ErrorCode;
 use proto::id::AppId;
@@ -23,11 +24,10 @@ use crate::protocol::pusher::info::Info;
 use crate::server::Context;
 
 /// Shards that are asked about at once.
-const TOGETHER: u16 = 64;
+const TOGETHER: usize = 64;
 /// Channels of a page at most.
 const LIMIT_MAX: usize = 10_000;
-/// How long all answers are waited for; what has not come by then is left out, and said
-/// to be.
+/// How long all answers are waited for.
 const PATIENCE: Duration = Duration::from_secs(5);
 
 pub(super) fn routes() -> Router<Context> {
@@ -56,43 +56,40 @@ struct Wanted {
 }
 
 /// A channel that is occupied, and how many users are present.
+#[derive(Debug)]
 struct Occupied {
     shard: ShardId,
     name: ChannelName,
     users: u32,
 }
 
+/// The occupied channels of a shard, and whether its owner knows all of them.
+type Answer = Result<(Vec<Occupied>, bool), ErrorCode>;
+
+/// What the owners have said.
+#[derive(Debug)]
+struct Found {
+    channels: Vec<Occupied>,
+    /// Whether there are more behind the last one.
+    more: bool,
+    complete: bool,
+}
+
 async fn list(context: &Context, id: &str, head: &Parts) -> Result<Value, Problem> {
     let wanted = wanted(context, id, head)?;
     let as_of = UnixTime::now().0 / 1_000;
     let deadline = Instant::now() + PATIENCE;
-    let shards = context.mesh.shards();
-    let most = wanted.limit.unwrap_or(usize::MAX);
-    let mut found: Vec<Occupied> = Vec::new();
-    let mut complete = true;
-    let mut next = wanted.after.as_ref().map_or(0, |(shard, _)| shard.0);
-    while next < shards && found.len() <= most {
-        let end = next.saturating_add(TOGETHER).min(shards);
-        let asked = (next..end).map(|shard| of_shard(context, &wanted, ShardId(shard)));
-        let Ok(answers) = timeout_at(deadline, join_all(asked)).await else {
-            complete = false;
-            break;
-        };
-        for answer in answers {
-            match answer {
-                Ok((channels, knows_all)) => {
-                    complete &= knows_all;
-                    found.extend(channels);
-                }
-                Err(_) => complete = false,
-            }
-        }
-        next = end;
-    }
-    let more = found.len() > most;
-    found.truncate(most);
+    let first = wanted.after.as_ref().map_or(0, |(shard, _)| shard.0);
+    let shards = first..context.mesh.shards();
+    let asked = stream::iter(shards.map(|shard| of_shard(context, &wanted, ShardId(shard))));
+    let found = match wanted.limit {
+        None => all(asked.buffer_unordered(TOGETHER), deadline).await,
+        Some(limit) => page(asked.buffered(TOGETHER), limit, deadline).await?,
+    };
     let mut told = Map::new();
-    if more && let Some(last) = found.last() {
+    if found.more
+        && let Some(last) = found.channels.last()
+    {
         let cursor = format!("{}:{}", last.shard.0, last.name);
         told.insert("cursor".into(), json!(cursor));
     }
@@ -103,20 +100,74 @@ async fn list(context: &Context, id: &str, head: &Parts) -> Result<Value, Proble
         }
         (occupied.name.to_string(), Value::Object(attributes))
     };
-    let channels: Map<String, Value> = found.into_iter().map(channel).collect();
+    let channels: Map<String, Value> = found.channels.into_iter().map(channel).collect();
     told.insert("channels".into(), Value::Object(channels));
-    told.insert("complete".into(), json!(complete));
+    told.insert("complete".into(), json!(found.complete));
     told.insert("as_of".into(), json!(as_of));
     Ok(Value::Object(told))
 }
 
-/// The occupied channels of a shard, and whether its owner knows all of them. One that
-/// has more than are wanted need not say the rest.
-async fn of_shard(
-    context: &Context,
-    wanted: &Wanted,
-    shard: ShardId,
-) -> Result<(Vec<Occupied>, bool), ErrorCode> {
+/// All channels. What has not been told in time is left out, and said to be.
+async fn all(answers: impl Stream<Item = Answer>, deadline: Instant) -> Found {
+    let mut answers = pin!(answers);
+    let mut found = Found {
+        channels: Vec::new(),
+        more: false,
+        complete: true,
+    };
+    loop {
+        match timeout_at(deadline, answers.next()).await {
+            Ok(Some(Ok((channels, knows_all)))) => {
+                found.complete &= knows_all;
+                found.channels.extend(channels);
+            }
+            Ok(None) => return found,
+            Ok(Some(Err(_))) => found.complete = false,
+            Err(_) => {
+                found.complete = false;
+                return found;
+            }
+        }
+    }
+}
+
+/// The next channels, by shard and name. A page ends before a shard whose owner does not
+/// answer, so that whoever goes on by its cursor passes over none.
+async fn page(
+    answers: impl Stream<Item = Answer>,
+    limit: usize,
+    deadline: Instant,
+) -> Result<Found, Problem> {
+    let mut answers = pin!(answers);
+    let mut found = Found {
+        channels: Vec::new(),
+        more: false,
+        complete: true,
+    };
+    while found.channels.len() <= limit {
+        match timeout_at(deadline, answers.next()).await {
+            Ok(Some(Ok((channels, knows_all)))) => {
+                found.complete &= knows_all;
+                found.channels.extend(channels);
+            }
+            Ok(None) => break,
+            Ok(Some(Err(_))) | Err(_) if found.channels.is_empty() => {
+                let message = "the owner of a shard did not answer; ask for this page again";
+                return Err(Problem::new(ErrorCode::Unavailable, message));
+            }
+            Ok(Some(Err(_))) | Err(_) => {
+                found.more = true;
+                return Ok(found);
+            }
+        }
+    }
+    found.more = found.channels.len() > limit;
+    found.channels.truncate(limit);
+    Ok(found)
+}
+
+/// Asks the owner of a shard. One that has more than are wanted need not say the rest.
+async fn of_shard(context: &Context, wanted: &Wanted, shard: ShardId) -> Answer {
     let behind = wanted.after.as_ref();
     let behind = behind.filter(|(at, _)| *at == shard);
     let mut after = behind.map(|(_, name)| name.clone());
@@ -165,12 +216,86 @@ fn wanted(context: &Context, id: &str, head: &Parts) -> Result<Wanted, Problem> 
             .and_then(|(shard, name)| Some((ShardId(shard.parse().ok()?), name.parse().ok()?)))
             .ok_or_else(|| bad("cursor is none that this server gave".into()))
     });
+    let after = cursor.transpose()?;
+    if after.is_some() && limit.is_none() {
+        return Err(bad("a cursor goes with the limit of its pages".into()));
+    }
     Ok(Wanted {
         app,
         prefix,
         info,
-        after: cursor.transpose()?,
-        // Who has a cursor wants pages.
+        after,
         limit,
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use std::future::{pending, ready};
+
+    use futures_util::future::{BoxFuture, FutureExt};
+
+    use super::*;
+
+    fn answer(shard: u16, names: &[&str]) -> BoxFuture<'static, Answer> {
+        let occupied = |name: &&str| Occupied {
+            shard: ShardId(shard),
+            name: name.parse().unwrap(),
+            users: 0,
+        };
+        ready(Ok((names.iter().map(occupied).collect(), true))).boxed()
+    }
+
+    fn no_answer() -> BoxFuture<'static, Answer> {
+        pending().boxed()
+    }
+
+    fn refusal() -> BoxFuture<'static, Answer> {
+        ready(Err(ErrorCode::Unavailable)).boxed()
+    }
+
+    fn told(found: &Found) -> (Vec<&str>, bool, bool) {
+        let names = found.channels.iter().map(|it| it.name.as_str());
+        (names.collect(), found.more, found.complete)
+    }
+
+    fn soon() -> Instant {
+        Instant::now() + Duration::from_millis(20)
+    }
+
+    #[tokio::test]
+    async fn a_list_has_all_that_was_told_whoever_does_not_answer() {
+        for silent in [no_answer, refusal] {
+            let asked = [answer(0, &["a"]), silent(), answer(2, &["b", "c"])];
+            let found = all(stream::iter(asked).buffer_unordered(2), soon()).await;
+            assert_eq!(told(&found), (vec!["a", "b", "c"], false, false));
+        }
+        let asked = [answer(0, &["a"]), answer(1, &[])];
+        let found = all(stream::iter(asked).buffer_unordered(2), soon()).await;
+        assert_eq!(told(&found), (vec!["a"], false, true));
+    }
+
+    #[tokio::test]
+    async fn a_page_ends_before_whoever_does_not_answer_and_says_that_there_is_more() {
+        for silent in [no_answer, refusal] {
+            let asked = [answer(0, &["a"]), silent(), answer(2, &["b"])];
+            let found = page(stream::iter(asked).buffered(2), 5, soon()).await;
+            assert_eq!(told(&found.unwrap()), (vec!["a"], true, true));
+            let asked = [silent(), answer(1, &["b"])];
+            let nothing = page(stream::iter(asked).buffered(2), 5, soon()).await;
+            assert_eq!(nothing.unwrap_err().code, ErrorCode::Unavailable);
+        }
+    }
+
+    #[tokio::test]
+    async fn a_page_has_as_many_as_were_asked_for() {
+        for (limit, expected) in [
+            (2, (vec!["a", "b"], true, true)),
+            (3, (vec!["a", "b", "c"], false, true)),
+        ] {
+            let asked = [answer(0, &["a"]), answer(1, &["b", "c"])];
+            let found = page(stream::iter(asked).buffered(2), limit, soon()).await;
+            assert_eq!(told(&found.unwrap()), expected);
+        }
+    }
 }
