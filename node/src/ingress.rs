@@ -10,7 +10,7 @@ use proto::codec;
 use proto::id::GatewayRef;
 use proto::inspection::{Answer, Question};
 use proto::message::{
-    GatewayBeat, GatewayCounts, Greet, Message, NodeBeat, Reply, Request, Requests, ShardCounts,
+    GatewayBeat, GatewayCounts, Message, NodeBeat, Reply, Request, Requests, ShardCounts,
 };
 use proto::namespace::Namespaces;
 use proto::shard::{ShardId, ShardMap};
@@ -204,18 +204,12 @@ impl Ingress {
                     request,
                 }),
                 Route::Node => {
-                    if let Request::Greet(Greet { except }) = &request {
-                        let vacant = Arc::new(Vacant {
-                            gateway: from.clone(),
-                            map_version,
-                            except: except.clone(),
-                        });
+                    if let Request::Greet(greet) = &request {
+                        let (vacant, answer) = Vacant::greeted(&from, map_version, greet);
                         for mail in &mut mail {
                             mail.push(Input::Vacant(Arc::clone(&vacant)));
                         }
-                        let to = from.clone();
-                        let reply = Reply::Greeted { map_version };
-                        answers.push(Effect::Reply { to, reply });
+                        answers.push(answer);
                     }
                     answers.extend(self.answer(now, &map, &from, request));
                 }

@@ -42,8 +42,6 @@ macro_rules! error_codes {
 error_codes! {
     /// The request cannot be understood; the message says which part.
     BadRequest = "bad_request", 400, "Correct the request; the same one will fail again.";
-    /// The request asks for something that this version does not have.
-    NotSupported = "not_supported", 400, "Leave out what the message names, or upgrade.";
     /// The signature does not fit the request and the app's secret.
     BadSignature = "bad_signature", 401, "Check key and secret, and that nothing between client and server rewrites path, query or body.";
     /// `auth_timestamp` is more than 600 s away from the server's clock.

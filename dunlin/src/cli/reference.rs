@@ -156,9 +156,9 @@ fn errors() -> String {
     }
     page.push_str(
         "\n## WebSocket\n\nA connection that the server ends gets a `pusher:error` event with the code, then a close frame with the same \
-         code. A `pusher:error` whose code is `null` or 4301 (a message was not taken: a client event, or one over the rate) leaves the connection as it is. A subscription \
+         code. A `pusher:error` whose code is `null` or 4301 (a message was not taken: a client event, or one over the rate) leaves the connection as it is, and so does one with 4009 that says that signing in was refused. A subscription \
          that is refused is answered by `pusher:subscription_error` with `type`, `error` and `status`: `AuthError` 401, `InvalidChannel`, \
-         `NotSupported` and `LimitReached` 400.\n\n| code | meaning |\n|---|---|\n",
+         `InvalidUser` and `LimitReached` 400 (429 if it came too fast, 403 if the channel is full).\n\n| code | meaning |\n|---|---|\n",
     );
     for code in CloseCode::ALL {
         let _ = writeln!(page, "| {} | {} |", code.number(), code.meaning());

@@ -256,7 +256,8 @@ impl Connection {
             && !self.signing.is_known
     }
 
-    /// Time has passed: ends a client that has not said who it is, pings a client that has been silent for `activity_timeout`
+    /// Time has passed: ends a client that has not said who it is, and pings one that
+    /// has been silent for `activity_timeout`
     /// and gives it up if that stays unanswered.
     pub fn tick(&mut self, now: Timestamp, activity_timeout: Duration) -> Option<Effect> {
         if self.is_unknown(now) {

@@ -16,7 +16,7 @@ use std::time::Duration;
 use proto::channel::ChannelKey;
 use proto::id::{GatewayId, GatewayRef, NodeRef};
 use proto::inspection::{Answer, ChannelInfo, Question};
-use proto::message::{Reply, Request, ShardInterest};
+use proto::message::{Greet, Reply, Request, ShardInterest};
 use proto::namespace::Namespaces;
 use proto::shard::{Fence, ShardId};
 use proto::time::Timestamp;
@@ -102,6 +102,18 @@ pub struct Vacant {
 }
 
 impl Vacant {
+    /// What a gateway says with a greeting, and what it is answered.
+    pub fn greeted(from: &GatewayRef, map_version: u64, greet: &Greet) -> (Arc<Self>, Effect) {
+        let vacant = Arc::new(Self {
+            gateway: from.clone(),
+            map_version,
+            except: greet.except.clone(),
+        });
+        let to = from.clone();
+        let reply = Reply::Greeted { map_version };
+        (vacant, Effect::Reply { to, reply })
+    }
+
     fn concerns(&self, shard: &Shard, id: ShardId) -> bool {
         shard.fence().0 <= self.map_version && !self.except.contains(&id)
     }

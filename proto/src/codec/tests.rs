@@ -563,6 +563,22 @@ fn member() -> Member {
     }
 }
 
+fn query(what: What) -> Message {
+    requests(Request::Query(Query {
+        id: 5,
+        shard: ShardId(9),
+        fence: Fence(4),
+        what,
+    }))
+}
+
+fn queried(told: Told) -> Message {
+    replies(Reply::Queried {
+        id: 5,
+        result: Ok(told),
+    })
+}
+
 #[test]
 fn golden_presence() {
     let connection = member().connection;
@@ -617,20 +633,6 @@ fn golden_presence() {
 
 #[test]
 fn golden_queries() {
-    let query = |what| {
-        requests(Request::Query(Query {
-            id: 5,
-            shard: ShardId(9),
-            fence: Fence(4),
-            what,
-        }))
-    };
-    let queried = |told| {
-        replies(Reply::Queried {
-            id: 5,
-            result: Ok(told),
-        })
-    };
     check(
         &query(What::Roster {
             key: key(),
@@ -674,20 +676,6 @@ fn golden_queries() {
 
 #[test]
 fn golden_caches_and_lists() {
-    let query = |what| {
-        requests(Request::Query(Query {
-            id: 5,
-            shard: ShardId(9),
-            fence: Fence(4),
-            what,
-        }))
-    };
-    let queried = |told| {
-        replies(Reply::Queried {
-            id: 5,
-            result: Ok(told),
-        })
-    };
     let cached = || {
         Some(Cached {
             age_ms: 1_000,

@@ -9,7 +9,7 @@ use node::core::routing::{Route, route};
 use node::core::shard::Effect;
 use node::core::shards::{Input, Vacant};
 use proto::id::GatewayRef;
-use proto::message::{GatewayBeat, Greet, NodeBeat, Reply, Request, Requests};
+use proto::message::{GatewayBeat, NodeBeat, Reply, Request, Requests};
 use proto::time::Timestamp;
 
 use super::{Node, Outgoing, Superseded, WORKERS};
@@ -62,18 +62,12 @@ impl Node {
                     });
                 }
                 Route::Node => {
-                    if let Request::Greet(Greet { except }) = &request {
-                        let vacant = Arc::new(Vacant {
-                            gateway: from.clone(),
-                            map_version,
-                            except: except.clone(),
-                        });
+                    if let Request::Greet(greet) = &request {
+                        let (vacant, answer) = Vacant::greeted(&from, map_version, greet);
                         for mail in &mut mail {
                             mail.push(Input::Vacant(Arc::clone(&vacant)));
                         }
-                        let to = from.clone();
-                        let reply = Reply::Greeted { map_version };
-                        answers.push(Effect::Reply { to, reply });
+                        answers.push(answer);
                     }
                     answers.extend(self.answer(&from, request));
                 }

@@ -165,7 +165,8 @@ impl Edge {
     }
 
     /// Nodes are told where there are no members, and say whether they know of presence.
-    /// Nothing is said of members before all of them do: what one takes another one has to stand by for.
+    /// Nothing is said of members before all of them do: what one takes another one has to
+    /// stand by for.
     pub(super) fn tick_greetings(&mut self, now: Timestamp, effects: &mut Vec<Effect>) {
         for node in self.nodes.greet(now) {
             let stated = self.shards.iter().filter(|shard| shard.has_stated);
