@@ -55,7 +55,8 @@ soak:
 	for n in 1 2 3; do cargo test --release --workspace --test cluster --test cluster_growth --test cluster_restarts --test cluster_bus --test cluster_refusals || exit 1; done
 	SOAK=1 cargo test --release --workspace --test faults --test faults_interest --test faults_nodes --test faults_voters --test moves --test clean_stops -- --test-threads=1 --nocapture
 	older=$$(scripts/older $(OLDER)) && OLDER_BINARY=$$older cargo test --release --workspace --test moves -- --nocapture restarted
-	cargo test --release --workspace --test cluster_bars -- --test-threads=1 --nocapture
+	cargo test --release --workspace --test cluster_bars --test pusher_bars -- --test-threads=1 --nocapture
+	SEEDS=300 cargo test --release --workspace --test frames -- --nocapture
 	ulimit -Sn 4096 && CHANNELS=100000 cargo test --release --workspace --test cluster_scale -- --nocapture
 	$(MAKE) bars
 

@@ -120,6 +120,7 @@ fn publish_at_owner(bencher: Bencher<'_, '_>) {
         count: 1,
         since: Since::Now,
         version: 1,
+        is_counted: false,
     };
     let input = Input::Request {
         from: gateway.clone(),

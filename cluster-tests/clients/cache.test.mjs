@@ -4,14 +4,11 @@
 import assert from "node:assert/strict";
 import { test } from "node:test";
 import { EventSource } from "eventsource";
-import { RawClient, app, bound, channelName, publisher, pusherClient, server, signature, within } from "./support.mjs";
-
-const gateways = (process.env.DUNLIN_URLS ?? server.href).split(",").map((url) => new URL(url));
+import { RawClient, app, bound, channelName, gateways, publisher, pusherClient, signature, within } from "./support.mjs";
 
 /** A pusher-js client at one of the gateways, and every frame of one channel, in order. */
 function subscriber(t, number, name, options = {}) {
-  const { hostname, port } = gateways[number % gateways.length];
-  const { client, frames } = pusherClient(t, { wsHost: hostname, port, ...options });
+  const { client, frames } = pusherClient(t, { at: gateways[number % gateways.length], ...options });
   const channel = client.subscribe(name);
   return {
     client,
@@ -37,7 +34,7 @@ async function cached(name) {
   return (await answer.json()).cache;
 }
 
-test("who comes is told the last event, or that there is none", async (t) => {
+test("[P34 P37] who comes is told the last event, or that there is none", async (t) => {
   const name = channelName("cache-");
   const missed = subscriber(t, 0, name);
   await within("pusher:cache_miss", new Promise((resolve) => missed.channel.bind("pusher:cache_miss", resolve)));
@@ -58,7 +55,7 @@ test("who comes is told the last event, or that there is none", async (t) => {
   assert.ok(ttl > 1_700 && ttl <= 1_800, `${ttl}`);
 });
 
-test("it is kept while nobody is there", async (t) => {
+test("[P35] it is kept while nobody is there", async (t) => {
   const name = channelName("private-cache-");
   await publisher().trigger(name, "kept", "x");
   for (const number of [0, 1]) {
@@ -69,7 +66,7 @@ test("it is kept while nobody is there", async (t) => {
   }
 });
 
-test("events of clients are not kept", async (t) => {
+test("[P36] events of clients are not kept", async (t) => {
   const name = channelName("private-cache-");
   const options = { channelAuthorization: channelAuthorization() };
   const [one, other] = [0, 1].map((number) => subscriber(t, number, name, options));
@@ -81,7 +78,7 @@ test("events of clients are not kept", async (t) => {
   assert.deepEqual(later.heard(), [SUCCEEDED, "pusher:cache_miss"]);
 });
 
-test("members of a presence channel are told, too, and comings are not kept", async (t) => {
+test("[P35 P36] members of a presence channel are told, too, and comings are not kept", async (t) => {
   const name = channelName("presence-cache-");
   const join = (number, user_id) => subscriber(t, number, name, { channelAuthorization: channelAuthorization({ user_id }) });
   const first = join(0, "a");
@@ -95,7 +92,7 @@ test("members of a presence channel are told, too, and comings are not kept", as
   }
 });
 
-test("an event stream begins with it, and a repeated acknowledgement does not", async (t) => {
+test("[P34 P82] an event stream begins with it, and a repeated acknowledgement does not", async (t) => {
   const name = channelName("cache-");
   await publisher().trigger(name, "news", "x");
   const url = new URL(`/app/${app.key}/sse?channel=${name}`, gateways[gateways.length - 1]);
@@ -115,7 +112,7 @@ test("an event stream begins with it, and a repeated acknowledgement does not", 
   assert.equal(raw.frames.items.filter(({ event }) => event === SUCCEEDED).length, 2);
 });
 
-test("what is no cache channel keeps nothing and is not asked", async (t) => {
+test("[P37] what is no cache channel keeps nothing and is not asked", async (t) => {
   const name = channelName("mycache-");
   await publisher().trigger(name, "news", "x");
   const raw = new RawClient(t);

@@ -5,13 +5,10 @@ import assert from "node:assert/strict";
 import { randomBytes } from "node:crypto";
 import { test } from "node:test";
 import { setTimeout as sleep } from "node:timers/promises";
-import { publisher, pusherClient, server, signature, subscribe } from "./support.mjs";
-
-const gateways = (process.env.DUNLIN_URLS ?? server.href).split(",").map((url) => new URL(url));
+import { gateways, publisher, pusherClient, signature, subscribe } from "./support.mjs";
 
 function clientAt(t, number, options = {}) {
-  const { hostname, port } = gateways[number % gateways.length];
-  return pusherClient(t, { wsHost: hostname, port, ...options }).client;
+  return pusherClient(t, { at: gateways[number % gateways.length], ...options }).client;
 }
 
 function member(t, number, user_id) {
@@ -27,8 +24,7 @@ const begin = (kind = "") => `${kind}list-${randomBytes(6).toString("hex")}-`;
 
 /** What is told, asked at any gateway. */
 async function list(params, number = 0) {
-  const { host } = gateways[number % gateways.length];
-  const answer = await publisher({ host: host.split(":")[0], port: host.split(":")[1] }).get({ path: "/channels", params });
+  const answer = await publisher({ at: gateways[number % gateways.length] }).get({ path: "/channels", params });
   assert.equal(answer.status, 200);
   return answer.json();
 }
@@ -43,7 +39,7 @@ async function whole(params, number) {
   throw new Error("it is not complete after ten seconds");
 }
 
-test("all channels in which somebody is are told of, wherever that is", async (t) => {
+test("[P62] all channels in which somebody is are told of, wherever that is", async (t) => {
   const prefix = begin();
   const names = Array.from({ length: 40 }, (_, number) => `${prefix}${number}`);
   const clients = [0, 1].map((number) => clientAt(t, number));
@@ -62,7 +58,7 @@ test("all channels in which somebody is are told of, wherever that is", async (t
   for (const name of names) assert.ok(name in all.channels, name);
 });
 
-test("users of presence channels are counted", async (t) => {
+test("[P63] users of presence channels are counted", async (t) => {
   const prefix = begin("presence-");
   for (const [number, user] of ["a", "a", "b"].entries()) await subscribe(member(t, number, user), `${prefix}x`);
   await subscribe(member(t, 1, "c"), `${prefix}y`);
@@ -70,7 +66,7 @@ test("users of presence channels are counted", async (t) => {
   assert.deepEqual(channels, { [`${prefix}x`]: { user_count: 2 }, [`${prefix}y`]: { user_count: 1 } });
 });
 
-test("pages have every channel once", async (t) => {
+test("[P89] pages have every channel once", async (t) => {
   const prefix = begin();
   const names = Array.from({ length: 25 }, (_, number) => `${prefix}${number}`);
   const client = clientAt(t, 0);
@@ -90,7 +86,7 @@ test("pages have every channel once", async (t) => {
   assert.deepEqual(seen.sort(), [...names].sort());
 });
 
-test("what cannot be told is refused, and says why", async () => {
+test("[P64] what cannot be told is refused, and says why", async () => {
   const wrong = [
     [{ info: "user_count" }, /filter_by_prefix/],
     [{ info: "user_count", filter_by_prefix: "private-" }, /filter_by_prefix/],

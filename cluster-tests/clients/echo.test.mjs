@@ -7,9 +7,7 @@ import { randomBytes } from "node:crypto";
 import { test } from "node:test";
 import Echo from "laravel-echo";
 import Pusher from "pusher-js";
-import { Inbox, app, channelName, publisher, server, within } from "./support.mjs";
-
-const gateways = (process.env.DUNLIN_URLS ?? server.href).split(",").map((url) => new URL(url));
+import { Inbox, app, channelName, gateways, publisher, reach, within } from "./support.mjs";
 
 /** What Laravel's backend has for encrypted channels. */
 const encryptionMasterKeyBase64 = randomBytes(32).toString("base64");
@@ -20,16 +18,11 @@ const broadcast = (channel, event, payload, socket_id) => laravel.trigger(channe
 
 /** A page of a user, with the settings of `resources/js/echo.js`. */
 function page(t, number, user, secret = app.secret) {
-  const { hostname, port } = gateways[number % gateways.length];
   const echo = new Echo({
     broadcaster: "pusher",
     Pusher,
     key: app.key,
-    cluster: "",
-    wsHost: hostname,
-    wsPort: Number(port),
-    forceTLS: false,
-    enabledTransports: ["ws"],
+    ...reach(gateways[number % gateways.length]),
     authorizer: ({ name }) => ({
       authorize: (socketId, callback) => {
         const data = user && name.startsWith("presence-") ? { user_id: String(user.id), user_info: user } : undefined;
@@ -42,7 +35,7 @@ function page(t, number, user, secret = app.secret) {
   return echo;
 }
 
-/** Waits until a channel is subscribed to. */
+/** Waits until a channel is subscribed to. What happened before is not told again: ask at once, of several together. */
 const subscribed = (channel) => within("the subscription", new Promise((resolve) => channel.subscribed(resolve)));
 
 /** What a listener is handed, in order. */
@@ -52,7 +45,7 @@ function heard(channel, ...events) {
   return inbox;
 }
 
-test("events are heard by class name and by name of their own", async (t) => {
+test("[P19] events are heard by class name and by name of their own", async (t) => {
   const name = channelName();
   const channel = page(t, 0).channel(name);
   const inbox = heard(channel, "OrderShipped", ".order.shipped");
@@ -66,7 +59,7 @@ test("events are heard by class name and by name of their own", async (t) => {
   ]);
 });
 
-test("broadcast(…)->toOthers() leaves out the page that caused it", async (t) => {
+test("[P14 P16] broadcast(…)->toOthers() leaves out the page that caused it", async (t) => {
   const name = channelName();
   const [own, other] = [0, 1].map((number) => page(t, number));
   const inboxes = [];
@@ -81,7 +74,7 @@ test("broadcast(…)->toOthers() leaves out the page that caused it", async (t) 
   assert.deepEqual(inboxes.map(({ items }) => items.map(({ n }) => n)), [[2], [1, 2]]);
 });
 
-test("notifications of a user are heard", async (t) => {
+test("[P19] notifications of a user are heard", async (t) => {
   const name = `App.Models.User.${channelName()}`;
   const channel = page(t, 0).private(name);
   const inbox = new Inbox();
@@ -92,7 +85,7 @@ test("notifications of a user are heard", async (t) => {
   assert.deepEqual(await inbox.first("it", () => true), notification);
 });
 
-test("here, joining and leaving say who is in a room", async (t) => {
+test("[P23 P24] here, joining and leaving say who is in a room", async (t) => {
   const room = channelName();
   const told = [0, 1].map(() => new Inbox());
   const join = (number, user) => {
@@ -115,7 +108,7 @@ test("here, joining and leaving say who is in a room", async (t) => {
   assert.deepEqual(told[1].items, [["here", ["Ann", "Bob"]]]);
 });
 
-test("whispers are heard by the others, and not by who whispers", async (t) => {
+test("[P30] whispers are heard by the others, and not by who whispers", async (t) => {
   const room = channelName();
   const inboxes = [0, 1].map(() => new Inbox());
   const channels = [0, 1].map((number) => {
@@ -123,7 +116,7 @@ test("whispers are heard by the others, and not by who whispers", async (t) => {
     channel.listenForWhisper("typing", (payload) => inboxes[number].push(payload));
     return channel;
   });
-  for (const channel of channels) await subscribed(channel);
+  await Promise.all(channels.map(subscribed));
   channels[0].whisper("typing", { name: "Ann" });
   assert.deepEqual(await inboxes[1].first("the whisper", () => true), { name: "Ann" });
   channels[1].whisper("typing", { name: "Bob" });
@@ -131,7 +124,7 @@ test("whispers are heard by the others, and not by who whispers", async (t) => {
   assert.equal(inboxes[1].items.length, 1);
 });
 
-test("events of an encrypted channel are read by the page alone", async (t) => {
+test("[P20] events of an encrypted channel are read by the page alone", async (t) => {
   const name = channelName();
   const channel = page(t, 1).encryptedPrivate(name);
   const inbox = heard(channel, "Secret");
@@ -140,7 +133,7 @@ test("events of an encrypted channel are read by the page alone", async (t) => {
   assert.deepEqual(await inbox.first("it", () => true), { event: "Secret", text: "psst" });
 });
 
-test("a channel that is not allowed is an error, and the page goes on", async (t) => {
+test("[P17] a channel that is not allowed is an error, and the page goes on", async (t) => {
   const echo = page(t, 0, undefined, "another secret");
   const refused = echo.private(channelName());
   const error = await within("the refusal", new Promise((resolve) => refused.error(resolve)));
@@ -148,7 +141,7 @@ test("a channel that is not allowed is an error, and the page goes on", async (t
   await subscribed(echo.channel(channelName()));
 });
 
-test("a page that leaves a channel hears no more of it", async (t) => {
+test("[P10] a page that leaves a channel hears no more of it", async (t) => {
   const names = [channelName(), channelName()];
   const echo = page(t, 1);
   const [left, kept] = names.map((name) => echo.channel(name));

@@ -7,8 +7,8 @@ import { Inbox, app, channelName, gate, publisher, server } from "./support.mjs"
 
 const POSITION = /^[0-9a-f]{16}-\d+$/;
 
-function streamUrl(channels, { key = app.key, envelope } = {}) {
-  const url = new URL(`/app/${key}/sse`, server);
+function streamUrl(channels, { key = app.key, envelope, at = server } = {}) {
+  const url = new URL(`/app/${key}/sse`, at);
   for (const channel of channels) url.searchParams.append("channel", channel);
   if (envelope) url.searchParams.set("envelope", "true");
   return url;
@@ -25,7 +25,7 @@ async function stream(t, url, names = []) {
 
 const of = (type) => (event) => event.type === type;
 
-test("an event has its name, its data and its position", async (t) => {
+test("[P79] an event has its name, its data and its position", async (t) => {
   const name = channelName();
   const { inbox } = await stream(t, streamUrl([name]), ["news"]);
   await inbox.first("open", of("open"));
@@ -37,7 +37,7 @@ test("an event has its name, its data and its position", async (t) => {
   assert.equal((await inbox.first("message", of("message"))).data, "plain");
 });
 
-test("positions count up", async (t) => {
+test("[P79] positions count up", async (t) => {
   const name = channelName();
   const { inbox } = await stream(t, streamUrl([name]));
   await inbox.first("open", of("open"));
@@ -51,7 +51,7 @@ test("positions count up", async (t) => {
   assert.deepEqual(offsets, offsets.map((_, i) => offsets[0] + i));
 });
 
-test("lines of data stay lines", async (t) => {
+test("[P79] lines of data stay lines", async (t) => {
   const name = channelName();
   const { inbox } = await stream(t, streamUrl([name]));
   await inbox.first("open", of("open"));
@@ -67,7 +67,7 @@ test("lines of data stay lines", async (t) => {
   }
 });
 
-test("several channels are told apart by the envelope", async (t) => {
+test("[P80] several channels are told apart by the envelope", async (t) => {
   const names = [channelName(), channelName()].sort();
   const { inbox } = await stream(t, streamUrl(names, { envelope: true }));
   await inbox.first("open", of("open"));
@@ -85,7 +85,7 @@ for (const [what, url, status, code] of [
   ["a private channel", streamUrl([channelName("private-")]), 403, "forbidden_channel"],
   ["an unknown key", streamUrl([channelName()], { key: "no-such-key" }), 404, "unknown_app"],
 ]) {
-  test(`${what} is refused with ${status}, for good`, async (t) => {
+  test(`[P83] ${what} is refused with ${status}, for good`, async (t) => {
     const { source, inbox } = await stream(t, url);
     const error = await inbox.first("error", of("error"));
     assert.equal(error.code, status);
@@ -96,7 +96,7 @@ for (const [what, url, status, code] of [
   });
 }
 
-test("a page of any origin may read a stream, and why it was refused", async () => {
+test("[P83] a page of any origin may read a stream, and why it was refused", async () => {
   for (const url of [streamUrl([channelName()]), streamUrl([channelName("private-")])]) {
     const stop = new AbortController();
     const response = await fetch(url, { headers: { origin: "https://elsewhere.example" }, signal: stop.signal });
@@ -105,11 +105,10 @@ test("a page of any origin may read a stream, and why it was refused", async () 
   }
 });
 
-test("after a lost connection it goes on where it stood, by itself", async (t) => {
-  const { port, cut } = await gate(t);
+test("[P81] after a lost connection it goes on where it stood, by itself", async (t) => {
+  const { at, cut } = await gate(t);
   const names = [channelName(), channelName()].sort();
-  const url = streamUrl(names, { envelope: true });
-  url.port = port;
+  const url = streamUrl(names, { envelope: true, at });
   const { inbox } = await stream(t, url);
   await inbox.first("open", of("open"));
   await publisher().trigger(names[0], "e", "1");

@@ -4,20 +4,17 @@
 import assert from "node:assert/strict";
 import { test } from "node:test";
 import { setTimeout as sleep } from "node:timers/promises";
-import { Inbox, RawClient, bound, channelName, gate, publisher, pusherClient, server, signature, within } from "./support.mjs";
-
-const gateways = (process.env.DUNLIN_URLS ?? server.href).split(",").map((url) => new URL(url));
+import { Inbox, RawClient, bound, channelName, gate, gateways, publisher, pusherClient, signature, within } from "./support.mjs";
 
 /** A client of one user, at one of the gateways. */
 function userClient(t, number, user, options = {}) {
-  const { hostname, port } = gateways[number % gateways.length];
   const channelAuthorization = {
     customHandler: ({ socketId, channelName: channel }, callback) => {
       const channelData = JSON.stringify(user);
       callback(null, { auth: signature(socketId, channel, { channelData }), channel_data: channelData });
     },
   };
-  return pusherClient(t, { wsHost: hostname, port, channelAuthorization, ...options }).client;
+  return pusherClient(t, { at: gateways[number % gateways.length], channelAuthorization, ...options }).client;
 }
 
 /** Joins a channel, and keeps what is told of members. */
@@ -55,7 +52,7 @@ async function eventually(what, look) {
   }
 }
 
-test("members are told of each other, once, in order", async (t) => {
+test("[P23 P24] members are told of each other, once, in order", async (t) => {
   const name = channelName("presence-");
   const alice = userClient(t, 0, { user_id: "alice", user_info: { name: "Alice" } });
   const first = await join(alice, name);
@@ -75,7 +72,7 @@ test("members are told of each other, once, in order", async (t) => {
   assert.deepEqual(second.changes.items, []);
 });
 
-test("a user with two connections comes once and goes with the last", async (t) => {
+test("[P25] a user with two connections comes once and goes with the last", async (t) => {
   const name = channelName("presence-");
   const watcher = await join(userClient(t, 0, { user_id: "watcher" }), name);
   const one = userClient(t, 0, { user_id: "twin" });
@@ -90,11 +87,11 @@ test("a user with two connections comes once and goes with the last", async (t) 
   assert.deepEqual(watcher.changes.items, ["+twin", "+last", "-twin"]);
 });
 
-test("a lost connection leaves after a moment, one that comes back does not", async (t) => {
+test("[P26] a lost connection leaves after a moment, one that comes back does not", async (t) => {
   const name = channelName("presence-");
   const watcher = await join(userClient(t, 1, { user_id: "watcher" }), name);
-  const { port, cut } = await gate(t);
-  const back = userClient(t, 0, { user_id: "back" }, { wsHost: "127.0.0.1", port });
+  const { at, cut } = await gate(t);
+  const back = userClient(t, 0, { user_id: "back" }, { at });
   const { channel } = await join(back, name);
   const again = bound(channel, "pusher:subscription_succeeded");
   cut();
@@ -111,7 +108,7 @@ test("a lost connection leaves after a moment, one that comes back does not", as
   assert.ok(!(await users(name)).includes("gone"));
 });
 
-test("events of clients say whose they are", async (t) => {
+test("[P30 P31] events of clients say whose they are", async (t) => {
   const name = channelName("presence-");
   const one = await join(userClient(t, 0, { user_id: "one" }), name);
   const two = await join(userClient(t, 1, { user_id: "two" }), name);
@@ -130,7 +127,7 @@ test("events of clients say whose they are", async (t) => {
   assert.equal(metadata?.user_id, undefined);
 });
 
-test("whoever comes while others come and go is told of everybody", async (t) => {
+test("[P27] whoever comes while others come and go is told of everybody", async (t) => {
   const name = channelName("presence-");
   const ids = Array.from({ length: 30 }, (_, number) => `u${String(number).padStart(2, "0")}`);
   const all = await Promise.all(ids.map((id, number) => join(userClient(t, number, { user_id: id }), name)));
@@ -143,7 +140,7 @@ test("whoever comes while others come and go is told of everybody", async (t) =>
   }
 });
 
-test("what is no user is refused, and says why", async (t) => {
+test("[P28] what is no user is refused, and says why", async (t) => {
   const name = channelName("presence-");
   for (const [user, word] of [
     [{}, "user_id"],
@@ -160,7 +157,7 @@ test("what is no user is refused, and says why", async (t) => {
   assert.deepEqual(await users(name), []);
 });
 
-test("to join twice is an error, and changes nothing", async (t) => {
+test("[P23 P29] to join twice is an error, and changes nothing", async (t) => {
   const name = channelName("presence-");
   const raw = new RawClient(t);
   const { socket_id: id } = await raw.established();
@@ -175,7 +172,7 @@ test("to join twice is an error, and changes nothing", async (t) => {
   assert.deepEqual(await users(name), ["u"]);
 });
 
-test("users are asked of presence channels only", async () => {
+test("[P60 P61] users are asked of presence channels only", async () => {
   const refused = await publisher().get({ path: "/channels/room/users" }).catch((error) => error);
   assert.equal(refused.status, 400);
   const absent = channelName("presence-");
@@ -187,7 +184,7 @@ test("users are asked of presence channels only", async () => {
   assert.equal(wrong.status, 400);
 });
 
-test("a member that comes back with a position is told that what it missed is missing", async (t) => {
+test("[P91] a member that comes back with a position is told that what it missed is missing", async (t) => {
   const name = channelName("presence-");
   const raw = new RawClient(t);
   const { socket_id: id } = await raw.established();

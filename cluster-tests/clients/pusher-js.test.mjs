@@ -16,13 +16,13 @@ function authorization({ secret, channelData } = {}) {
   };
 }
 
-test("connects and gets a socket id", async (t) => {
+test("[P1] connects and gets a socket id", async (t) => {
   const { client } = pusherClient(t);
   await bound(client.connection, "connected");
   assert.match(client.connection.socket_id, /^\d+\.\d+$/);
 });
 
-test("a public channel delivers data byte for byte", async (t) => {
+test("[P12] a public channel delivers data byte for byte", async (t) => {
   const { client, frames } = pusherClient(t);
   const name = channelName();
   const channel = await subscribe(client, name);
@@ -52,7 +52,7 @@ test("a public channel delivers data byte for byte", async (t) => {
   }
 });
 
-test("a private channel is open to the right signature", async (t) => {
+test("[P16] a private channel is open to the right signature", async (t) => {
   const { client } = pusherClient(t, { channelAuthorization: authorization() });
   const name = channelName("private-");
   const channel = await subscribe(client, name);
@@ -61,7 +61,7 @@ test("a private channel is open to the right signature", async (t) => {
   assert.deepEqual(await news, { n: 1 });
 });
 
-test("a wrong signature is a subscription error, and the connection stays", async (t) => {
+test("[P17] a wrong signature is a subscription error, and the connection stays", async (t) => {
   const { client } = pusherClient(t, { channelAuthorization: authorization({ secret: "wrong" }) });
   const name = channelName("private-");
   const error = await bound(client.subscribe(name), "pusher:subscription_error");
@@ -72,7 +72,7 @@ test("a wrong signature is a subscription error, and the connection stays", asyn
   assert.equal(client.connection.state, "connected");
 });
 
-test("nothing is delivered after unsubscribing", async (t) => {
+test("[P10] nothing is delivered after unsubscribing", async (t) => {
   const { client, frames } = pusherClient(t);
   const [left, kept] = [channelName(), channelName()];
   await subscribe(client, left);
@@ -91,7 +91,7 @@ test("nothing is delivered after unsubscribing", async (t) => {
   assert.deepEqual(frames.items.filter(({ event }) => event === "late"), []);
 });
 
-test("a publisher's own socket is left out, others are not", async (t) => {
+test("[P14] a publisher's own socket is left out, others are not", async (t) => {
   const name = channelName();
   const [own, other] = [pusherClient(t), pusherClient(t)];
   await Promise.all([subscribe(own.client, name), subscribe(other.client, name)]);
@@ -103,7 +103,7 @@ test("a publisher's own socket is left out, others are not", async (t) => {
   assert.deepEqual(events(other.frames), ["from-own", "marker"]);
 });
 
-test("an event goes to the channel it was published to", async (t) => {
+test("[P11] an event goes to the channel it was published to", async (t) => {
   const { client, frames } = pusherClient(t);
   const names = [channelName(), channelName()];
   for (const name of names) await subscribe(client, name);
@@ -117,8 +117,8 @@ test("an event goes to the channel it was published to", async (t) => {
   assert.deepEqual(byChannel, { [names[0]]: "for 0", [names[1]]: "for 1" });
 });
 
-test("an unknown key ends it: error 4001 and no further attempt", async (t) => {
-  const { port, passed } = await gate(t);
+test("[P65] an unknown key ends it: error 4001 and no further attempt", async (t) => {
+  const { at, passed } = await gate(t);
   // Another client, which is turned away in a way that means "try again", shows
   // that the time in which pusher-js would have done so has passed.
   const control = new Inbox();
@@ -133,7 +133,7 @@ test("an unknown key ends it: error 4001 and no further attempt", async (t) => {
     stub.closeAllConnections();
   });
 
-  const { client } = pusherClient(t, { key: "no-such-key", port });
+  const { client } = pusherClient(t, { key: "no-such-key", at });
   const states = new Inbox();
   client.connection.bind("state_change", ({ current }) => states.push(current));
   const { error } = await bound(client.connection, "error");
@@ -141,15 +141,15 @@ test("an unknown key ends it: error 4001 and no further attempt", async (t) => {
   // `disconnected` is where pusher-js goes when it is told not to come back.
   await states.when("the final state", (all) => ["disconnected", "failed", "unavailable"].includes(all.at(-1)));
 
-  pusherClient(t, { port: stub.address().port });
+  pusherClient(t, { at: new URL(`http://127.0.0.1:${stub.address().port}`) });
   await control.when("a second attempt of the other client", (all) => all.length >= 2);
   assert.equal(passed.items.length, 1);
   assert.notEqual(states.items.at(-1), "connecting");
 });
 
-test("after a lost connection it is back with its subscriptions", async (t) => {
-  const { port, cut } = await gate(t);
-  const { client } = pusherClient(t, { port });
+test("[P7] after a lost connection it is back with its subscriptions", async (t) => {
+  const { at, cut } = await gate(t);
+  const { client } = pusherClient(t, { at });
   const name = channelName();
   const channel = await subscribe(client, name);
   const before = client.connection.socket_id;
@@ -162,7 +162,7 @@ test("after a lost connection it is back with its subscriptions", async (t) => {
   assert.equal(await event, "x");
 });
 
-test("pings are answered, so an idle client stays", async (t) => {
+test("[P4] pings are answered, so an idle client stays", async (t) => {
   const { client, frames } = pusherClient(t, { activityTimeout: 100, pongTimeout: 2_000 });
   await bound(client.connection, "connected");
   const before = client.connection.socket_id;
@@ -171,7 +171,7 @@ test("pings are answered, so an idle client stays", async (t) => {
   assert.equal(client.connection.socket_id, before);
 });
 
-test("concurrent publications: none lost, none twice, one order for all", { timeout: 120_000 }, async (t) => {
+test("[P13] concurrent publications: none lost, none twice, one order for all", { timeout: 120_000 }, async (t) => {
   const [subscribers, rounds, concurrent] = [50, 500, 10];
   const channels = Array.from({ length: 5 }, () => channelName());
   const perChannel = (rounds * concurrent) / channels.length;

@@ -7,8 +7,8 @@ import { Inbox, RawClient, bound, channelName, gate, publisher, pusherClient, su
 
 /** A client that resumes, behind a gate that can be cut, with what a channel's handlers get. */
 async function resuming(t, name = channelName()) {
-  const { port, cut } = await gate(t);
-  const { client } = pusherClient(t, { port });
+  const { at, cut } = await gate(t);
+  const { client } = pusherClient(t, { at });
   resume(client);
   const channel = await subscribe(client, name);
   const events = new Inbox();
@@ -28,7 +28,7 @@ async function resuming(t, name = channelName()) {
 
 const data = (events) => events.items.map(({ data }) => data);
 
-test("what was published while the connection was away comes, in order and once", async (t) => {
+test("[P90] what was published while the connection was away comes, in order and once", async (t) => {
   const { name, events, miss } = await resuming(t);
   await publisher().trigger(name, "e", "1");
   await events.when("1", (all) => all.length >= 1);
@@ -41,7 +41,7 @@ test("what was published while the connection was away comes, in order and once"
   assert.deepEqual(data(events), [1, 2, 3, 4, 5], "pusher-js parses data that is JSON");
 });
 
-test("a connection that breaks is resumed, too", async (t) => {
+test("[P90] a connection that breaks is resumed, too", async (t) => {
   const { channel, name, events, cut } = await resuming(t);
   await publisher().trigger(name, "e", "1");
   await events.when("1", (all) => all.length >= 1);
@@ -54,7 +54,7 @@ test("a connection that breaks is resumed, too", async (t) => {
   assert.deepEqual(data(events), [1, 2, 3]);
 });
 
-test("who missed nothing gets nothing twice", async (t) => {
+test("[P90] who missed nothing gets nothing twice", async (t) => {
   const { name, events, miss } = await resuming(t);
   await publisher().trigger(name, "e", "1");
   await events.when("1", (all) => all.length >= 1);
@@ -65,7 +65,7 @@ test("who missed nothing gets nothing twice", async (t) => {
   assert.deepEqual(data(events), [1, 2]);
 });
 
-test("what is gone is told to the channel's handlers", async (t) => {
+test("[P91] what is gone is told to the channel's handlers", async (t) => {
   const { name, events, miss } = await resuming(t);
   await publisher().trigger(name, "e", "1");
   await events.when("1", (all) => all.length >= 1);
@@ -84,7 +84,7 @@ test("what is gone is told to the channel's handlers", async (t) => {
   assert.equal(events.items.length, 3, "1, the gap, after");
 });
 
-test("a publisher that excludes itself is not given its own event when it comes back", async (t) => {
+test("[P90] a publisher that excludes itself is not given its own event when it comes back", async (t) => {
   const { client, name, events, miss } = await resuming(t);
   const other = new RawClient(t);
   await other.established();
@@ -104,7 +104,7 @@ test("a publisher that excludes itself is not given its own event when it comes 
   assert.deepEqual(data(events), [1, 2]);
 });
 
-test("a channel that was left begins anew", async (t) => {
+test("[P90] a channel that was left begins anew", async (t) => {
   const { client, channel, name, events } = await resuming(t);
   await publisher().trigger(name, "e", "1");
   await events.when("1", (all) => all.length >= 1);

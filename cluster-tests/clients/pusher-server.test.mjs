@@ -24,7 +24,7 @@ async function subscriber(t, ...channels) {
   return raw;
 }
 
-test("trigger to one channel", async (t) => {
+test("[P51] trigger to one channel", async (t) => {
   const name = channelName();
   const raw = await subscriber(t, name);
   const response = await publisher().trigger(name, "e", { a: [1, "two"] });
@@ -33,24 +33,24 @@ test("trigger to one channel", async (t) => {
   assert.deepEqual(await raw.frame("e", name), { event: "e", channel: name, data: '{"a":[1,"two"]}' });
 });
 
-test("trigger to several channels", async (t) => {
+test("[P52] trigger to several channels", async (t) => {
   const names = Array.from({ length: 100 }, () => channelName());
   const raw = await subscriber(t, ...names.slice(0, 3));
   await publisher().trigger(names, "e", "x");
   for (const name of names.slice(0, 3)) assert.equal((await raw.frame("e", name)).data, "x");
 });
 
-test("a wrong secret is refused", async () => {
+test("[P55] a wrong secret is refused", async () => {
   const { status, code } = await refusal(publisher({ secret: "wrong" }).trigger(channelName(), "e", "x"));
   assert.deepEqual([status, code], [401, "bad_signature"]);
 });
 
-test("an unknown app is refused", async () => {
+test("[P56] an unknown app is refused", async () => {
   const { status, code } = await refusal(publisher({ appId: "nobody" }).trigger(channelName(), "e", "x"));
   assert.deepEqual([status, code], [404, "unknown_app"]);
 });
 
-test("data over the limit is refused, data at the limit is not", async (t) => {
+test("[P54] data over the limit is refused, data at the limit is not", async (t) => {
   const name = channelName();
   const raw = await subscriber(t, name);
   const { status, code } = await refusal(publisher().trigger(name, "e", "x".repeat(100 * 1024 + 1)));
@@ -61,7 +61,7 @@ test("data over the limit is refused, data at the limit is not", async (t) => {
   assert.equal((await raw.frame("e", name)).data, largest);
 });
 
-test("names that are the server's own are refused", async () => {
+test("[P53] names that are the server's own are refused", async () => {
   for (const name of ["pusher:x", "pusher_internal:x", "dunlin:x"]) {
     const { status, code, error } = await refusal(publisher().trigger(channelName(), name, "x"));
     assert.deepEqual([status, code], [400, "bad_request"]);
@@ -69,7 +69,7 @@ test("names that are the server's own are refused", async () => {
   }
 });
 
-test("a signed request with a header of its own", async (t) => {
+test("[P88] a signed request with a header of its own", async (t) => {
   // The SDK signs and has no place for headers, so the request is sent by hand.
   const name = channelName();
   const raw = await subscriber(t, name);
@@ -91,14 +91,14 @@ test("a signed request with a header of its own", async (t) => {
   assert.deepEqual(data(raw.frames.items), ["once", "last"]);
 });
 
-test("a body far over the limit is refused in the same way, and the next request is served", async () => {
+test("[P54] a body far over the limit is refused in the same way, and the next request is served", async () => {
   const { status, code } = await refusal(publisher().trigger(channelName(), "e", "x".repeat(2_000_000)));
   assert.deepEqual([status, code], [413, "too_large"]);
   // The SDK keeps connections: one that the server gives up has to be announced as such.
   assert.equal((await publisher().trigger(channelName(), "e", "x")).status, 200);
 });
 
-test("a batch is published in order, and repeated once", async (t) => {
+test("[P58 P88] a batch is published in order, and repeated once", async (t) => {
   const { client } = pusherClient(t);
   const [one, two] = [channelName(), channelName()];
   const got = new Inbox();
@@ -124,7 +124,7 @@ test("a batch is published in order, and repeated once", async (t) => {
   assert.equal(got.items.filter((item) => item === "k:once").length, 1);
 });
 
-test("what is wrong with a batch is said, and nothing of it is published", async () => {
+test("[P59] what is wrong with a batch is said, and nothing of it is published", async () => {
   const event = { channel: "a", name: "e", data: "d" };
   for (const [batch, word] of [
     [[], "1 to 10"],
@@ -139,7 +139,7 @@ test("what is wrong with a batch is said, and nothing of it is published", async
   }
 });
 
-test("a publish tells how many users are there", async (t) => {
+test("[P57] a publish tells how many users are there", async (t) => {
   const name = channelName("presence-");
   const raw = new RawClient(t);
   const { socket_id: id } = await raw.established();

@@ -1,12 +1,16 @@
 // What the tests of client libraries share: where the server is, clients that
 // are closed at the end of their test, and waiting with a deadline.
 //
-// The server is started by whoever runs the tests:
-//   DUNLIN_URL=http://127.0.0.1:6001 DUNLIN_ADMIN=http://127.0.0.1:9601 npm test
+// The server is started by whoever runs the tests, and may be any that speaks the
+// protocol; docs/TESTING.md says what can be told of it:
+//   DUNLIN_URL=http://127.0.0.1:6001 npm test
 
 import { createHmac, randomBytes } from "node:crypto";
-import { createServer, connect as connectTo } from "node:net";
+import { existsSync } from "node:fs";
+import { createServer, connect as connectTo, isIP } from "node:net";
 import { once } from "node:events";
+import { test } from "node:test";
+import tls from "node:tls";
 import Pusher from "pusher-js";
 import Publisher from "pusher";
 import WebSocket from "ws";
@@ -21,20 +25,31 @@ export const app = {
 };
 
 /** Where clients connect. */
-export const server = address("DUNLIN_URL");
-/** Where metrics are. */
-export const admin = address("DUNLIN_ADMIN");
+export const server = new URL(address());
+/** The same at several gateways, if there are. */
+export const gateways = (process.env.DUNLIN_URLS ?? server.href).split(",").map((url) => new URL(url));
 
-function address(variable) {
-  const value = process.env[variable];
-  if (!value) {
-    throw new Error(
-      `${variable} is not set. Start a server (dunlin dev --listen 127.0.0.1:6001 --admin 127.0.0.1:9601) ` +
-        "and say where it is: DUNLIN_URL=http://127.0.0.1:6001 DUNLIN_ADMIN=http://127.0.0.1:9601 npm test",
-    );
-  }
-  return new URL(value);
+function address() {
+  const { DUNLIN_URL, PUSHER_HOST, PUSHER_PORT = "", PUSHER_SCHEME = "http" } = process.env;
+  if (DUNLIN_URL) return DUNLIN_URL;
+  if (PUSHER_HOST) return `${PUSHER_SCHEME}://${PUSHER_HOST}:${PUSHER_PORT}`;
+  throw new Error(
+    "DUNLIN_URL is not set. Start a server (dunlin dev --listen 127.0.0.1:6001) and say where it is: " +
+      "DUNLIN_URL=http://127.0.0.1:6001 npm test",
+  );
 }
+
+/** `test`, unless something is missing: then every test is skipped, for this reason. */
+export const unless = (missing) => (missing ? (title) => test(title, { skip: missing }, () => {}) : test);
+
+/** Why what needs another app is skipped, if it is; PUSHER_MORE_APPS says which of apps.toml the server has. */
+export function withoutApp(id) {
+  const has = (process.env.PUSHER_MORE_APPS ?? "").split(",").includes(id);
+  return !has && `PUSHER_MORE_APPS does not name ${id}, an app as in apps.toml`;
+}
+
+export const browser = process.env.CHROMIUM ?? "/usr/bin/chromium";
+export const withoutBrowser = !existsSync(browser) && `there is no ${browser}, and CHROMIUM names no other`;
 
 /** A channel that no other test uses. */
 export function channelName(prefix = "") {
@@ -99,16 +114,21 @@ export class Inbox {
   }
 }
 
+const isTls = ({ protocol }) => protocol === "https:";
+
+/** What pusher-js has to know to connect there. */
+export const reach = (at) => ({
+  cluster: "",
+  wsHost: at.hostname,
+  wsPort: Number(at.port) || 80,
+  wssPort: Number(at.port) || 443,
+  forceTLS: isTls(at),
+  enabledTransports: ["ws"],
+});
+
 /** A pusher-js client. `frames` has every frame that the server sent it. */
-export function pusherClient(t, { key = app.key, port = server.port, ...options } = {}) {
-  const client = new Pusher(key, {
-    cluster: "",
-    wsHost: server.hostname,
-    wsPort: Number(port),
-    forceTLS: false,
-    enabledTransports: ["ws"],
-    ...options,
-  });
+export function pusherClient(t, { key = app.key, at = server, ...options } = {}) {
+  const client = new Pusher(key, { ...reach(at), ...options });
   const frames = new Inbox();
   client.connection.bind("message", (frame) => frames.push(frame));
   t.after(() => client.disconnect());
@@ -135,14 +155,14 @@ export async function subscribe(client, name) {
 }
 
 /** A client of the HTTP API: the `pusher` SDK. */
-export function publisher(options = {}) {
+export function publisher({ at = server, ...options } = {}) {
   return new Publisher({
     appId: app.id,
     key: app.key,
     secret: app.secret,
-    host: server.hostname,
-    port: server.port,
-    useTLS: false,
+    host: at.hostname,
+    port: at.port,
+    useTLS: isTls(at),
     ...options,
   });
 }
@@ -152,8 +172,8 @@ export class RawClient {
   frames = new Inbox();
   #closed;
 
-  constructor(t, path = `/app/${app.key}?protocol=7`) {
-    this.socket = new WebSocket(`ws://${server.host}${path}`);
+  constructor(t, path = `/app/${app.key}?protocol=7`, at = server, options = {}) {
+    this.socket = new WebSocket(new URL(path, at.href.replace("http", "ws")), options);
     this.socket.on("message", (data, binary) => this.frames.push(binary ? data : JSON.parse(data.toString())));
     const closed = once(this.socket, "close").then(([code, reason]) => ({ code, reason: reason.toString() }));
     // A test that does not await the end must not fail by it.
@@ -162,8 +182,8 @@ export class RawClient {
     t.after(() => this.socket.terminate());
   }
 
-  closed() {
-    return within("the end of the connection", this.#closed);
+  closed(ms) {
+    return within("the end of the connection", this.#closed, ms);
   }
 
   send(event, data) {
@@ -194,16 +214,29 @@ export class RawClient {
   }
 }
 
-/** A way to the server that counts connections and can cut them. */
+/** A connection to a server, and the event that says that it is there. */
+export function dial(at) {
+  const { hostname: host } = at;
+  if (!isTls(at)) return [connectTo(Number(at.port) || 80, host), "connect"];
+  const servername = isIP(host) ? undefined : host;
+  return [tls.connect({ host, port: Number(at.port) || 443, servername }), "secureConnect"];
+}
+
+/** A way to the server that counts connections and can cut them; without TLS at its near end. */
 export async function gate(t) {
   const open = new Set();
   const passed = new Inbox();
   const listener = createServer((near) => {
-    const far = connectTo(Number(server.port), server.hostname);
+    const [far] = dial(server);
     passed.push(near);
     open.add(near);
+    // Servers that are told apart by their names are called by theirs.
+    near.once("data", (head) => {
+      far.write(head.toString("latin1").replace(/^(host: *)\S*/im, `$1${server.host}`), "latin1");
+      near.pipe(far);
+    });
+    far.pipe(near);
     for (const [from, to] of [[near, far], [far, near]]) {
-      from.pipe(to);
       from.on("error", () => to.destroy());
       from.on("close", () => to.destroy());
     }
@@ -216,5 +249,5 @@ export async function gate(t) {
     cut();
     listener.close();
   });
-  return { port: listener.address().port, passed, cut };
+  return { at: new URL(`http://127.0.0.1:${listener.address().port}`), passed, cut };
 }

@@ -4,9 +4,7 @@
 import assert from "node:assert/strict";
 import { randomBytes } from "node:crypto";
 import { test } from "node:test";
-import { Inbox, RawClient, publisher, pusherClient, server, within } from "./support.mjs";
-
-const gateways = (process.env.DUNLIN_URLS ?? server.href).split(",").map((url) => new URL(url));
+import { Inbox, RawClient, gateways, publisher, pusherClient, within } from "./support.mjs";
 
 /** An id that no other test uses, with what is not allowed in names of channels. */
 const userId = (name = "Zoë: ") => `${name}${randomBytes(6).toString("hex")}`;
@@ -16,9 +14,8 @@ const authenticated = (socketId, id) => publisher().authenticateUser(socketId, {
 
 /** A pusher-js client at one of the gateways that signs in as a user. */
 async function signedIn(t, number, id) {
-  const { hostname, port } = gateways[number % gateways.length];
   const customHandler = ({ socketId }, callback) => callback(null, authenticated(socketId, id));
-  const { client, frames } = pusherClient(t, { wsHost: hostname, port, userAuthentication: { customHandler } });
+  const { client, frames } = pusherClient(t, { at: gateways[number % gateways.length], userAuthentication: { customHandler } });
   const channel = `#server-to-user-${id}`;
   client.signin();
   await within("signin", client.user.signinDonePromise);
@@ -27,7 +24,7 @@ async function signedIn(t, number, id) {
   return { client, frames };
 }
 
-test("whoever has signed in gets what is sent to the user, on all connections and nobody else", async (t) => {
+test("[P38 P39] whoever has signed in gets what is sent to the user, on all connections and nobody else", async (t) => {
   const [zoe, other] = [userId(), userId()];
   const twins = await Promise.all([0, 1].map((number) => signedIn(t, number, zoe)));
   const stranger = await signedIn(t, 1, other);
@@ -46,7 +43,7 @@ test("whoever has signed in gets what is sent to the user, on all connections an
   assert.deepEqual(inboxes[2].items, [{ n: 3 }]);
 });
 
-test("a user's channel is open to nobody who has not signed in as that user", async (t) => {
+test("[P40] a user's channel is open to nobody who has not signed in as that user", async (t) => {
   const [zoe, other] = [userId(), userId()];
   const raw = new RawClient(t);
   const { socket_id } = await raw.established();
@@ -62,7 +59,7 @@ test("a user's channel is open to nobody who has not signed in as that user", as
   await raw.subscribe(`#server-to-user-${zoe}`);
 });
 
-test("a wrong signature signs nobody in, and the connection stays", async (t) => {
+test("[P38 P41] a wrong signature signs nobody in, and the connection stays", async (t) => {
   const raw = new RawClient(t);
   const { socket_id } = await raw.established();
   const right = authenticated(socket_id, userId());
@@ -84,8 +81,8 @@ test("a wrong signature signs nobody in, and the connection stays", async (t) =>
   await raw.frames.first("an error", ({ event, data }) => event === "pusher:error" && /already/.test(data.message));
 });
 
-test("all connections of a user are ended at once, and of nobody else", async (t) => {
-  const [zoe, other] = [userId("zoe-"), userId()];
+test("[P42] all connections of a user are ended at once, and of nobody else", async (t) => {
+  const [zoe, other] = [userId(), userId()];
   const twins = await Promise.all([0, 1].map((number) => signedIn(t, number, zoe)));
   const stranger = await signedIn(t, 1, other);
   const raw = new RawClient(t);
@@ -106,7 +103,7 @@ test("all connections of a user are ended at once, and of nobody else", async (t
   assert.equal(await within("hello", hello), "still here");
 });
 
-test("clients cannot publish to users, and names of the server's own are refused", async (t) => {
+test("[P43 P53] clients cannot publish to users, and names of the server's own are refused", async (t) => {
   const zoe = userId();
   const raw = new RawClient(t);
   const { socket_id } = await raw.established();

@@ -17,7 +17,7 @@ async function othersAreServed(t) {
   }));
 }
 
-test("text that is not the protocol's is an error, and the connection stays", async (t) => {
+test("[P71] text that is not the protocol's is an error, and the connection stays", async (t) => {
   const raw = new RawClient(t);
   await raw.established();
   const malformed = ["{", "", "null", "[]", "42", '"text"', "{}", '{"event":7}', '{"event":"pusher:subscribe"}', '{"event":"pusher:subscribe","data":{}}'];
@@ -31,7 +31,7 @@ test("text that is not the protocol's is an error, and the connection stays", as
   }
 });
 
-test("a binary frame ends the connection with 1003", async (t) => {
+test("[P72] a binary frame ends the connection with 1003", async (t) => {
   const raw = new RawClient(t);
   await raw.established();
   raw.socket.send(Buffer.from('{"event":"pusher:ping","data":{}}'), { binary: true });
@@ -39,7 +39,7 @@ test("a binary frame ends the connection with 1003", async (t) => {
   await othersAreServed(t);
 });
 
-test("64 KiB is the largest message; one byte more ends the connection with 1009", async (t) => {
+test("[P73] 64 KiB is the largest message; one byte more ends the connection with 1009", async (t) => {
   const sized = (bytes) => {
     const text = (padding) => JSON.stringify({ event: "pusher:ping", data: {}, padding });
     return text("x".repeat(bytes - text("").length));
@@ -53,7 +53,7 @@ test("64 KiB is the largest message; one byte more ends the connection with 1009
   await othersAreServed(t);
 });
 
-test("a message far over the limit ends the connection with 1009 as well", async (t) => {
+test("[P73] a message far over the limit ends the connection with 1009 as well", async (t) => {
   const raw = new RawClient(t);
   await raw.established();
   raw.socket.send("x".repeat(4 * 1024 * 1024));
@@ -62,10 +62,10 @@ test("a message far over the limit ends the connection with 1009 as well", async
 });
 
 for (const [what, path, code] of [
-  ["an unknown path", "/nowhere", 4005],
-  ["an unknown key", "/app/no-such-key?protocol=7", 4001],
-  ["a version that is not spoken", `/app/${app.key}?protocol=99`, 4007],
-  ["a version that is no number", `/app/${app.key}?protocol=abc`, 4006],
+  ["[P68] an unknown path", "/nowhere", 4005],
+  ["[P65] an unknown key", "/app/no-such-key?protocol=7", 4001],
+  ["[P69] a version that is not spoken", `/app/${app.key}?protocol=99`, 4007],
+  ["[P69] a version that is no number", `/app/${app.key}?protocol=abc`, 4006],
 ]) {
   test(`${what} is refused by an error frame and close code ${code}`, async (t) => {
     const raw = new RawClient(t, path);
@@ -75,14 +75,14 @@ for (const [what, path, code] of [
   });
 }
 
-test("the version may be left out", async (t) => {
+test("[P1 P2] the version may be left out", async (t) => {
   const raw = new RawClient(t, `/app/${app.key}`);
   const { socket_id, activity_timeout } = await raw.established();
   assert.match(socket_id, /^\d+\.\d+$/);
   assert.ok(activity_timeout > 0);
 });
 
-test("a second subscription is acknowledged again and delivers once", async (t) => {
+test("[P9] a second subscription is acknowledged again and delivers once", async (t) => {
   const raw = new RawClient(t);
   await raw.established();
   const name = channelName();
@@ -92,7 +92,7 @@ test("a second subscription is acknowledged again and delivers once", async (t) 
   await deliversOnce(raw, name);
 });
 
-test("a second subscription that overtakes the first one's acknowledgement delivers once", async (t) => {
+test("[P9] a second subscription that overtakes the first one's acknowledgement delivers once", async (t) => {
   const raw = new RawClient(t);
   await raw.established();
   const name = channelName();

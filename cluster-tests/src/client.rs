@@ -23,6 +23,7 @@ use crate::process::Dev;
 pub const KEY: &str = "app-key";
 const SECRET: &str = "app-secret";
 const EVENTS: &str = "/apps/app-id/events";
+const BATCHES: &str = "/apps/app-id/batch_events";
 
 /// An HTTP answer.
 #[derive(Debug, Clone)]
@@ -149,10 +150,19 @@ pub async fn post_event_with(address: &str, headers: &str, body: &Value) -> Resu
 
 /// The bytes of a signed request that publishes, on a connection that stays.
 pub fn event_request(address: &str, body: &str, now: UnixTime) -> String {
-    let query = signed_query("POST", EVENTS, body, SECRET, now);
+    signed_post(address, EVENTS, body, now)
+}
+
+/// The bytes of a signed request that publishes a batch, on a connection that stays.
+pub fn batch_request(address: &str, body: &str, now: UnixTime) -> String {
+    signed_post(address, BATCHES, body, now)
+}
+
+fn signed_post(address: &str, path: &str, body: &str, now: UnixTime) -> String {
+    let query = signed_query("POST", path, body, SECRET, now);
     let length = body.len();
     format!(
-        "POST {EVENTS}?{query} HTTP/1.1\r\nhost: {address}\r\ncontent-length: {length}\r\n\r\n{body}"
+        "POST {path}?{query} HTTP/1.1\r\nhost: {address}\r\ncontent-length: {length}\r\n\r\n{body}"
     )
 }
 

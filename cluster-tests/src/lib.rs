@@ -3,7 +3,8 @@
 //!
 //! [`process`] starts and ends servers and tools, [`client`] speaks to them;
 //! [`nats`] starts and ends the bus of a cluster, [`cluster`] all of one, and
-//! [`traffic`] goes through it; [`in_process`] starts gateways and a node inside
+//! [`traffic`] goes through it, [`member`]s are present in its channels, and
+//! [`bus_messages`] counts what it says; [`in_process`] starts gateways and a node inside
 //! the test, on a bus that [`disturbed`] disturbs. [`proxy`] disturbs what goes between processes,
 //! [`disk`] can be full, [`network`] can lose what is sent,
 //! and [`verify`] has `dunlin verify` judge what came of it.
@@ -13,6 +14,7 @@
     reason = "shell: tests start processes and wait for them"
 )]
 
+pub mod bus_messages;
 pub mod certificate;
 pub mod client;
 pub mod cluster;
@@ -20,6 +22,7 @@ pub mod disk;
 pub mod disturbed;
 pub mod in_process;
 pub mod invariants;
+pub mod member;
 mod namespace;
 pub mod nats;
 pub mod network;

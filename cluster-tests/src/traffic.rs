@@ -17,7 +17,7 @@ use tokio::task::JoinHandle;
 use tokio::time::timeout;
 
 use crate::PATIENCE;
-use crate::client::{Answer, EventStream, Pusher, event_request};
+use crate::client::{Answer, EventStream, Pusher, batch_request, event_request};
 
 /// The last publication of a channel.
 pub const END: &str = "end";
@@ -54,10 +54,32 @@ impl Publisher {
     /// When there is none in time.
     pub async fn try_publish(&mut self, channel: &str, data: &str) -> Result<Answer> {
         let body = json!({ "name": "e", "channel": channel, "data": data }).to_string();
-        let now = UnixTime::now()
-            .0
-            .saturating_add_signed(self.clock_offset_s * 1_000_000);
-        let request = event_request(&self.address, &body, UnixTime(now));
+        let request = event_request(&self.address, &body, self.now());
+        self.send(&request).await
+    }
+
+    /// Publishes several in one request and has them acknowledged.
+    ///
+    /// # Errors
+    /// When they are not.
+    pub async fn publish_batch(&mut self, channel: &str, all: &[String]) -> Result<()> {
+        let event = |data| json!({ "name": "e", "channel": channel, "data": data });
+        let events: Vec<_> = all.iter().map(event).collect();
+        let body = json!({ "batch": events }).to_string();
+        let request = batch_request(&self.address, &body, self.now());
+        let answer = self.send(&request).await?;
+        if answer.status != 200 {
+            bail!("a batch to {channel} was not acknowledged: {answer:?}");
+        }
+        Ok(())
+    }
+
+    fn now(&self) -> UnixTime {
+        let offset_us = self.clock_offset_s * 1_000_000;
+        UnixTime(UnixTime::now().0.saturating_add_signed(offset_us))
+    }
+
+    async fn send(&mut self, request: &str) -> Result<Answer> {
         self.stream.write_all(request.as_bytes()).await?;
         timeout(PATIENCE, self.answer())
             .await

@@ -7,8 +7,10 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use cluster_tests::cluster::Cluster;
-use cluster_tests::process::Dev;
+use cluster_tests::process::{Dev, binary};
 use cluster_tests::repository;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::{TcpListener, TcpStream};
 use tokio::process::Command;
 use tokio::sync::OnceCell;
 use tokio::time::timeout;
@@ -20,6 +22,19 @@ id = "app-id"
 key = "app-key"
 secret = "app-secret"
 client_events = true
+
+# What an app may have besides, for those who ask for it.
+[[apps]]
+id = "counted"
+key = "counted-key"
+secret = "counted-secret"
+subscription_count = true
+channel_bytes_max = 40
+event_bytes_max = 20
+event_channels_max = 2
+batch_events_max = 2
+users_max = 2
+user_info_bytes_max = 20
 "#;
 /// How long one file of tests may take.
 const PATIENCE: Duration = Duration::from_secs(180);
@@ -96,6 +111,36 @@ async fn lists_of_channels_across_gateways() -> Result<()> {
     across_gateways("channels.test.mjs").await
 }
 
+#[tokio::test]
+async fn watchlists() -> Result<()> {
+    node_test("watchlist.test.mjs").await
+}
+
+#[tokio::test]
+async fn watchlists_across_gateways() -> Result<()> {
+    across_gateways("watchlist.test.mjs").await
+}
+
+#[tokio::test]
+async fn tokens() -> Result<()> {
+    node_test("token.test.mjs").await
+}
+
+#[tokio::test]
+async fn tokens_across_gateways() -> Result<()> {
+    across_gateways("token.test.mjs").await
+}
+
+#[tokio::test]
+async fn subscription_counts_across_gateways() -> Result<()> {
+    across_gateways("counts.test.mjs").await
+}
+
+#[tokio::test]
+async fn limits_of_an_app() -> Result<()> {
+    across_gateways("limits.test.mjs").await
+}
+
 /// Runs one file of tests with clients at two gateways, in front of three nodes.
 async fn across_gateways(file: &str) -> Result<()> {
     let mut cluster = Cluster::start().await?;
@@ -118,6 +163,11 @@ async fn pusher_server_sdk() -> Result<()> {
 }
 
 #[tokio::test]
+async fn openapi() -> Result<()> {
+    node_test("openapi.test.mjs").await
+}
+
+#[tokio::test]
 async fn raw_websockets() -> Result<()> {
     node_test("websocket.test.mjs").await
 }
@@ -130,6 +180,94 @@ async fn eventsource() -> Result<()> {
 #[tokio::test]
 async fn the_page_in_a_browser() -> Result<()> {
     node_test("page.test.mjs").await
+}
+
+#[tokio::test]
+async fn a_chat_in_two_browsers() -> Result<()> {
+    node_test("chat.test.mjs").await
+}
+
+#[tokio::test]
+async fn a_chat_in_two_browsers_while_gateway_and_owner_are_killed() -> Result<()> {
+    let mut cluster = Cluster::start().await?;
+    cluster.add_gateways_of(APPS, &["c1", "c2"]).await?;
+    let urls = ["c1", "c2"].map(|name| cluster.gateway(name).url());
+    let killer = TcpListener::bind("127.0.0.1:0").await?;
+    let places = [
+        ("DUNLIN_URL", urls[0].clone()),
+        ("DUNLIN_URLS", urls.join(",")),
+        (
+            "DUNLIN_ADMIN",
+            format!("http://{}", cluster.gateway("c1").admin),
+        ),
+        ("DUNLIN_KILLER", format!("http://{}", killer.local_addr()?)),
+    ];
+    let outcome = tokio::select! {
+        outcome = run_node_test("chat.test.mjs", &places, String::new) => outcome,
+        ended = kill_on_request(&killer, &mut cluster) => ended,
+    };
+    // Logs apart: those of whoever was killed went with them.
+    outcome.with_context(|| cluster.gateway("c1").log())
+}
+
+/// Kills what it is asked to by HTTP, one after the other, and answers when that has
+/// ended.
+async fn kill_on_request(listener: &TcpListener, cluster: &mut Cluster) -> Result<()> {
+    loop {
+        let (mut stream, _) = listener.accept().await?;
+        let asked = timeout(PATIENCE, asked(&mut stream)).await;
+        let killed = match asked.context("no request came").flatten() {
+            Ok(what) => kill(cluster, &what).await,
+            Err(error) => Err(error),
+        };
+        let (status, said) = match killed {
+            Ok(()) => ("200 OK", String::new()),
+            Err(error) => ("500 Internal Server Error", format!("{error:#}")),
+        };
+        let length = said.len();
+        let answer = format!(
+            "HTTP/1.1 {status}\r\nconnection: close\r\ncontent-length: {length}\r\n\r\n{said}"
+        );
+        // Whoever has asked may be gone.
+        let _ = stream.write_all(answer.as_bytes()).await;
+    }
+}
+
+/// The path of a request without a body.
+async fn asked(stream: &mut TcpStream) -> Result<String> {
+    let mut head = Vec::new();
+    while !head.ends_with(b"\r\n\r\n") {
+        ensure!(head.len() < 8_192, "a request is too long");
+        ensure!(
+            stream.read_buf(&mut head).await? > 0,
+            "a request ends early"
+        );
+    }
+    let head = String::from_utf8_lossy(&head);
+    let path = head
+        .strip_prefix("POST ")
+        .and_then(|rest| rest.split(' ').next());
+    Ok(path.context("POST is expected")?.to_owned())
+}
+
+/// Kills `/gateway/NAME`, or the node that owns `/owner/CHANNEL`. That one dies alone:
+/// whoever died before is there again, and every shard is in two processes.
+async fn kill(cluster: &mut Cluster, what: &str) -> Result<()> {
+    if let Some(gateway) = what.strip_prefix("/gateway/") {
+        return cluster.kill_gateway(gateway).await;
+    }
+    let channel = what
+        .strip_prefix("/owner/")
+        .context("/owner/CHANNEL is expected")?;
+    for name in ["n1", "n2", "n3"] {
+        if !cluster.nodes.contains_key(name) {
+            cluster.add_node(name, &[]).await?;
+        }
+    }
+    cluster.protected().await;
+    let shown = Cluster::inspect_channel(&cluster.gateway("c1").admin, channel).await?;
+    let owner = shown["owner"]["id"].as_str().context("an owner")?;
+    cluster.kill_node(owner).await
 }
 
 /// Runs one file of tests against a server of its own.
@@ -151,9 +289,11 @@ async fn run_node_test(
     let folder = repository().join("cluster-tests/clients");
     installed(&folder).await?;
     let mut node = Command::new("node");
-    node.args(["--test", "--test-reporter=spec", file])
+    // pusher-js sets a timer of 30 s when it ends what the server has closed.
+    node.args(["--test", "--test-force-exit", "--test-reporter=spec", file])
         .current_dir(&folder)
         .envs(places.iter().map(|(name, place)| (*name, place)))
+        .env("DUNLIN", binary())
         .stdin(Stdio::null())
         .kill_on_drop(true);
     let output = timeout(PATIENCE, node.output())

@@ -4,11 +4,11 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use anyhow::{Context, Result};
-use cluster_tests::client::{Pusher, get, metric_at, publish};
+use cluster_tests::client::{Pusher, metric_at, publish};
 use cluster_tests::cluster::Cluster;
-use cluster_tests::eventually;
 use cluster_tests::nats::{self, NatsServer};
 use cluster_tests::traffic::{END, Follower, Publisher, Received};
+use cluster_tests::{bus_messages, eventually};
 use futures_util::future::try_join_all;
 use serde_json::json;
 
@@ -146,58 +146,6 @@ fn difference(got: &Received, expected: &Received) -> String {
     "a channel that nobody published to".to_owned()
 }
 
-/// What has gone over the bus, but beats: by process, direction and kind.
-async fn bus_messages(cluster: &Cluster) -> Result<BTreeMap<String, f64>> {
-    let mut counts = BTreeMap::new();
-    for (name, admin) in cluster.admins() {
-        let page = get(admin, "/metrics").await?.body;
-        for line in page.lines() {
-            let Some(rest) = line.strip_prefix("dunlin_bus_messages_") else {
-                continue;
-            };
-            let (labels, value) = rest.rsplit_once(' ').context("a value")?;
-            let direction = labels.split("_total").next().unwrap_or_default();
-            let kind = labels
-                .split("kind=\"")
-                .nth(1)
-                .and_then(|kind| kind.split('"').next());
-            let kind = kind.context("a kind")?;
-            if kind != "beat" {
-                counts.insert(format!("{name} {direction} {kind}"), value.parse()?);
-            }
-        }
-    }
-    Ok(counts)
-}
-
-/// Counts twice with a beat of everybody between, until nothing has moved.
-async fn bus_messages_at_rest(cluster: &Cluster) -> Result<BTreeMap<String, f64>> {
-    let rest = async || -> Option<BTreeMap<String, f64>> {
-        let before = bus_messages(cluster).await.ok()?;
-        let beats = beats(cluster).await.ok()?;
-        eventually("everybody beats", async || {
-            let now = self::beats(cluster).await.ok()?;
-            now.iter()
-                .zip(&beats)
-                .all(|(now, then)| now > then)
-                .then_some(())
-        })
-        .await;
-        let after = bus_messages(cluster).await.ok()?;
-        (before == after).then_some(after)
-    };
-    Ok(eventually("the bus is at rest", rest).await)
-}
-
-async fn beats(cluster: &Cluster) -> Result<Vec<f64>> {
-    let mut beats = Vec::new();
-    for admin in cluster.admins().values() {
-        let name = "dunlin_bus_messages_published_total";
-        beats.push(metric_at(admin, name, &["kind=\"beat\""]).await?);
-    }
-    Ok(beats)
-}
-
 #[tokio::test]
 async fn only_those_who_are_concerned_hear_of_a_publication() -> Result<()> {
     const COUNT: usize = 20;
@@ -213,15 +161,7 @@ async fn only_those_who_are_concerned_hear_of_a_publication() -> Result<()> {
     };
     let mut by_first = Publisher::connect(&cluster.gateway("g1").clients).await?;
     let mut by_second = Publisher::connect(&cluster.gateway("g2").clients).await?;
-    let before = bus_messages_at_rest(&cluster).await?;
-    let differences = async |before: &BTreeMap<String, f64>| -> Result<_> {
-        let after = bus_messages_at_rest(&cluster).await?;
-        let grown = after.into_iter().filter_map(|(what, count)| {
-            let more = count - before.get(&what).unwrap_or(&0.0);
-            (more != 0.0).then_some((what, more))
-        });
-        Ok(grown.collect::<BTreeMap<_, _>>())
-    };
+    let before = bus_messages::at_rest(&cluster).await;
 
     // Followed at the gateway that it is published by; the other hears nothing.
     for number in 0..COUNT - 1 {
@@ -242,7 +182,7 @@ async fn only_those_who_are_concerned_hear_of_a_publication() -> Result<()> {
     ] {
         expected.insert(what, count);
     }
-    let mut seen = differences(&before).await?;
+    let mut seen = bus_messages::since(&cluster, &before).await;
     // The follower is gone; its gateway may leave the channel meanwhile.
     let left = seen["g1 published request"] - count;
     assert!((0.0..=1.0).contains(&left), "{seen:?}");
@@ -261,7 +201,7 @@ async fn only_those_who_are_concerned_hear_of_a_publication() -> Result<()> {
     })
     .await;
     let owner = owner_of("nobody").await?;
-    let before = bus_messages_at_rest(&cluster).await?;
+    let before = bus_messages::at_rest(&cluster).await;
     for number in 0..COUNT {
         by_second.publish("nobody", &number.to_string()).await?;
     }
@@ -273,7 +213,7 @@ async fn only_those_who_are_concerned_hear_of_a_publication() -> Result<()> {
     ]
     .map(|what| (what, count))
     .into();
-    assert_eq!(differences(&before).await?, expected);
+    assert_eq!(bus_messages::since(&cluster, &before).await, expected);
     Ok(())
 }
 

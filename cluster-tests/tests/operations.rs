@@ -94,7 +94,10 @@ async fn tokens_open_the_admin_address_by_scope() -> Result<()> {
     let file = std::env::temp_dir().join(format!("dunlin-tokens-{}", std::process::id()));
     let path = file.to_str().context("a path")?;
     let token = async |scope: &str| -> Result<String> {
-        let ended = run(["token", "--scope", scope, "--name", "test", "--file", path]).await?;
+        let ended = run([
+            "token", "admin", "--scope", scope, "--name", "test", "--file", path,
+        ])
+        .await?;
         assert!(ended.status.success(), "{ended:?}");
         Ok(ended.stdout.trim().to_owned())
     };

@@ -9,13 +9,11 @@
 use std::collections::BTreeSet;
 use std::time::Duration;
 
-use anyhow::{Context, Result, bail, ensure};
-use cluster_tests::client::{Pusher, get, signed_query};
+use anyhow::{Context, Result, ensure};
+use cluster_tests::client::{get, signed_query};
 use cluster_tests::cluster::Cluster;
-use gateway::app::Secret;
-use gateway::core::auth::channel_signature;
+use cluster_tests::member::Member;
 use proto::time::UnixTime;
-use serde_json::{Value, json};
 use tokio::time::{Instant, timeout};
 
 /// Within which the members of a dead gateway have left: lease and grace.
@@ -25,87 +23,6 @@ const LEAVES: Duration = Duration::from_secs(5);
 const SETTLES: Duration = Duration::from_secs(5);
 /// How long nothing happens that should not.
 const QUIET: Duration = Duration::from_secs(6);
-
-/// A member, and what it has been told.
-struct Member {
-    client: Pusher,
-    users: BTreeSet<String>,
-}
-
-impl Member {
-    async fn join(address: &str, channel: &str, user: &str) -> Result<Self> {
-        let mut client = Pusher::connect_to(address).await?;
-        let data = json!({ "user_id": user }).to_string();
-        let secret = Secret::new("app-secret");
-        let signature = channel_signature(
-            &secret,
-            client.socket_id.parse()?,
-            &channel.parse()?,
-            Some(&data),
-        );
-        let auth = format!("app-key:{signature}");
-        client
-            .send(&json!({
-                "event": "pusher:subscribe",
-                "data": { "channel": channel, "auth": auth, "channel_data": data },
-            }))
-            .await?;
-        let frame = client.frame().await?;
-        ensure!(
-            frame["event"] == "pusher_internal:subscription_succeeded",
-            "not in: {frame}"
-        );
-        let told: Value = serde_json::from_str(frame["data"].as_str().context("text")?)?;
-        let ids = told["presence"]["ids"].as_array().context("ids")?;
-        let users = ids.iter().filter_map(|id| Some(id.as_str()?.to_owned()));
-        let users = users.collect();
-        Ok(Self { client, users })
-    }
-
-    /// The next that it is told of a member, such as `+a`; nobody comes who is there,
-    /// or goes who is not.
-    async fn told(&mut self) -> Result<String> {
-        loop {
-            let frame = self.client.frame().await?;
-            let data = || -> Result<String> {
-                let data: Value = serde_json::from_str(frame["data"].as_str().context("text")?)?;
-                Ok(data["user_id"].as_str().context("a user")?.to_owned())
-            };
-            if frame["event"] == "pusher_internal:member_added" {
-                let user = data()?;
-                ensure!(self.users.insert(user.clone()), "{user} comes twice");
-                return Ok(format!("+{user}"));
-            }
-            if frame["event"] == "pusher_internal:member_removed" {
-                let user = data()?;
-                ensure!(self.users.remove(&user), "{user} goes and is not there");
-                return Ok(format!("-{user}"));
-            }
-        }
-    }
-
-    /// Until it knows of exactly these.
-    async fn knows(&mut self, users: &BTreeSet<String>, within: Duration) -> Result<()> {
-        let knows = async {
-            while self.users != *users {
-                self.told().await?;
-            }
-            Ok(())
-        };
-        match timeout(within, knows).await {
-            Ok(told) => told,
-            Err(_) => bail!("knows of {:?} after {within:?}", self.users),
-        }
-    }
-
-    /// It is told of nobody for a while.
-    async fn is_left_alone(&mut self, quiet: Duration) -> Result<()> {
-        match timeout(quiet, self.told()).await {
-            Ok(told) => bail!("was told {:?}", told?),
-            Err(_) => Ok(()),
-        }
-    }
-}
 
 /// What the API says who is there, and whether that is all.
 async fn users(address: &str, channel: &str) -> Result<(BTreeSet<String>, bool)> {

@@ -100,7 +100,7 @@ async fn inspect_says_what_to_try() -> Result<()> {
     let file = folder("tokens");
     let path = file.to_str().context("a path")?;
     let token = async |scope: &str| -> Result<String> {
-        let ended = run(["token", "--scope", scope, "--file", path]).await?;
+        let ended = run(["token", "admin", "--scope", scope, "--file", path]).await?;
         Ok(ended.stdout.trim().to_owned())
     };
     let (reader, scraper) = (token("cluster:read").await?, token("metrics:read").await?);

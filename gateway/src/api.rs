@@ -20,10 +20,11 @@ use proto::time::UnixTime;
 use serde_json::{Map, Value, json};
 
 use crate::app::App;
+use crate::connect;
 use crate::core::admission::Refusal;
 use crate::core::limits::Limiter;
 use crate::core::uplink::{Accepted, Order};
-use crate::core::{auth, idempotency};
+use crate::core::{auth, idempotency, token};
 use crate::mesh;
 use crate::problem::Problem;
 use crate::protocol::pusher::event::{self, Event, Item};
@@ -75,40 +76,90 @@ async fn take(
     request: Request,
     kind: Kind,
 ) -> Response {
-    let unread = !request.body().is_end_stream();
-    if request.method() != Method::POST {
-        return refused(Problem::method_not_allowed("POST"), unread);
-    }
+    let app = context.config.apps.by_id(&id);
     let (head, body) = request.into_parts();
-    let (app, signed) = match authenticate(&context, &id, &head) {
-        Ok(authenticated) => authenticated,
-        Err(problem) => return refused(problem, unread),
+    let origin = connect::origin(&head.headers);
+    if head.method == Method::OPTIONS {
+        let headers = "authorization, content-type, idempotency-key, x-idempotency-key";
+        return connect::preflight(app.map(AsRef::as_ref), origin, "POST", headers);
+    }
+    let unread = !body.is_end_stream();
+    let mut response = if head.method == Method::POST {
+        answer(&context, app, &head, body, kind)
+            .await
+            .unwrap_or_else(|problem| refused(problem, unread))
+    } else {
+        refused(Problem::method_not_allowed("POST, OPTIONS"), unread)
     };
-    let key = match idempotency_key(&head.headers) {
-        Ok(key) => key,
-        Err(error) => {
-            let problem = Problem::new(ErrorCode::BadRequest, error.to_string());
-            return refused(problem, unread);
-        }
+    // A page that has a token reads the answer.
+    if let Some(app) = app {
+        connect::allow_origin(response.headers_mut(), app, origin);
+    }
+    response
+}
+
+/// The answer to a request to publish; or why it is refused before its body is read.
+async fn answer(
+    context: &Context,
+    app: Option<&Arc<App>>,
+    head: &Parts,
+    body: Body,
+    kind: Kind,
+) -> Result<Response, Problem> {
+    let app = app.ok_or_else(unknown_app)?;
+    let by = match connect::bearer(&head.headers) {
+        Some(token) => By::Token(allowed(context, app, token)?),
+        None => By::Signature(signed(context, app, head, &[head.uri.path()])?),
     };
-    let asked = Asked {
-        kind,
-        signed: &signed,
-        key,
-    };
-    match publish_all(&context, app, asked, body).await {
+    may_ask(context, app)?;
+    let key = idempotency_key(&head.headers)
+        .map_err(|error| Problem::new(ErrorCode::BadRequest, error.to_string()))?;
+    let asked = Asked { kind, by, key };
+    Ok(match publish_all(context, app, asked, body).await {
         Ok((copies, told)) => {
             ([(COPIES, HeaderValue::from(u16::from(copies)))], Json(told)).into_response()
         }
         Err(problem) => problem.into_response(),
-    }
+    })
 }
 
 /// What a request to publish says besides its body.
 struct Asked<'a> {
     kind: Kind,
-    signed: &'a auth::Signed,
+    by: By,
     key: Option<idempotency::Key<'a>>,
+}
+
+/// What lets somebody publish.
+enum By {
+    /// A request that was signed with the app's secret.
+    Signature(auth::Signed),
+    /// A token that somebody with the secret has made.
+    Token(token::Claims),
+}
+
+impl By {
+    /// Whether these events may be published.
+    fn check(&self, items: &[Item]) -> Result<(), Problem> {
+        let Self::Token(claims) = self else {
+            return Ok(());
+        };
+        for Item { event, .. } in items {
+            let foreign = event
+                .channels
+                .iter()
+                .find(|channel| !claims.may_publish(channel));
+            if let Some(channel) = foreign {
+                let message = format!("{channel}: the token does not let publish into it");
+                return Err(Problem::new(ErrorCode::ForbiddenChannel, message));
+            }
+            if !event.info.is_empty() {
+                let message = "info is for who signs requests, and not for who has a token";
+                return Err(Problem::new(ErrorCode::BadRequest, message));
+            }
+        }
+        Ok(())
+    }
 }
 
 /// A refusal that did not wait for the body.
@@ -117,30 +168,64 @@ fn refused(problem: Problem, unread: bool) -> Response {
     problem.into_response()
 }
 
-/// Who asks is settled before anything is read for them.
+/// Who asks is settled before anything is read for them. The signature is of one of the
+/// paths.
 fn authenticate<'a>(
     context: &'a Context,
     id: &str,
     head: &Parts,
+    paths: &[&str],
 ) -> Result<(&'a Arc<App>, auth::Signed), Problem> {
-    let apps = &context.config.apps;
-    let app = apps
-        .by_id(id)
-        .ok_or_else(|| Problem::new(ErrorCode::UnknownApp, "no app has this id"))?;
-    let signature = auth::Request {
-        method: head.method.as_str(),
-        path: head.uri.path(),
-        query: head.uri.query().unwrap_or_default(),
-    };
-    let signed = auth::verify_request(app, signature, UnixTime::now())
-        .map_err(|error| failed(context, &error))?;
+    let app = context.config.apps.by_id(id).ok_or_else(unknown_app)?;
+    let signed = signed(context, app, head, paths)?;
+    may_ask(context, app)?;
+    Ok((app, signed))
+}
+
+fn unknown_app() -> Problem {
+    Problem::new(ErrorCode::UnknownApp, "no app has this id")
+}
+
+/// Checks the signature of a request, which is of one of these paths.
+fn signed(
+    context: &Context,
+    app: &App,
+    head: &Parts,
+    paths: &[&str],
+) -> Result<auth::Signed, Problem> {
+    let now = UnixTime::now();
+    let mut refusal = auth::Error::WrongSignature;
+    for path in paths {
+        let signature = auth::Request {
+            method: head.method.as_str(),
+            path,
+            query: head.uri.query().unwrap_or_default(),
+        };
+        match auth::verify_request(app, signature, now) {
+            Ok(signed) => return Ok(signed),
+            Err(error) => refusal = error,
+        }
+    }
+    Err(failed(context, &refusal))
+}
+
+/// Checks the token of a request: what it allows.
+fn allowed(context: &Context, app: &App, token: &str) -> Result<token::Claims, Problem> {
+    token::verify(app, token, UnixTime::now()).map_err(|error| {
+        let failures = &context.metrics.auth_failures;
+        failures.with_label_values(&[error.reason()]).inc();
+        Problem::new(error.code(), error.to_string())
+    })
+}
+
+/// Whether the app may ask now.
+fn may_ask(context: &Context, app: &Arc<App>) -> Result<(), Problem> {
     if !app.enabled {
         return Err(Problem::new(ErrorCode::AppDisabled, "the app is disabled"));
     }
     let message = "the app asks the API more often than it may";
     let within = context.door.request(app);
-    within.map_err(|refusal| too_often(context, refusal, message))?;
-    Ok((app, signed))
+    within.map_err(|refusal| too_often(context, refusal, message))
 }
 
 fn idempotency_key(
@@ -181,23 +266,23 @@ async fn publish_all(
     };
     let events_max = match asked.kind {
         Kind::Event => 1,
-        Kind::Batch => event::BATCH_MAX,
+        Kind::Batch => app.bounds.batch_events_max,
     };
     let bytes_max = app.payload_bytes_max * ESCAPED * events_max + BODY_OVERHEAD;
     let body = read_body(body, bytes_max).await;
     let body = body.inspect_err(count_large)?;
-    asked
-        .signed
-        .check_body(&body)
-        .map_err(|error| failed(context, &error))?;
-    let most = app.payload_bytes_max;
+    if let By::Signature(signed) = &asked.by {
+        let checked = signed.check_body(&body);
+        checked.map_err(|error| failed(context, &error))?;
+    }
     let items = match asked.kind {
-        Kind::Event => event::parse(&body, most).map(|event| vec![Item { event, key: None }]),
-        Kind::Batch => event::parse_batch(&body, most),
+        Kind::Event => event::parse(&body, app).map(|event| vec![Item { event, key: None }]),
+        Kind::Batch => event::parse_batch(&body, app),
     };
     let items = items
         .map_err(|invalid| Problem::new(invalid.code, invalid.message))
         .inspect_err(count_large)?;
+    asked.by.check(&items)?;
     let channels = items.iter().map(|item| item.event.channels.len()).sum();
     let message = "the app publishes more often than it may; nothing was published";
     let within = context.door.publish(app, channels);
@@ -294,7 +379,12 @@ async fn publish_batch(
         }
     }
     let results = join_all(orders).await;
-    outcome(&channels, &results, key.is_some())
+    outcome(&channels, &results, key.is_some()).map_err(|problem| {
+        // Several events may have the same channel.
+        let failed = results.iter().enumerate().filter(|(_, it)| it.is_err());
+        let failed: Vec<usize> = failed.map(|(at, _)| at).collect();
+        problem.with("failed_events", failed)
+    })
 }
 
 /// Reads a body of at most `bytes_max`.

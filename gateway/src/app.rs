@@ -5,7 +5,10 @@ use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 
+use proto::channel::{CHANNEL_BYTES_MAX, ChannelKind, ChannelName, InvalidChannelName};
 use proto::id::AppId;
+use proto::presence::INFO_BYTES_MAX;
+use proto::publication::EVENT_BYTES_MAX;
 
 use crate::core::admission::AppLimits;
 use crate::core::limits::Rate;
@@ -49,13 +52,68 @@ pub struct App {
     pub limits: AppLimits,
     /// Bytes of one event's data at most.
     pub payload_bytes_max: usize,
+    /// What may be named, and how many.
+    pub bounds: Bounds,
     /// Whether clients may publish to each other.
     pub client_events: bool,
+    /// Whether subscribers are counted and told how many they are.
+    pub subscription_count: bool,
     /// How often each of them may. `None`: without limit.
     pub client_event_rate: Option<Rate>,
     /// How long a client has to sign in, or to subscribe to a channel that needs a
     /// signature. `None`: it need not.
     pub authentication_timeout: Option<Duration>,
+}
+
+/// What the backends and clients of an app may name, and how many. The defaults are the
+/// most that any app may.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Bounds {
+    /// Bytes of a channel's name.
+    pub channel_bytes_max: usize,
+    /// Bytes of an event's name.
+    pub event_bytes_max: usize,
+    /// Channels of one event.
+    pub event_channels_max: usize,
+    /// Events of one batch.
+    pub batch_events_max: usize,
+    /// Users in a presence channel. `None`: [`USERS_MAX`](proto::presence::USERS_MAX).
+    pub users_max: Option<u32>,
+    /// Bytes of what is told of each of them.
+    pub user_info_bytes_max: usize,
+}
+
+impl Default for Bounds {
+    fn default() -> Self {
+        Self {
+            channel_bytes_max: CHANNEL_BYTES_MAX,
+            event_bytes_max: EVENT_BYTES_MAX,
+            event_channels_max: 100,
+            batch_events_max: 10,
+            users_max: None,
+            user_info_bytes_max: INFO_BYTES_MAX,
+        }
+    }
+}
+
+impl Bounds {
+    /// Reads the name of a channel.
+    ///
+    /// # Errors
+    /// What is wrong with it, for whoever wrote it.
+    pub fn channel(&self, name: &str) -> Result<ChannelName, String> {
+        let channel: ChannelName = name
+            .parse()
+            .map_err(|invalid: InvalidChannelName| invalid.to_string())?;
+        let (bytes, most) = (channel.as_str().len(), self.channel_bytes_max);
+        // A user's channel is named by the server.
+        if bytes > most && channel.kind() != ChannelKind::User {
+            return Err(format!(
+                "the names of this app's channels have at most {most} bytes, this one has {bytes}"
+            ));
+        }
+        Ok(channel)
+    }
 }
 
 /// Events a second that a client may publish unless the app says otherwise.
@@ -79,7 +137,9 @@ impl App {
             allowed_origins: vec!["*".into()],
             limits: AppLimits::default(),
             payload_bytes_max: PAYLOAD_BYTES_DEFAULT,
+            bounds: Bounds::default(),
             client_events: false,
+            subscription_count: false,
             client_event_rate: None,
             authentication_timeout: None,
         }

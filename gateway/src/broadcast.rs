@@ -7,12 +7,13 @@ use std::sync::{Arc, OnceLock};
 use bytes::Bytes;
 use proto::channel::{CACHE_AGE, ChannelKey, ChannelKind};
 use proto::position::{Epoch, Gap, Position};
-use proto::presence::User;
+use proto::presence::{Change, User};
 use proto::publication::Publication;
 use proto::shard::{Fence, ShardId};
 use proto::time::Timestamp;
 
 use crate::core::attachment::Kept;
+use crate::core::watchlist::News;
 use crate::protocol::{Frame, pusher, sse};
 use crate::websocket;
 
@@ -62,6 +63,8 @@ pub enum Content {
         /// and these gone.
         went: Vec<Arc<str>>,
     },
+    /// So many connections are subscribed, at all gateways.
+    Count(u32),
 }
 
 impl Broadcast {
@@ -124,25 +127,61 @@ impl Broadcast {
         Self::new(key, position, Content::Members { came, went })
     }
 
-    /// Whether clients are told nothing of it but where the channel stands: a
-    /// publication that only takes a place, or one of a connection of a user who has
+    /// How many connections are subscribed, by where the channel stands.
+    pub fn count(key: ChannelKey, position: Position, count: u32) -> Self {
+        Self::new(key, position, Content::Count(count))
+    }
+
+    /// Whether subscribers are told nothing of it but where the channel stands: it is for
+    /// watchers, or a publication that only takes a place, or one of a connection of a user who has
     /// another.
     pub fn is_silent(&self) -> bool {
+        self.is_of_watchers() || self.is_quiet()
+    }
+
+    fn is_quiet(&self) -> bool {
         match &self.content {
             Content::Publication(publication) => {
                 let change = publication.change();
                 publication.is_blank() || change.is_some_and(|change| !change.is_of_users())
             }
             Content::Gap(_) | Content::Members { .. } => false,
+            // Who is present is told there, and not how many connections that makes.
+            Content::Count(_) => matches!(
+                self.key.channel.kind(),
+                ChannelKind::Presence | ChannelKind::User
+            ),
         }
     }
 
-    /// Whether it is for WebSockets alone: other clients are no members.
-    pub fn is_of_members(&self) -> bool {
+    /// Whether it is for those who watch a user: they are told who comes into its channel
+    /// and goes, and nothing else.
+    fn is_of_watchers(&self) -> bool {
+        self.key.channel.kind() == ChannelKind::User && self.is_of_members()
+    }
+
+    /// Whether the user whose channel it is is online now, if that has changed.
+    pub fn is_online(&self) -> Option<bool> {
+        match &self.content {
+            Content::Publication(publication) => match publication.change()? {
+                Change::Came { is_first, .. } => is_first.then_some(true),
+                Change::Went { is_last, .. } => is_last.then_some(false),
+            },
+            Content::Members { came, .. } => Some(!came.is_empty()),
+            Content::Gap(_) | Content::Count(_) => None,
+        }
+    }
+
+    /// Whether it is for WebSockets alone: streams carry what is published.
+    pub fn is_for_websockets(&self) -> bool {
+        self.is_of_members() || matches!(self.content, Content::Count(_))
+    }
+
+    fn is_of_members(&self) -> bool {
         match &self.content {
             Content::Publication(publication) => publication.change().is_some(),
             Content::Members { .. } => true,
-            Content::Gap(_) => false,
+            Content::Gap(_) | Content::Count(_) => false,
         }
     }
 
@@ -170,6 +209,12 @@ impl Broadcast {
     /// As a WebSocket frame of the Pusher protocol.
     pub fn websocket(&self) -> &Bytes {
         self.websocket.get_or_init(|| match &self.content {
+            _ if self.is_of_watchers() => {
+                let user = self.key.channel.user().unwrap_or_default();
+                let is_online = self.is_online().unwrap_or_default();
+                let news = Frame::Watched(News::of(user.into(), is_online));
+                websocket::text_frame(&pusher::encode(&news))
+            }
             Content::Members { came, went } => {
                 let texts = pusher::members(&self.key.channel, came, went);
                 let frames = texts.flat_map(|text| websocket::text_frame(&text));
@@ -211,7 +256,7 @@ impl Broadcast {
     pub fn envelope(&self) -> &Bytes {
         self.envelope.get_or_init(|| match &self.content {
             Content::Publication(_) => sse::body("message", &self.json()).into(),
-            Content::Gap(_) | Content::Members { .. } => self.block().into(),
+            Content::Gap(_) | Content::Members { .. } | Content::Count(_) => self.block().into(),
         })
     }
 
@@ -224,6 +269,10 @@ impl Broadcast {
                 gap: *gap,
             }),
             Content::Members { .. } => String::new(),
+            Content::Count(count) => pusher::encode(&Frame::Count {
+                channel: channel.clone(),
+                count: *count,
+            }),
         }
     }
 
@@ -231,7 +280,7 @@ impl Broadcast {
         match &self.content {
             Content::Publication(publication) => sse::body(&publication.event, &publication.data),
             Content::Gap(gap) => sse::gap(self.key.channel.as_str(), gap),
-            Content::Members { .. } => String::new(),
+            Content::Members { .. } | Content::Count(_) => String::new(),
         }
     }
 }

@@ -5,13 +5,14 @@
 use std::borrow::Cow;
 use std::net::IpAddr;
 use std::sync::Arc;
+use std::time::Duration;
 
 use axum::Router;
 use axum::extract::{Path, Request, State};
 use axum::http::header::{
     ACCESS_CONTROL_ALLOW_HEADERS, ACCESS_CONTROL_ALLOW_METHODS, ACCESS_CONTROL_ALLOW_ORIGIN,
-    ACCESS_CONTROL_MAX_AGE, CACHE_CONTROL, CONTENT_TYPE, ORIGIN, SEC_WEBSOCKET_VERSION, UPGRADE,
-    VARY,
+    ACCESS_CONTROL_MAX_AGE, AUTHORIZATION, CACHE_CONTROL, CONTENT_TYPE, ORIGIN,
+    SEC_WEBSOCKET_VERSION, UPGRADE, VARY,
 };
 use axum::http::request::Parts;
 use axum::http::{Extensions, HeaderMap, HeaderName, HeaderValue, Method, StatusCode, Uri};
@@ -22,12 +23,14 @@ use hyper::upgrade::OnUpgrade;
 use proto::channel::{ChannelKind, ChannelName};
 use proto::error::ErrorCode;
 use proto::position::Position;
+use proto::time::UnixTime;
 use tokio_tungstenite::tungstenite::handshake::server::create_response;
 
-use crate::app::App;
+use crate::app::{App, Bounds};
 use crate::core::address::client_address;
 use crate::core::admission::{Refusal, Whose};
 use crate::core::limits::Limiter;
+use crate::core::token;
 use crate::door::Seat;
 use crate::metrics::TYPES;
 use crate::problem::Problem;
@@ -272,7 +275,9 @@ async fn event_stream(
     let (parts, _) = request.into_parts();
     let origin = origin(&parts.headers);
     if parts.method == Method::OPTIONS {
-        return preflight(context.config.apps.by_key(&key).map(AsRef::as_ref), origin);
+        let app = context.config.apps.by_key(&key).map(AsRef::as_ref);
+        let headers = "authorization, last-event-id, cache-control";
+        return preflight(app, origin, "GET", headers);
     }
     if parts.method != Method::GET {
         return Problem::method_not_allowed("GET, OPTIONS").into_response();
@@ -308,6 +313,7 @@ async fn event_stream(
         channels: stream.channels,
         cursor: stream.cursor,
         envelope: stream.envelope,
+        valid_for: stream.valid_for,
     };
     let upgrade = None;
     slot.take(Takes {
@@ -343,8 +349,10 @@ fn admit_stream(
         let problem = Problem::new(ErrorCode::ForbiddenOrigin, "this origin may not connect");
         return Err(Box::new((None, problem)));
     }
-    let stream = stream_parameters(&request.uri, &request.headers)
+    let mut stream = stream_parameters(&request.uri, &request.headers, &app.bounds)
         .map_err(|(code, message)| refuse(code, message))?;
+    let grant = granted(context, app, &stream, &request.headers, UnixTime::now());
+    stream.valid_for = grant.map_err(|(code, message)| refuse(code, message))?;
     let seat = enter(context, app, request)
         .map_err(|refusal| Box::new((Some(app.clone()), not_let_in(refusal))))?;
     Ok((seat, stream))
@@ -357,24 +365,73 @@ struct Stream {
     /// Where it stood in each of them.
     cursor: Vec<Option<Position>>,
     envelope: bool,
+    /// By the query; the header comes before it.
+    token: Option<String>,
+    /// How long its token lets it go on.
+    valid_for: Option<Duration>,
 }
 
-/// `channel` (one to 64 times), `envelope`, `last_event_id`.
-fn stream_parameters(uri: &Uri, headers: &HeaderMap) -> Result<Stream, (ErrorCode, String)> {
+/// Whether a stream may have its channels, and for how long, if its token ends.
+fn granted(
+    context: &Context,
+    app: &App,
+    stream: &Stream,
+    headers: &HeaderMap,
+    now: UnixTime,
+) -> Result<Option<Duration>, (ErrorCode, String)> {
+    let claims = match bearer(headers).or(stream.token.as_deref()) {
+        Some(token) => Some(token::verify(app, token, now).map_err(|error| {
+            let failures = &context.metrics.auth_failures;
+            failures.with_label_values(&[error.reason()]).inc();
+            (error.code(), error.to_string())
+        })?),
+        None => None,
+    };
+    for channel in &stream.channels {
+        let may = match &claims {
+            _ if channel.kind() == ChannelKind::Public => true,
+            Some(claims) => claims.may_subscribe(channel),
+            None => false,
+        };
+        if !may {
+            let message = match (channel.kind(), claims) {
+                (ChannelKind::Presence | ChannelKind::User, _) => {
+                    format!("{channel}: subscribe over WebSocket, where it is told who you are")
+                }
+                (_, Some(_)) => format!("{channel}: the token does not name it"),
+                (_, None) => format!("{channel}: an event stream of it needs a token"),
+            };
+            return Err((ErrorCode::ForbiddenChannel, message));
+        }
+    }
+    Ok(claims.map(|claims| Duration::from_secs(claims.valid_for_secs(now))))
+}
+
+/// The token that a request carries in its head
+/// ([RFC 6750](https://www.rfc-editor.org/rfc/rfc6750#section-2.1)).
+pub(crate) fn bearer(headers: &HeaderMap) -> Option<&str> {
+    let (scheme, token) = text(headers, AUTHORIZATION)?.split_once(' ')?;
+    scheme
+        .eq_ignore_ascii_case("bearer")
+        .then(|| token.trim_start())
+}
+
+/// `channel` (one to 64 times), `envelope`, `last_event_id`, `token`.
+fn stream_parameters(
+    uri: &Uri,
+    headers: &HeaderMap,
+    bounds: &Bounds,
+) -> Result<Stream, (ErrorCode, String)> {
     let bad = |message: String| (ErrorCode::BadRequest, message);
     let mut last_event_id: Option<Cow<'_, str>> = None;
     let mut channels: Vec<ChannelName> = Vec::new();
-    let mut envelope = false;
+    let (mut envelope, mut token) = (false, None);
     for (name, value) in form_urlencoded::parse(uri.query().unwrap_or_default().as_bytes()) {
         match &*name {
             "channel" => {
-                let channel: ChannelName = value
-                    .parse()
+                let channel = bounds
+                    .channel(&value)
                     .map_err(|error| bad(format!("channel {value:?}: {error}")))?;
-                if channel.kind() != ChannelKind::Public {
-                    let message = format!("{channel}: event streams serve public channels");
-                    return Err((ErrorCode::ForbiddenChannel, message));
-                }
                 channels.push(channel);
             }
             "envelope" => {
@@ -386,6 +443,7 @@ fn stream_parameters(uri: &Uri, headers: &HeaderMap) -> Result<Stream, (ErrorCod
             }
             // For whom cannot set a header: a page that goes to another gateway.
             "last_event_id" => last_event_id = Some(value),
+            "token" => token = Some(value.into_owned()),
             // Others may be there for the sake of caches or proxies.
             _ => {}
         }
@@ -410,21 +468,29 @@ fn stream_parameters(uri: &Uri, headers: &HeaderMap) -> Result<Stream, (ErrorCod
         channels,
         cursor,
         envelope,
+        token,
+        valid_for: None,
     })
 }
 
-fn preflight(app: Option<&App>, origin: Option<&str>) -> Response {
+/// Tells a browser what a page of this origin may ask.
+pub(crate) fn preflight(
+    app: Option<&App>,
+    origin: Option<&str>,
+    method: &'static str,
+    headers_allowed: &'static str,
+) -> Response {
     let mut response = StatusCode::NO_CONTENT.into_response();
     if let Some(app) = app {
         allow_origin(response.headers_mut(), app, origin);
         let headers = response.headers_mut();
         headers.insert(
             ACCESS_CONTROL_ALLOW_METHODS,
-            HeaderValue::from_static("GET"),
+            HeaderValue::from_static(method),
         );
         headers.insert(
             ACCESS_CONTROL_ALLOW_HEADERS,
-            HeaderValue::from_static("last-event-id, cache-control"),
+            HeaderValue::from_static(headers_allowed),
         );
         headers.insert(ACCESS_CONTROL_MAX_AGE, HeaderValue::from_static("86400"));
     }
@@ -432,7 +498,7 @@ fn preflight(app: Option<&App>, origin: Option<&str>) -> Response {
 }
 
 /// Lets a page of an allowed origin read the answer.
-fn allow_origin(headers: &mut HeaderMap, app: &App, origin: Option<&str>) {
+pub(crate) fn allow_origin(headers: &mut HeaderMap, app: &App, origin: Option<&str>) {
     let any = app.allowed_origins.iter().any(|allowed| allowed == "*");
     if any {
         headers.insert(ACCESS_CONTROL_ALLOW_ORIGIN, HeaderValue::from_static("*"));
@@ -446,7 +512,7 @@ fn allow_origin(headers: &mut HeaderMap, app: &App, origin: Option<&str>) {
     }
 }
 
-fn origin(headers: &HeaderMap) -> Option<&str> {
+pub(crate) fn origin(headers: &HeaderMap) -> Option<&str> {
     text(headers, ORIGIN)
 }
 
@@ -469,7 +535,7 @@ mod tests {
 
     fn parameters(query: &str) -> Result<(Vec<String>, bool), ErrorCode> {
         let uri: Uri = format!("/app/k/sse?{query}").parse().unwrap();
-        stream_parameters(&uri, &HeaderMap::new())
+        stream_parameters(&uri, &HeaderMap::new(), &Bounds::default())
             .map(|stream| {
                 let channels = stream.channels.iter().map(ToString::to_string);
                 (channels.collect(), stream.envelope)
@@ -485,7 +551,8 @@ mod tests {
             if let Some(header) = header {
                 headers.insert("last-event-id", header.parse().unwrap());
             }
-            let stream = stream_parameters(&uri, &headers).map_err(|(code, _)| code)?;
+            let stream =
+                stream_parameters(&uri, &headers, &Bounds::default()).map_err(|(code, _)| code)?;
             Ok(stream.cursor[0].map(|position| position.offset.0))
         };
         let (one, two) = ("0000000000000001-1", "0000000000000001-2");
@@ -514,10 +581,6 @@ mod tests {
         assert_eq!(
             parameters("channel=a&envelope=1"),
             Err(ErrorCode::BadRequest)
-        );
-        assert_eq!(
-            parameters("channel=private-a"),
-            Err(ErrorCode::ForbiddenChannel)
         );
         let many: Vec<String> = (0..65).map(|n| format!("channel=c{n}")).collect();
         assert_eq!(parameters(&many.join("&")), Err(ErrorCode::BadRequest));

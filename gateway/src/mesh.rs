@@ -92,6 +92,13 @@ pub(crate) enum Mail {
         place: Place,
         key: ChannelKey,
         member: Member,
+        users_max: Option<u32>,
+    },
+    /// A client is to be told whether the user of a channel is online.
+    Watch {
+        place: Place,
+        key: ChannelKey,
+        connection: ConnectionId,
     },
     /// It is so no longer, perhaps after a while.
     Exit {
@@ -99,6 +106,8 @@ pub(crate) enum Mail {
         connection: ConnectionId,
         grace: Option<Duration>,
     },
+    /// A worker has so many subscribers of these channels.
+    Counts(WorkerId, Vec<(ChannelKey, u32)>),
     /// Publications have been spread over connections.
     Spread(Vec<(ShardId, Fence, Fanout)>),
     Query {
@@ -371,7 +380,26 @@ impl Mesh {
                     cursor,
                 },
                 Mail::Unfollow { worker, key } => Input::Unfollow { worker, key },
-                Mail::Enter { place, key, member } => Input::Enter { place, key, member },
+                Mail::Enter {
+                    place,
+                    key,
+                    member,
+                    users_max,
+                } => Input::Enter {
+                    place,
+                    key,
+                    member,
+                    users_max,
+                },
+                Mail::Watch {
+                    place,
+                    key,
+                    connection,
+                } => Input::Watch {
+                    place,
+                    key,
+                    connection,
+                },
                 Mail::Exit {
                     key,
                     connection,
@@ -381,6 +409,13 @@ impl Mesh {
                     connection,
                     grace,
                 },
+                Mail::Counts(worker, all) => {
+                    for (key, count) in all {
+                        let input = Input::Count { worker, key, count };
+                        self.edge.handle(now, input, effects);
+                    }
+                    continue;
+                }
                 Mail::Spread(all) => {
                     for (shard, fence, fanout) in all {
                         let input = Input::Spread {
@@ -567,6 +602,14 @@ impl Mesh {
                 went,
             } => {
                 let broadcast = Broadcast::members(key, position, came, went);
+                (workers, worker::Mail::Broadcast(Arc::new(broadcast)))
+            }
+            Step::Count {
+                workers,
+                position,
+                count,
+            } => {
+                let broadcast = Broadcast::count(key, position, count);
                 (workers, worker::Mail::Broadcast(Arc::new(broadcast)))
             }
             // For the edge.

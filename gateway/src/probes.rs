@@ -35,7 +35,7 @@ fn probe(answer: fn(&Context, &str) -> Answer) -> MethodRouter<Context> {
                 return unknown_path(context, request).await;
             }
             if ![Method::GET, Method::HEAD].contains(request.method()) {
-                return Problem::method_not_allowed("GET").into_response();
+                return Problem::method_not_allowed("GET, HEAD").into_response();
             }
             let app = app.map_or_else(String::new, |Path(app)| app);
             answer(&context, &app).into_response()

@@ -174,7 +174,14 @@ async fn count(State(context): State<Context>, request: Request, next: Next) -> 
         .map_or_else(|| "unknown".to_owned(), |path| path.as_str().to_owned());
     let method = known_method(request.method());
     let began = Instant::now();
-    let response = next.run(request).await;
+    let response = if is_text(request.uri().path()) {
+        next.run(request).await
+    } else {
+        let message = "the path is not text in UTF-8";
+        Problem::new(ErrorCode::BadRequest, message)
+            .closing()
+            .into_response()
+    };
     let code = response.status();
     context
         .metrics
@@ -187,6 +194,22 @@ async fn count(State(context): State<Context>, request: Request, next: Next) -> 
         .with_label_values(&[&route])
         .observe(began.elapsed().as_secs_f64());
     response
+}
+
+/// Whether a path is text, once what `%` stands for is put in.
+fn is_text(path: &str) -> bool {
+    let digit = |byte: &u8| char::from(*byte).to_digit(16);
+    let bytes = path.as_bytes();
+    let mut text = Vec::with_capacity(bytes.len());
+    let mut at = 0;
+    while let Some(byte) = bytes.get(at) {
+        let escaped = (*byte == b'%')
+            .then(|| Some((digit(bytes.get(at + 1)?)?, digit(bytes.get(at + 2)?)?)))
+            .flatten();
+        text.push(escaped.map_or(*byte, |(high, low)| (high * 16 + low) as u8));
+        at += if escaped.is_some() { 3 } else { 1 };
+    }
+    std::str::from_utf8(&text).is_ok()
 }
 
 /// Clients may invent methods; labels must not grow with them.
@@ -477,4 +500,25 @@ pub(crate) fn unknown_route(path: &str) -> Problem {
         ErrorCode::UnknownRoute,
         format!("there is nothing at {path}"),
     )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::is_text;
+
+    #[test]
+    fn paths_are_text() {
+        for path in [
+            "/",
+            "/apps/a/users/Zo%C3%AB",
+            "/up/100%",
+            "/up/%zz",
+            "/up/%",
+        ] {
+            assert!(is_text(path), "{path}");
+        }
+        for path in ["/up/%ff", "/up/%C3", "/up/%C3x%AB"] {
+            assert!(!is_text(path), "{path}");
+        }
+    }
 }

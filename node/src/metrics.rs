@@ -21,6 +21,9 @@ use summary::{ShardSummaries, ShardSummary};
 
 /// How long confirmations take, for a histogram: a pair lease is 0.3.
 const LAG_SECONDS: [f64; 9] = [0.001, 0.002, 0.005, 0.01, 0.025, 0.05, 0.1, 0.3, 1.0];
+/// How long it takes until a new owner knows all members, for a histogram: it listens for
+/// 2 s in any case.
+const CONVERGENCE_SECONDS: [f64; 9] = [2.0, 2.1, 2.25, 2.5, 3.0, 4.0, 5.0, 10.0, 60.0];
 /// How long hand-offs take, for a histogram.
 const HANDOFF_SECONDS: [f64; 9] = [0.001, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0];
 
@@ -52,6 +55,10 @@ pub struct Metrics {
     pub namespaces_differ: IntGauge,
     /// Differences about interest that a restatement has ended.
     pub interest_healed: IntCounter,
+    /// Members of presence channels that this node owns, by app.
+    pub presence_members: IntGaugeVec,
+    /// How long new owners take until they know all members.
+    pub presence_convergence: Histogram,
     /// Publishes that were repeated with their idempotency key.
     pub publishes_repeated: IntCounter,
     /// Idempotency keys that came again with another request.
@@ -325,6 +332,26 @@ impl Metrics {
                 IntCounter::new(
                     "dunlin_interest_healed_total",
                     "Differences between what a gateway wants and what this node knew, ended by a restatement.",
+                )?,
+            )?,
+            presence_members: add(
+                registry,
+                IntGaugeVec::new(
+                    Opts::new(
+                        "dunlin_presence_members",
+                        "Members of presence channels, connections each, of channels that this node owns, by app.",
+                    ),
+                    &["app"],
+                )?,
+            )?,
+            presence_convergence: add(
+                registry,
+                Histogram::with_opts(
+                    HistogramOpts::new(
+                        "dunlin_presence_convergence_seconds",
+                        "From when this node began to serve a shard in whose channels somebody is present until it knew all who are there: every gateway had said so.",
+                    )
+                    .buckets(CONVERGENCE_SECONDS.into()),
                 )?,
             )?,
             publishes_repeated: add(

@@ -1,11 +1,11 @@
 //! Shell: a task that owns some of the node's shards and drives them.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 use std::time::Duration;
 
 use proto::channel::ChannelKey;
-use proto::id::GatewayRef;
+use proto::id::{AppId, GatewayRef};
 use proto::inspection::Answer;
 use proto::message::{Published, Reply, ShardCounts};
 use proto::namespace::Namespaces;
@@ -78,6 +78,8 @@ pub(crate) struct Worker {
     to_standbys: Vec<FromShard>,
     metrics: Arc<Metrics>,
     by_shard: BTreeMap<ShardId, ShardMetrics>,
+    /// Members that the gauges know of, by app.
+    members: HashMap<AppId, i64>,
     reports: Reports,
     /// When it looked at leases last.
     looked_at: Timestamp,
@@ -109,6 +111,7 @@ impl Worker {
             to_standbys: Vec::new(),
             metrics,
             by_shard: BTreeMap::new(),
+            members: HashMap::new(),
             reports: Reports::default(),
             looked_at: Timestamp::now(),
             lacking: BTreeMap::new(),
@@ -245,7 +248,30 @@ impl Worker {
                     .set(shard.idempotency_keys() as i64);
             }
         }
+        self.count_members();
         effects
+    }
+
+    /// Several workers share the gauges, so each adds what has changed with it.
+    fn count_members(&mut self) {
+        let mut members: HashMap<AppId, i64> = HashMap::new();
+        for (app, count) in self.shards.served().flat_map(|(_, shard)| shard.members()) {
+            match members.get_mut(app) {
+                Some(known) => *known += count as i64,
+                None => drop(members.insert(app.clone(), count as i64)),
+            }
+        }
+        let gauges = &self.metrics.presence_members;
+        for (app, before) in &self.members {
+            let now = members.get(app).copied().unwrap_or_default();
+            gauges.with_label_values(&[app.as_str()]).add(now - before);
+        }
+        for (app, count) in &members {
+            if !self.members.contains_key(app) {
+                gauges.with_label_values(&[app.as_str()]).add(*count);
+            }
+        }
+        self.members = members;
     }
 
     /// Counts what a gateway says became of what this worker has sent. Of what an
@@ -371,6 +397,11 @@ impl Worker {
             }
             Effect::Healed => {
                 self.metrics.interest_healed.inc();
+                false
+            }
+            Effect::Converged(took) => {
+                let took = took.as_secs_f64();
+                self.metrics.presence_convergence.observe(took);
                 false
             }
             Effect::Repeated => {

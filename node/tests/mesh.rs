@@ -100,6 +100,7 @@ fn join(fence: u64, version: u64) -> Request {
         count: 1,
         since: Since::Now,
         version,
+        is_counted: false,
     })
 }
 

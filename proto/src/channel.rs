@@ -67,6 +67,11 @@ pub enum InvalidChannelName {
     Character(char),
 }
 
+/// What is no id of a user.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("the id of a user has 1 to {USER_BYTES_MAX} bytes and no control characters")]
+pub struct InvalidUserId;
+
 impl ChannelName {
     /// The name as text.
     pub fn as_str(&self) -> &str {
@@ -90,9 +95,14 @@ impl ChannelName {
     /// The channel of a user.
     ///
     /// # Errors
-    /// Why there can be none of this id.
-    pub fn of_user(id: &str) -> Result<Self, InvalidChannelName> {
-        Self::try_from(Arc::from(format!("{USER}{id}")))
+    /// When nobody can have this id.
+    pub fn of_user(id: &str) -> Result<Self, InvalidUserId> {
+        Self::try_from(Arc::from(format!("{USER}{id}"))).map_err(|_| InvalidUserId)
+    }
+
+    /// Whose channel it is, if it is a user's.
+    pub fn user(&self) -> Option<&str> {
+        self.0.strip_prefix(USER)
     }
 
     /// The name without the prefix of its kind; what namespaces match on. Of a user's
@@ -238,11 +248,8 @@ mod tests {
         assert_eq!(zoe.kind(), ChannelKind::User);
         assert_eq!(zoe.base(), zoe.as_str());
         assert!(!ChannelName::of_user("cache-1").unwrap().is_cache());
-        assert_eq!(ChannelName::of_user(""), Err(InvalidChannelName::Empty));
-        assert_eq!(
-            ChannelName::of_user("a\n"),
-            Err(InvalidChannelName::Character('\n'))
-        );
+        assert_eq!(ChannelName::of_user(""), Err(InvalidUserId));
+        assert_eq!(ChannelName::of_user("a\n"), Err(InvalidUserId));
         assert!(ChannelName::of_user(&"x".repeat(128)).is_ok());
         assert!(ChannelName::of_user(&"x".repeat(129)).is_err());
         assert!("#other".parse::<ChannelName>().is_err());

@@ -48,12 +48,16 @@ error_codes! {
     StaleTimestamp = "stale_timestamp", 401, "Set the clock of the calling machine.";
     /// A part of the signature is missing.
     MissingSignature = "missing_signature", 401, "Sign the request: auth_key, auth_timestamp, auth_version, body_md5 and auth_signature.";
+    /// The token is not one of this app, or does not say what it must.
+    BadToken = "bad_token", 401, "Make it with the app's key as kid and its secret, with HS256: `dunlin token app` does.";
+    /// The token is not valid any more.
+    ExpiredToken = "expired_token", 401, "Get a new token from the app's backend.";
     /// The app is disabled in the configuration.
     AppDisabled = "app_disabled", 403, "Enable the app, or use another one.";
     /// The page's origin is not among the app's allowed origins.
     ForbiddenOrigin = "forbidden_origin", 403, "Add the origin to the app's allowed_origins.";
-    /// The channel may not be read this way.
-    ForbiddenChannel = "forbidden_channel", 403, "Subscribe over WebSocket with a signature; SSE serves public channels.";
+    /// The channel may not be read or published into this way, or not with this token.
+    ForbiddenChannel = "forbidden_channel", 403, "Get a token that names the channel; for presence channels subscribe over WebSocket.";
     /// No app has this id or key.
     UnknownApp = "unknown_app", 404, "Check the id or key against the server's configuration.";
     /// There is nothing at this path.

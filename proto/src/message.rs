@@ -181,6 +181,10 @@ pub struct Join {
     pub since: Since,
     /// From one counter per gateway incarnation; higher wins.
     pub version: u64,
+    /// Whether the gateway is to be told how many subscribers there are, with
+    /// [`Reply::Subscribers`]: then `count` is of connections, and kept up to date.
+    #[serde(default, skip_serializing_if = "is_false")]
+    pub is_counted: bool,
 }
 
 /// From where a join wants a channel's publications.
@@ -233,6 +237,10 @@ pub struct Enter {
     pub key: ChannelKey,
     /// Who.
     pub member: Member,
+    /// Users that may be present, if that is less than
+    /// [`USERS_MAX`](crate::presence::USERS_MAX).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub users_max: Option<u32>,
 }
 
 /// A member that is in a channel no longer.
@@ -351,6 +359,9 @@ pub struct ChannelsPage {
     pub more: bool,
     /// Whether the owner knows all who are there.
     pub complete: bool,
+    /// Of each channel: connections, where they are counted.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub subscribers: Vec<u32>,
 }
 
 /// What a cache channel keeps for those who come: the last publication of a backend,
@@ -374,6 +385,19 @@ pub struct Attendance {
     pub users: u32,
     /// Whether the owner knows all who are there.
     pub complete: bool,
+    /// Connections, where they are counted.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub subscribers: u32,
+}
+
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "as serde calls it")]
+fn is_zero(count: &u32) -> bool {
+    *count == 0
+}
+
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "as serde calls it")]
+fn is_false(word: &bool) -> bool {
+    !word
 }
 
 impl Told {
@@ -495,6 +519,8 @@ pub enum Reply {
         /// The version of the map that the question came with.
         map_version: u64,
     },
+    /// Unasked, to those who are counted: how many subscribers a channel has.
+    Subscribers(Subscribers),
     /// To a query.
     Queried {
         /// Which query.
@@ -508,6 +534,19 @@ pub enum Reply {
         /// all numbers.
         below: u64,
     },
+}
+
+/// How many subscribers a channel has at all gateways, a moment ago.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Subscribers {
+    /// The shard.
+    pub shard: ShardId,
+    /// The owner's fence.
+    pub fence: Fence,
+    /// The channel.
+    pub key: ChannelKey,
+    /// Connections.
+    pub count: u32,
 }
 
 /// What became of a publish.

@@ -133,7 +133,7 @@ impl Namespaces {
 
 /// Whether `text` is `pattern` with every `*` filled in. Greedy with one level
 /// of backtracking, so it is linear but for the last star.
-fn matches(pattern: &str, text: &str) -> bool {
+pub fn matches(pattern: &str, text: &str) -> bool {
     let (pattern, text) = (pattern.as_bytes(), text.as_bytes());
     let (mut p, mut t) = (0, 0);
     let mut star: Option<(usize, usize)> = None;

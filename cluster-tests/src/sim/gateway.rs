@@ -304,6 +304,7 @@ impl Gateway {
                     place: Place { worker: id, index },
                     key,
                     member,
+                    users_max: None,
                 },
                 Told::Exit(key, connection, grace) => Input::Exit {
                     key,
@@ -595,6 +596,7 @@ impl Serving {
                 (workers, Mail::Broadcast(Arc::new(broadcast)))
             }
             Step::Refused { code, .. } => panic!("no room is full here: {code}"),
+            Step::Count { .. } => panic!("nobody counts subscribers here"),
             // For the edge.
             Step::Kept { .. } => return,
         };

@@ -577,7 +577,10 @@ impl Node {
                 });
                 true
             }
-            Effect::Healed | Effect::Repeated | Effect::KeyRefused { .. } => false,
+            Effect::Healed
+            | Effect::Converged(_)
+            | Effect::Repeated
+            | Effect::KeyRefused { .. } => false,
             // Every process here has a map of this cluster.
             Effect::Unroutable => panic!("n{node} was asked for a shard that does not exist"),
         }

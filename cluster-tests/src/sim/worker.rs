@@ -138,7 +138,11 @@ impl Worker {
     pub fn remove(&mut self, connection: Connection) {
         if let Some(index) = self.index(connection) {
             let of = self.hub.channels_of(index);
-            let rooms: Vec<ChannelKey> = of.filter(|key| is_room(key)).cloned().collect();
+            let rooms: Vec<ChannelKey> = of
+                .map(|(key, _)| key)
+                .filter(|key| is_room(key))
+                .cloned()
+                .collect();
             for key in rooms {
                 let gone = Told::Exit(key, id_of(connection), Some(GRACE));
                 self.statements.push_back(gone);
@@ -164,7 +168,7 @@ impl Worker {
         let wish = Wish {
             cursor,
             positions: true,
-            enters: false,
+            ..Wish::default()
         };
         match self.hub.subscribe(index, &key, wish) {
             Subscribed::First(follow) => {
@@ -310,7 +314,8 @@ impl Worker {
         let Some(channel) = self.hub.index(&broadcast.key) else {
             return;
         };
-        for index in self.hub.told_and_waiting(channel) {
+        for recipient in self.hub.told_and_waiting(channel) {
+            let index = recipient.connection;
             if let Some(Some(connection)) = self.connections.get(index.0 as usize).copied() {
                 tell_members(broadcast, connection, trace);
             }
@@ -492,7 +497,7 @@ fn deliver(broadcast: &Broadcast, connection: Connection, trace: &mut Trace) {
             channel,
             gap: *gap,
         }),
-        Content::Gap(_) => {}
+        Content::Gap(_) | Content::Count(_) => {}
         Content::Members { .. } => tell_members(broadcast, connection, trace),
     }
 }

@@ -267,7 +267,7 @@ async fn guard(
         Verdict::Allowed => next.run(request).await,
         Verdict::Unauthorized => refuse(
             StatusCode::UNAUTHORIZED,
-            "send `Authorization: Bearer TOKEN`; `dunlin token` makes one".into(),
+            "send `Authorization: Bearer TOKEN`; `dunlin token admin` makes one".into(),
         ),
         Verdict::Forbidden => refuse(
             StatusCode::FORBIDDEN,

@@ -96,7 +96,7 @@ impl Tokens {
             let fail = |problem: &str| {
                 (
                     number + 1,
-                    format!("{problem}; `dunlin token` makes such lines"),
+                    format!("{problem}; `dunlin token admin` makes such lines"),
                 )
             };
             let mut digest = [0; 32];
@@ -117,7 +117,7 @@ impl Tokens {
         if known.is_empty() {
             return Err((
                 1,
-                "there is no token in the file; make one with `dunlin token`".into(),
+                "there is no token in the file; make one with `dunlin token admin`".into(),
             ));
         }
         Ok(Self { known })

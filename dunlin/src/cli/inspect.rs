@@ -203,7 +203,7 @@ impl At {
         match status {
             StatusCode::UNAUTHORIZED => format!(
                 "{server} wants a token, or another one: put one with the scope cluster:read into the environment as \
-                 DUNLIN_ADMIN_TOKEN (`dunlin token --scope cluster:read` makes one): {why}"
+                 DUNLIN_ADMIN_TOKEN (`dunlin token admin --scope cluster:read` makes one): {why}"
             ),
             StatusCode::FORBIDDEN => {
                 format!("{server} does not allow that with the token in DUNLIN_ADMIN_TOKEN: {why}")

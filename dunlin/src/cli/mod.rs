@@ -59,7 +59,7 @@ pub(crate) enum Command {
     Nodes(nodes::Options),
     /// Make the certificates by which nodes know each other.
     Certs(certs::Options),
-    /// Make a token for the admin address.
+    /// Make tokens: for the admin address, or of an app.
     Token(token::Options),
     /// Print the configuration that results from file, environment and flags.
     Config(Box<config::Options>),

@@ -141,8 +141,8 @@ fn labels(family: &MetricFamily) -> String {
 
 fn errors() -> String {
     let mut page = String::from(
-        "# Errors\n\n## HTTP\n\nOn the client address, bodies are JSON: `error` (for people), `code` (for programs), `status`. A publish into several channels \
-         that was not taken by all of them also has `accepted` and `failed`, lists of channels. 503 comes with `Retry-After`.\n\n\
+        "# Errors\n\n## HTTP\n\nOn the client address, bodies are JSON: `error` (for people), `code` (for programs), `status`. A publication \
+         that was not taken into all of its channels also has `accepted` and `failed`, lists of channels, and one of a batch `failed_events`, their places in it. 429 and 503 come with `Retry-After`. Probes of load balancers are answered in plain text.\n\n\
          | code | status | meaning | what to do |\n|---|---|---|---|\n",
     );
     for code in ErrorCode::ALL {

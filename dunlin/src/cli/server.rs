@@ -22,7 +22,7 @@ pub(crate) struct ServerOptions {
     /// 127.0.0.1:9611].
     #[arg(long, env = "DUNLIN_ADMIN", value_name = "IP:PORT", value_parser = address)]
     pub(crate) admin: Option<SocketAddr>,
-    /// Tokens for the admin address, one a line, made by `dunlin token`. Without them it must be a
+    /// Tokens for the admin address, one a line, made by `dunlin token admin`. Without them it must be a
     /// loopback address.
     #[arg(long, env = "DUNLIN_ADMIN_TOKEN_FILE", value_name = "FILE")]
     pub(crate) admin_token_file: Option<PathBuf>,

@@ -1,18 +1,36 @@
-//! `dunlin token`: makes a token for the admin address. The token is printed
-//! once; the file keeps only its hash.
+//! `dunlin token`: makes tokens. One for the admin address is printed once, and its
+//! file keeps only its hash; those of an app are kept nowhere.
 
 use std::fs::OpenOptions;
 use std::io::Write;
 use std::path::PathBuf;
 
 use anyhow::Context;
-use clap::Args;
+use clap::{Args, Subcommand};
+use gateway::core::token::{self, Claims, PATTERNS_MAX};
+use proto::time::UnixTime;
 
+use super::AppText;
 use crate::admin::tokens::{Scope, Token};
 use crate::exit::{Exit, Failure};
 
 #[derive(Debug, Args)]
 pub(crate) struct Options {
+    #[command(subcommand)]
+    of: Of,
+}
+
+#[derive(Debug, Subcommand)]
+enum Of {
+    /// Make a token for the admin address. Its hash goes into a file.
+    Admin(AdminOptions),
+    /// Make a token of an app: for an event stream of private channels, or to publish without the
+    /// app's secret.
+    App(AppOptions),
+}
+
+#[derive(Debug, Args)]
+struct AdminOptions {
     /// What it may be used for; several with commas.
     #[arg(long, value_enum, value_delimiter = ',', required = true)]
     scope: Vec<Scope>,
@@ -24,7 +42,67 @@ pub(crate) struct Options {
     file: Option<PathBuf>,
 }
 
+#[derive(Debug, Args)]
+struct AppOptions {
+    /// The app whose token it is.
+    #[arg(
+        long,
+        env = "DUNLIN_APP",
+        value_name = "ID:KEY:SECRET",
+        default_value = "app-id:app-key:app-secret",
+        hide_env_values = true
+    )]
+    app: AppText,
+    /// Channels that may be read; `*` stands for any run of characters. May be given several
+    /// times.
+    #[arg(long, value_name = "PATTERN", required_unless_present = "publish")]
+    subscribe: Vec<String>,
+    /// Channels that may be published into.
+    #[arg(long, value_name = "PATTERN")]
+    publish: Vec<String>,
+    /// How many seconds it is valid.
+    #[arg(long, value_name = "SECONDS", default_value = "3600", value_parser = clap::value_parser!(u32).range(1..))]
+    valid: u32,
+}
+
 pub(crate) fn run(options: &Options) -> Result<(), Failure> {
+    match &options.of {
+        Of::Admin(options) => admin(options),
+        Of::App(options) => app(options),
+    }
+}
+
+fn app(options: &AppOptions) -> Result<(), Failure> {
+    let app = options.app.parse()?;
+    for (flag, patterns) in [
+        ("--subscribe", &options.subscribe),
+        ("--publish", &options.publish),
+    ] {
+        if patterns.len() > PATTERNS_MAX {
+            let message = format!("{flag}: at most {PATTERNS_MAX} patterns");
+            return Err(Exit::Usage.because(message));
+        }
+    }
+    let exp = now().secs() + u64::from(options.valid);
+    let claims = Claims {
+        exp,
+        nbf: None,
+        subscribe: options.subscribe.clone(),
+        publish: options.publish.clone(),
+    };
+    println!("{}", token::issue(&app.key, &app.secret, &claims));
+    Ok(())
+}
+
+#[expect(
+    clippy::disallowed_methods,
+    reason = "shell: tokens expire by the wall clock"
+)]
+fn now() -> UnixTime {
+    UnixTime::now()
+}
+
+fn admin(options: &AdminOptions) -> Result<(), Failure> {
     if options.name.is_empty() || options.name.contains(char::is_whitespace) {
         return Err(Exit::Usage.because("--name: one word, for the token file"));
     }

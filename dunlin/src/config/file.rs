@@ -9,13 +9,14 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use gateway::app::{
-    App, CLIENT_EVENTS_PER_S_DEFAULT, PAYLOAD_BYTES_DEFAULT, PAYLOAD_BYTES_LIMIT, Secret,
+    App, Bounds, CLIENT_EVENTS_PER_S_DEFAULT, PAYLOAD_BYTES_DEFAULT, PAYLOAD_BYTES_LIMIT, Secret,
 };
 use gateway::core::admission::AppLimits;
 use gateway::core::connection;
 use gateway::core::limits::Rate;
 use proto::id::{AppId, NodeId};
 use proto::namespace::{HistoryLimits, Namespace, Slow, Standby};
+use proto::presence::USERS_MAX;
 use schemars::JsonSchema;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
@@ -33,7 +34,7 @@ pub(crate) struct File {
     /// Where health, metrics and administration are. Without `admin_token_file` it must be a loopback address.
     #[schemars(with = "Option<String>")]
     pub(crate) admin: Option<SocketAddr>,
-    /// Tokens for the admin address, made by `dunlin token`.
+    /// Tokens for the admin address, made by `dunlin token admin`.
     pub(crate) admin_token_file: Option<PathBuf>,
     /// How to write logs: `text` or `json`.
     #[schemars(with = "Option<String>")]
@@ -137,9 +138,30 @@ pub(crate) struct AppConfig {
     /// Bytes of one event's data at most, up to 409600.
     #[serde(default = "payload_default")]
     pub(crate) payload_bytes_max: usize,
+    /// Bytes of a channel's name at most, 1 to 200.
+    #[serde(default = "channel_bytes_default")]
+    pub(crate) channel_bytes_max: usize,
+    /// Bytes of an event's name at most, 1 to 200.
+    #[serde(default = "event_bytes_default")]
+    pub(crate) event_bytes_max: usize,
+    /// Channels of one event at most, 1 to 100.
+    #[serde(default = "event_channels_default")]
+    pub(crate) event_channels_max: usize,
+    /// Events of one batch at most, 1 to 10.
+    #[serde(default = "batch_events_default")]
+    pub(crate) batch_events_max: usize,
+    /// Users in one presence channel at most, 1 to 10000.
+    #[serde(default = "users_default")]
+    pub(crate) users_max: u32,
+    /// Bytes of one user's `user_info` at most, up to 2048.
+    #[serde(default = "user_info_default")]
+    pub(crate) user_info_bytes_max: usize,
     /// Whether clients may publish events to each other (`client-…`), in private channels that they follow.
     #[serde(default)]
     pub(crate) client_events: bool,
+    /// Whether subscribers are counted: clients are told how many there are (`pusher:subscription_count`), and backends may ask (`info`).
+    #[serde(default)]
+    pub(crate) subscription_count: bool,
     /// How many such events a second each client may publish; after a rest twice as many at once. 0: no limit. Beyond, each is refused with error 4301.
     #[serde(default = "client_events_default")]
     pub(crate) client_events_per_s: u32,
@@ -279,6 +301,30 @@ fn payload_default() -> usize {
 
 fn client_events_default() -> u32 {
     CLIENT_EVENTS_PER_S_DEFAULT
+}
+
+fn channel_bytes_default() -> usize {
+    Bounds::default().channel_bytes_max
+}
+
+fn event_bytes_default() -> usize {
+    Bounds::default().event_bytes_max
+}
+
+fn event_channels_default() -> usize {
+    Bounds::default().event_channels_max
+}
+
+fn batch_events_default() -> usize {
+    Bounds::default().batch_events_max
+}
+
+fn users_default() -> u32 {
+    USERS_MAX as u32
+}
+
+fn user_info_default() -> usize {
+    Bounds::default().user_info_bytes_max
 }
 
 fn history_publications() -> u32 {
@@ -439,6 +485,10 @@ impl File {
                     format!("{at}.payload_bytes_max: expected 1 to {PAYLOAD_BYTES_LIMIT}");
                 return Err(("payload_bytes_max".into(), message));
             }
+            if let Some((name, least, most)) = app.out_of_bounds() {
+                let message = format!("{at}.{name}: expected {least} to {most}");
+                return Err((name.into(), message));
+            }
         }
         Ok(())
     }
@@ -515,7 +565,14 @@ impl AppConfig {
             api_requests_per_s: 0,
             publishes_per_s: 0,
             payload_bytes_max: PAYLOAD_BYTES_DEFAULT,
+            channel_bytes_max: channel_bytes_default(),
+            event_bytes_max: event_bytes_default(),
+            event_channels_max: event_channels_default(),
+            batch_events_max: batch_events_default(),
+            users_max: users_default(),
+            user_info_bytes_max: user_info_default(),
             client_events: false,
+            subscription_count: false,
             client_events_per_s: CLIENT_EVENTS_PER_S_DEFAULT,
             user_authentication_timeout_s: 0,
         })
@@ -524,6 +581,48 @@ impl AppConfig {
     pub(crate) fn from_text(text: &AppText) -> Result<Self, Failure> {
         let app = text.parse()?;
         Self::new(&app.id, &app.key, app.secret)
+    }
+
+    /// The first bound that is more than any app may have, or that nothing can meet; and
+    /// from where to where it may go.
+    fn out_of_bounds(&self) -> Option<(&'static str, usize, usize)> {
+        let most = Bounds::default();
+        [
+            (
+                "channel_bytes_max",
+                self.channel_bytes_max,
+                1,
+                most.channel_bytes_max,
+            ),
+            (
+                "event_bytes_max",
+                self.event_bytes_max,
+                1,
+                most.event_bytes_max,
+            ),
+            (
+                "event_channels_max",
+                self.event_channels_max,
+                1,
+                most.event_channels_max,
+            ),
+            (
+                "batch_events_max",
+                self.batch_events_max,
+                1,
+                most.batch_events_max,
+            ),
+            ("users_max", self.users_max as usize, 1, USERS_MAX),
+            (
+                "user_info_bytes_max",
+                self.user_info_bytes_max,
+                0,
+                most.user_info_bytes_max,
+            ),
+        ]
+        .into_iter()
+        .find(|(_, value, least, most)| !(least..=most).contains(&value))
+        .map(|(name, _, least, most)| (name, least, most))
     }
 
     pub(super) fn app(&self) -> App {
@@ -544,7 +643,16 @@ impl AppConfig {
             publishes: rate(self.publishes_per_s),
         };
         app.payload_bytes_max = self.payload_bytes_max;
+        app.bounds = Bounds {
+            channel_bytes_max: self.channel_bytes_max,
+            event_bytes_max: self.event_bytes_max,
+            event_channels_max: self.event_channels_max,
+            batch_events_max: self.batch_events_max,
+            users_max: (self.users_max < users_default()).then_some(self.users_max),
+            user_info_bytes_max: self.user_info_bytes_max,
+        };
         app.client_events = self.client_events;
+        app.subscription_count = self.subscription_count;
         app.client_event_rate = rate(self.client_events_per_s);
         let patience = u64::from(self.user_authentication_timeout_s);
         app.authentication_timeout = (patience > 0).then(|| Duration::from_secs(patience));

@@ -141,7 +141,7 @@ impl Server {
         let admin = file.admin.unwrap_or(default);
         if file.admin_token_file.is_none() && !admin::is_private(admin) {
             return Err(format!(
-                "admin is {admin}, which others can reach, and there are no tokens: make some with `dunlin token --scope cluster:admin,metrics:read --file FILE` \
+                "admin is {admin}, which others can reach, and there are no tokens: make some with `dunlin token admin --scope cluster:admin,metrics:read --file FILE` \
                  and name the file with --admin-token-file, or use a loopback address",
             ));
         }

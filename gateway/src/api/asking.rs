@@ -48,7 +48,9 @@ async fn tell_channel(
     let channel = channel_name(name)?;
     let bad = |message| Problem::new(ErrorCode::BadRequest, message);
     let info = Info::parse(&parameter(head, "info").unwrap_or_default()).map_err(bad)?;
-    info.check(&channel).map_err(bad)?;
+    info.check_app(app)
+        .and_then(|()| info.check(&channel))
+        .map_err(bad)?;
     let attendance = attendance(context, app, &channel).await?;
     let mut told = info_of(attendance, info);
     add_cached(context, app, &channel, info, &mut told).await?;
@@ -106,6 +108,10 @@ fn info_of(attendance: Attendance, info: Info) -> Map<String, Value> {
     let mut told = Map::new();
     if info.user_count {
         told.insert("user_count".into(), json!(attendance.users));
+    }
+    if info.subscription_count {
+        let count = json!(attendance.subscribers);
+        told.insert("subscription_count".into(), count);
     }
     told
 }
@@ -172,7 +178,7 @@ pub(super) fn asks<'a>(context: &'a Context, id: &str, head: &Parts) -> Result<&
     if head.method != Method::GET {
         return Err(Problem::method_not_allowed("GET"));
     }
-    let (app, _) = authenticate(context, id, head)?;
+    let (app, _) = authenticate(context, id, head, &[head.uri.path()])?;
     Ok(app)
 }
 

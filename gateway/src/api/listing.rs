@@ -1,5 +1,6 @@
 //! Which channels of an app are occupied: each owner is asked about its shards.
 
+use std::iter;
 use std::pin::pin;
 use std::time::Duration;
 
@@ -61,6 +62,7 @@ struct Occupied {
     shard: ShardId,
     name: ChannelName,
     users: u32,
+    subscribers: u32,
 }
 
 /// The occupied channels of a shard, and whether its owner knows all of them.
@@ -97,6 +99,10 @@ async fn list(context: &Context, id: &str, head: &Parts) -> Result<Value, Proble
         let mut attributes = Map::new();
         if wanted.info.user_count {
             attributes.insert("user_count".into(), json!(occupied.users));
+        }
+        if wanted.info.subscription_count {
+            let count = json!(occupied.subscribers);
+            attributes.insert("subscription_count".into(), count);
         }
         (occupied.name.to_string(), Value::Object(attributes))
     };
@@ -183,7 +189,17 @@ async fn of_shard(context: &Context, wanted: &Wanted, shard: ShardId) -> Answer 
         };
         after = page.channels.last().map(|(name, _)| name.clone());
         let occupied = page.channels.into_iter();
-        channels.extend(occupied.map(|(name, users)| Occupied { shard, name, users }));
+        let counts = page.subscribers.into_iter().chain(iter::repeat(0));
+        channels.extend(
+            occupied
+                .zip(counts)
+                .map(|((name, users), subscribers)| Occupied {
+                    shard,
+                    name,
+                    users,
+                    subscribers,
+                }),
+        );
         let is_enough = wanted.limit.is_some_and(|limit| channels.len() > limit);
         if !page.more || after.is_none() || is_enough {
             return Ok((channels, page.complete));
@@ -193,9 +209,11 @@ async fn of_shard(context: &Context, wanted: &Wanted, shard: ShardId) -> Answer 
 
 fn wanted(context: &Context, id: &str, head: &Parts) -> Result<Wanted, Problem> {
     let bad = |message: String| Problem::new(ErrorCode::BadRequest, message);
-    let app = asks(context, id, head)?.id.clone();
+    let app = asks(context, id, head)?;
     let prefix = parameter(head, "filter_by_prefix").unwrap_or_default();
     let info = Info::parse(&parameter(head, "info").unwrap_or_default()).map_err(bad)?;
+    info.check_app(app).map_err(bad)?;
+    let app = app.id.clone();
     if info.cache {
         return Err(bad("info: cache is told of one channel at a time".into()));
     }
@@ -214,6 +232,7 @@ fn wanted(context: &Context, id: &str, head: &Parts) -> Result<Wanted, Problem> 
         cursor
             .split_once(':')
             .and_then(|(shard, name)| Some((ShardId(shard.parse().ok()?), name.parse().ok()?)))
+            .filter(|(shard, _)| shard.0 < context.mesh.shards())
             .ok_or_else(|| bad("cursor is none that this server gave".into()))
     });
     let after = cursor.transpose()?;
@@ -242,6 +261,7 @@ mod tests {
             shard: ShardId(shard),
             name: name.parse().unwrap(),
             users: 0,
+            subscribers: 0,
         };
         ready(Ok((names.iter().map(occupied).collect(), true))).boxed()
     }

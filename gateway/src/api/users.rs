@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use axum::Router;
+use axum::body::Body;
 use axum::extract::{Path, Request, State};
 use axum::http::Method;
 use axum::http::request::Parts;
@@ -16,6 +17,8 @@ use proto::time::UnixTime;
 use serde_json::json;
 
 use super::{BODY_OVERHEAD, authenticate, failed, read_body, refused};
+use crate::app::App;
+use crate::core::auth;
 use crate::core::uplink::Order;
 use crate::problem::Problem;
 use crate::server::Context;
@@ -35,28 +38,44 @@ async fn terminate(
         return refused(Problem::method_not_allowed("POST"), unread);
     }
     let (head, body) = request.into_parts();
-    match end_all(&context, &id, &user, &head, body).await {
+    let (app, signed) = match authenticated(&context, &id, &user, &head) {
+        Ok(authenticated) => authenticated,
+        Err(problem) => return refused(problem, unread),
+    };
+    match end_all(&context, app, &user, &signed, body).await {
         Ok(()) => Json(json!({})).into_response(),
-        Err(problem) => refused(problem, unread),
+        Err(problem) => problem.into_response(),
     }
+}
+
+/// SDKs sign the path as they were given it, and send it with `%` before what a path may
+/// not have: either is right, and names the same user.
+fn authenticated<'a>(
+    context: &'a Context,
+    id: &str,
+    user: &str,
+    head: &Parts,
+) -> Result<(&'a Arc<App>, auth::Signed), Problem> {
+    let sent = head.uri.path();
+    let meant = format!("/apps/{id}/users/{user}/terminate_connections");
+    authenticate(context, id, head, &[sent, &meant])
 }
 
 /// Ends all connections that have signed in as a user by now, at all gateways: the word
 /// is an entry of the user's channel, which all of them follow.
 async fn end_all(
     context: &Context,
-    id: &str,
+    app: &App,
     user: &str,
-    head: &Parts,
-    body: axum::body::Body,
+    signed: &auth::Signed,
+    body: Body,
 ) -> Result<(), Problem> {
-    let (app, signed) = authenticate(context, id, head)?;
     let body = read_body(body, BODY_OVERHEAD).await?;
     signed
         .check_body(&body)
         .map_err(|error| failed(context, &error))?;
     let channel = ChannelName::of_user(user)
-        .map_err(|invalid| Problem::new(ErrorCode::BadRequest, format!("user: {invalid}")))?;
+        .map_err(|invalid| Problem::new(ErrorCode::BadRequest, invalid.to_string()))?;
     let app = app.id.clone();
     let order = Order {
         key: ChannelKey { app, channel },

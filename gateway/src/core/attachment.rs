@@ -21,11 +21,13 @@ use proto::publication::Publication;
 use proto::time::Timestamp;
 
 use super::workers::{WorkerId, Workers};
+use counting::Counting;
 use presence::Presence;
 use resuming::Resuming;
 use window::Window;
 
 mod cache;
+mod counting;
 mod presence;
 mod resuming;
 mod window;
@@ -117,6 +119,15 @@ pub enum Step {
         /// and these gone.
         went: Vec<Arc<str>>,
     },
+    /// The channel has so many subscribers at all gateways.
+    Count {
+        /// Who is told.
+        workers: Workers,
+        /// Where the channel stands.
+        position: Position,
+        /// How many.
+        count: u32,
+    },
     /// The window has one more; whoever has the windows says when it goes, with
     /// [`Attachment::release`].
     Kept {
@@ -155,6 +166,8 @@ pub struct Attachment {
     presence: Option<Box<Presence>>,
     /// What a cache channel keeps for those who come.
     kept: Option<Kept>,
+    /// How many subscribers there are, if they are counted.
+    counting: Option<Box<Counting>>,
     /// The join that is on its way.
     asked: Option<Asked>,
     /// Something may have been lost since it was sent, which its answer does
@@ -207,11 +220,6 @@ impl Attachment {
         !self.told.is_empty() || !self.waiting.is_empty()
     }
 
-    /// How many workers follow.
-    pub fn followers(&self) -> u32 {
-        self.told.len() + self.waiting.len() as u32
-    }
-
     /// The version of the join on its way.
     pub fn asked(&self) -> Option<u64> {
         self.asked.map(|asked| asked.version)
@@ -260,6 +268,7 @@ impl Attachment {
     pub fn unfollow(&mut self, worker: WorkerId) {
         self.told.remove(worker);
         self.waiting.retain(|(waiting, _)| *waiting != worker);
+        self.forget_count(worker);
         self.forget_resuming(worker);
     }
 
@@ -429,7 +438,7 @@ impl Attachment {
         let Some(position) = self.position.filter(|_| self.attached) else {
             return;
         };
-        for (worker, follow) in self.waiting.drain(..) {
+        for (worker, follow) in std::mem::take(&mut self.waiting) {
             self.told.insert(worker);
             steps.push(Step::Attached {
                 worker,
@@ -437,6 +446,7 @@ impl Attachment {
                 position,
                 kept: self.kept.clone(),
             });
+            self.tell_count_to(worker, steps);
         }
     }
 

@@ -108,10 +108,22 @@ pub fn verify_user(
         return Err(Error::WrongKey);
     }
     let signature = hex::decode(signature).map_err(|_| Error::WrongSignature)?;
-    let mut mac = keyed(&app.secret);
-    mac.update(format!("{connection}::user::{user_data}").as_bytes());
-    mac.verify_slice(&signature)
+    user_mac(&app.secret, connection, user_data)
+        .verify_slice(&signature)
         .map_err(|_| Error::WrongSignature)
+}
+
+/// The token with which a client may sign in: what an app's backend computes as `auth`,
+/// without the key before the colon.
+pub fn user_signature(secret: &Secret, connection: ConnectionId, user_data: &str) -> String {
+    let mac = user_mac(secret, connection, user_data);
+    hex::encode(mac.finalize().into_bytes())
+}
+
+fn user_mac(secret: &Secret, connection: ConnectionId, user_data: &str) -> Hmac<Sha256> {
+    let mut mac = keyed(secret);
+    mac.update(format!("{connection}::user::{user_data}").as_bytes());
+    mac
 }
 
 fn channel_mac(
@@ -256,7 +268,7 @@ fn request_mac(
     mac
 }
 
-fn keyed(secret: &Secret) -> Hmac<Sha256> {
+pub(super) fn keyed(secret: &Secret) -> Hmac<Sha256> {
     Hmac::new_from_slice(secret.expose().as_bytes()).expect("HMAC takes keys of any length")
 }
 

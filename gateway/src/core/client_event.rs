@@ -3,7 +3,6 @@
 use std::sync::Arc;
 
 use proto::channel::{ChannelKind, ChannelName};
-use proto::publication::EVENT_BYTES_MAX;
 
 use super::connection::Held;
 use crate::app::App;
@@ -28,15 +27,15 @@ impl ClientEvent {
         if !app.client_events {
             return Err("this app does not take events of clients".into());
         }
-        let bytes = self.event.len();
-        if bytes > EVENT_BYTES_MAX {
+        let (bytes, most) = (self.event.len(), app.bounds.event_bytes_max);
+        if bytes > most {
             return Err(format!(
-                "the name of an event has {EVENT_BYTES_MAX} bytes at most, and not {bytes}"
+                "the name of an event has {most} bytes at most, and not {bytes}"
             ));
         }
-        let channel: ChannelName = self
-            .channel
-            .parse()
+        let channel = app
+            .bounds
+            .channel(&self.channel)
             .map_err(|invalid| format!("channel: {invalid}"))?;
         match channel.kind() {
             ChannelKind::Private | ChannelKind::Presence => {}
@@ -70,6 +69,7 @@ impl ClientEvent {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use proto::publication::EVENT_BYTES_MAX;
 
     fn check(change: impl Fn(&mut App, &mut ClientEvent)) -> Result<String, String> {
         let mut app = App::new("a".parse().unwrap(), "key", "secret");

@@ -14,6 +14,7 @@ use super::auth;
 use super::client_event::ClientEvent;
 use super::limits::{Bucket, Limiter, Rate};
 use super::signing::{self, Signing};
+use super::watchlist::WATCHED_MAX;
 use crate::app::App;
 use crate::protocol::pusher::{Malformed, member};
 use crate::protocol::{Close, CloseCode, Command, Frame, Recover};
@@ -60,6 +61,8 @@ impl Default for Limits {
 /// Messages over the rate, one after the other, until a client is given up.
 const IGNORED_MAX: u32 = 1_000;
 
+/// Pusher's code for a watchlist that is too long.
+const WATCHLIST_LIMIT: u16 = 4302;
 /// Pusher's code for a message of a client that was not taken.
 const MESSAGE_REJECTED: u16 = 4301;
 
@@ -93,8 +96,6 @@ pub enum Effect {
     Send(Frame),
     /// Add it to the channel; it is told when the channel is attached.
     Subscribe(ChannelName, Recover),
-    /// Add it to its user's channel; when that is attached it has signed in.
-    SignIn(ChannelName),
     /// Add it to the channel as this user; it is told when it is a member.
     Enter(ChannelName, Recover, User),
     /// Take it out of the channel.
@@ -301,7 +302,18 @@ impl Connection {
     fn sign_in(&mut self, user_data: String, auth: &str, effects: &mut Vec<Effect>) {
         let unauthorized = Some(CloseCode::Unauthorized.number());
         match self.signing.sign_in(&self.app, self.id, user_data, auth) {
-            Ok(channel) => effects.push(Effect::SignIn(channel)),
+            Ok(signing::SigningIn {
+                channel,
+                user,
+                watches_too_many,
+            }) => {
+                if watches_too_many {
+                    let message =
+                        format!("a watchlist has at most {WATCHED_MAX} users; nobody is watched");
+                    effects.push(error(Some(WATCHLIST_LIMIT), message));
+                }
+                effects.push(Effect::Enter(channel, Recover::No, user));
+            }
             Err(signing::Refusal::Signature(refusal)) => {
                 effects.push(Effect::AuthFailed(refusal.reason()));
                 effects.push(error(unauthorized, format!("signing in: {refusal}")));
@@ -315,10 +327,15 @@ impl Connection {
         }
     }
 
-    /// A channel is attached: what the client is told instead of that, if it has signed
-    /// in by it.
-    pub fn signed_in(&mut self, channel: &ChannelName) -> Option<Frame> {
-        self.signing.attached(channel)
+    /// It is a member of a channel: what the client is told instead of that, if it has
+    /// signed in by it, and whom it watches.
+    pub fn signed_in(&mut self, channel: &ChannelName) -> Option<(Frame, Vec<Arc<str>>)> {
+        self.signing.entered(channel)
+    }
+
+    /// Whether it has signed in as the user whose channel it is.
+    pub fn is_user_of(&self, channel: &ChannelName) -> bool {
+        self.signing.has(channel)
     }
 
     fn publish(
@@ -355,6 +372,7 @@ impl Connection {
     /// It is in a channel no longer, or was not let in.
     pub fn leave(&mut self, channel: &ChannelName) {
         self.users.remove(channel);
+        self.signing.not_entered(channel);
     }
 
     fn subscribe(
@@ -365,9 +383,9 @@ impl Connection {
         limits: &Limits,
         held: &Held<'_>,
     ) -> Vec<Effect> {
-        let channel: ChannelName = match name.parse() {
+        let channel = match self.app.bounds.channel(&name) {
             Ok(channel) => channel,
-            Err(invalid) => return vec![refused(name, "InvalidChannel", invalid.to_string(), 400)],
+            Err(invalid) => return vec![refused(name, "InvalidChannel", invalid, 400)],
         };
         let most = limits.subscriptions_max;
         if held.count >= most as usize && !(held.has)(&channel) {
@@ -411,7 +429,8 @@ impl Connection {
             let message = format!("Existing subscription to channel {channel}");
             return vec![error(None, message)];
         }
-        match member::parse(signed.channel_data.unwrap_or_default()) {
+        let info_bytes_max = self.app.bounds.user_info_bytes_max;
+        match member::parse(signed.channel_data.unwrap_or_default(), info_bytes_max) {
             Ok(user) => {
                 self.users.insert(channel.clone(), Arc::clone(&user.id));
                 vec![Effect::Enter(channel, recover, user)]
@@ -424,8 +443,15 @@ impl Connection {
     }
 }
 
-/// What a client is told that is not let into a presence channel.
+/// What a client is told that is not let into a presence channel, or that could not sign
+/// in.
 pub fn not_entered(channel: &ChannelName, code: ErrorCode) -> Frame {
+    if channel.kind() == ChannelKind::User {
+        return Frame::Error {
+            code: Some(CloseCode::Unauthorized.number()),
+            message: format!("signing in: {code}; try again later"),
+        };
+    }
     let (kind, message) = match code {
         ErrorCode::RosterFull => (
             "LimitReached",

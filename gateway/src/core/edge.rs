@@ -110,6 +110,17 @@ pub enum Input {
         key: ChannelKey,
         /// Who it is.
         member: Member,
+        /// Users that may be present, if that is less than elsewhere.
+        users_max: Option<u32>,
+    },
+    /// A client is to be told who is in a channel, without being a member.
+    Watch {
+        /// Where it is.
+        place: Place,
+        /// The channel.
+        key: ChannelKey,
+        /// Which one.
+        connection: ConnectionId,
     },
     /// A client is a member of a channel no longer.
     Exit {
@@ -119,6 +130,15 @@ pub enum Input {
         connection: ConnectionId,
         /// It has gone without a word, and may take so long to come back.
         grace: Option<Duration>,
+    },
+    /// A worker has so many subscribers of a channel.
+    Count {
+        /// Which worker.
+        worker: WorkerId,
+        /// The channel.
+        key: ChannelKey,
+        /// How many.
+        count: u32,
     },
     /// A worker has spread publications over its connections.
     Spread {
@@ -278,6 +298,9 @@ pub struct Edge {
     /// What nodes were asked on somebody's behalf.
     asked: BTreeMap<Ticket, asking::Asked>,
     beat_at: Timestamp,
+    /// Channels whose owners are to hear with the next one of how many subscribers they
+    /// have.
+    recount: BTreeSet<(ShardId, ChannelKey)>,
     /// With which shard the next beat begins.
     beat_from: u16,
     /// Reused, so that delivering allocates nothing.
@@ -397,6 +420,7 @@ impl Edge {
             asking: BTreeMap::new(),
             asked: BTreeMap::new(),
             beat_at: Timestamp(0),
+            recount: BTreeSet::new(),
             beat_from: 0,
             steps: Vec::new(),
             fresh: Vec::new(),
@@ -419,7 +443,17 @@ impl Edge {
                 cursor,
             } => self.resume(now, worker, &key, cursor, effects),
             Input::Unfollow { worker, key } => self.unfollow(now, worker, &key),
-            Input::Enter { place, key, member } => self.enter(now, &key, member, place, effects),
+            Input::Enter {
+                place,
+                key,
+                member,
+                users_max,
+            } => self.enter(now, &key, (member, users_max), place, effects),
+            Input::Watch {
+                place,
+                key,
+                connection,
+            } => self.watch(now, &key, connection, place, effects),
             Input::Exit {
                 key,
                 connection,
@@ -430,6 +464,7 @@ impl Edge {
                 connection,
                 grace: Some(grace),
             } => self.linger(now, key, connection, grace),
+            Input::Count { worker, key, count } => self.count(worker, key, count),
             Input::Spread {
                 shard,
                 fence,

@@ -72,6 +72,8 @@ struct Subscriber {
     back: u32,
     /// Whether it is told the position of each publication.
     positions: bool,
+    /// Whether it is told who is online, and nothing else.
+    watches: bool,
 }
 
 /// One that waits: what it will be, and where it stood.
@@ -111,7 +113,7 @@ enum List {
 }
 
 /// Where one stands that has not been told yet where it does.
-const NOWHERE: Position = Position {
+pub const NOWHERE: Position = Position {
     epoch: Epoch(0),
     offset: Offset::ZERO,
 };
@@ -142,8 +144,10 @@ pub struct Wish {
     pub cursor: Option<Position>,
     /// Whether it is told the position of each publication.
     pub positions: bool,
-    /// Whether it gets nothing before it is a member.
+    /// Whether it gets nothing before it is a member, or knows who is.
     pub enters: bool,
+    /// Whether it is told who is online, and nothing else.
+    pub watches: bool,
 }
 
 /// Who gets a publication.
@@ -153,6 +157,8 @@ pub struct Recipient {
     pub connection: ConnectionIndex,
     /// Whether it is told the position of each publication.
     pub positions: bool,
+    /// Whether it is told who is online, and nothing else.
+    pub watches: bool,
 }
 
 /// One that had waited and is given what it missed.
@@ -171,6 +177,7 @@ impl Subscriber {
         Recipient {
             connection: self.connection,
             positions: self.positions,
+            watches: self.watches,
         }
     }
 }
@@ -212,6 +219,7 @@ impl Hub {
             connection,
             back: self.connections[at].len() as u32,
             positions: wish.positions,
+            watches: wish.watches,
         };
         let channel = &mut self.channels[index.0 as usize];
         let (stage, cursor) = if wish.enters {
@@ -362,16 +370,35 @@ impl Hub {
         })
     }
 
+    /// How many connections are subscribed to a channel, whatever they wait for.
+    pub fn subscribers(&self, channel: ChannelIndex) -> u32 {
+        let waiting = self.channels.get(channel.0 as usize);
+        let waiting = waiting.map_or(0, |channel| channel.resuming.len());
+        (self.audience(channel) + waiting) as u32
+    }
+
     /// Whether a connection is subscribed to a channel.
     pub fn has(&self, connection: ConnectionIndex, key: &ChannelKey) -> bool {
         self.find(connection, key).is_some()
     }
 
-    /// The channels that a connection gets, or waits for.
-    pub fn channels_of(&self, connection: ConnectionIndex) -> impl Iterator<Item = &ChannelKey> {
+    /// The channels that a connection gets, or waits for, and whether it is only told who
+    /// is online.
+    pub fn channels_of(
+        &self,
+        connection: ConnectionIndex,
+    ) -> impl Iterator<Item = (&ChannelKey, bool)> {
         let links = self.connections.get(connection.0 as usize);
         let links = links.into_iter().flatten();
-        links.map(|link| &self.channels[link.channel.0 as usize].key)
+        links.map(|link| {
+            let channel = &self.channels[link.channel.0 as usize];
+            let at = link.slot as usize;
+            let subscriber = match link.list {
+                List::Subscribers => &channel.subscribers[at],
+                List::Resuming => &channel.resuming[at].subscriber,
+            };
+            (&channel.key, subscriber.watches)
+        })
     }
 
     /// Whether a connection waits for the acknowledgement of a subscription.

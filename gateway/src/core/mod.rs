@@ -36,6 +36,8 @@ pub mod limits;
 pub mod outbox;
 pub mod requests;
 pub mod signing;
+pub mod token;
 pub mod uplink;
+pub mod watchlist;
 pub mod wheel;
 pub mod workers;

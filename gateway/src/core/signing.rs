@@ -2,16 +2,18 @@
 //!
 //! A user has a channel, `#server-to-user-{id}`, which its connections get from the
 //! moment in which they sign in: what the backend sends to the user comes by it, and so
-//! does the word that ends all of the user's connections. So a client is told that it has
-//! signed in only when the owner of that channel knows that it is followed here: whoever
-//! has signed in is reached.
+//! does the word that ends all of the user's connections. Each of them is a member of it,
+//! so that others can be told who is online. A client is told that it has signed in only
+//! when it is one: whoever has signed in is reached.
 
 use std::sync::Arc;
 
 use proto::channel::ChannelName;
 use proto::id::ConnectionId;
+use proto::presence;
 
 use super::auth;
+use super::watchlist::WATCHED_MAX;
 use crate::app::App;
 use crate::protocol::Frame;
 use crate::protocol::pusher::member;
@@ -28,9 +30,21 @@ pub struct Signing {
 enum User {
     #[default]
     Nobody,
-    /// Until its channel is attached. What it has signed in with.
-    Waits(ChannelName, Arc<str>),
+    /// Until it is a member of its channel. What it has signed in with, and whom it
+    /// watches.
+    Waits(ChannelName, Arc<str>, Vec<Arc<str>>),
     Is(ChannelName),
+}
+
+/// Who signs in, and what comes of that.
+#[derive(Debug, PartialEq, Eq)]
+pub struct SigningIn {
+    /// Its channel, of which it is to be a member.
+    pub channel: ChannelName,
+    /// As this user.
+    pub user: presence::User,
+    /// It watches more users than it may, so none.
+    pub watches_too_many: bool,
 }
 
 /// Why somebody has not signed in.
@@ -45,39 +59,65 @@ pub enum Refusal {
 }
 
 impl Signing {
-    /// A client wants to sign in. `Ok`: it is to get its user's channel, and then
-    /// [`Self::attached`] says what it is told.
+    /// A client wants to sign in. `Ok`: it is to be a member of its user's channel, and
+    /// then [`Self::entered`] says what it is told.
     pub fn sign_in(
         &mut self,
         app: &App,
         connection: ConnectionId,
         user_data: String,
         auth: &str,
-    ) -> Result<ChannelName, Refusal> {
+    ) -> Result<SigningIn, Refusal> {
         if !matches!(self.user, User::Nobody) {
             return Err(Refusal::Already);
         }
         auth::verify_user(app, connection, &user_data, auth).map_err(Refusal::Signature)?;
-        let id = member::user_id(&user_data).map_err(Refusal::Data)?;
-        let channel = ChannelName::of_user(&id)
-            .map_err(|invalid| Refusal::Data(format!("id of the user: {invalid}")))?;
-        self.user = User::Waits(channel.clone(), user_data.into());
+        let member::SignsIn { id, mut watchlist } =
+            member::signs_in(&user_data).map_err(Refusal::Data)?;
+        let channel =
+            ChannelName::of_user(&id).map_err(|invalid| Refusal::Data(invalid.to_string()))?;
+        watchlist.sort_unstable();
+        watchlist.dedup();
+        for user in &watchlist {
+            ChannelName::of_user(user)
+                .map_err(|invalid| Refusal::Data(format!("watchlist: {user:?}: {invalid}")))?;
+        }
+        let watches_too_many = watchlist.len() > WATCHED_MAX;
+        if watches_too_many {
+            watchlist.clear();
+        }
+        self.user = User::Waits(channel.clone(), user_data.into(), watchlist);
         self.is_known = true;
-        Ok(channel)
+        let user = presence::User { id, info: None };
+        Ok(SigningIn {
+            channel,
+            user,
+            watches_too_many,
+        })
     }
 
-    /// A channel is attached: what the client is told instead of that, if it is that of
-    /// its user.
-    pub fn attached(&mut self, channel: &ChannelName) -> Option<Frame> {
-        let User::Waits(own, user_data) = &self.user else {
+    /// It is a member of a channel: what the client is told instead of that, if it is that
+    /// of its user; and whom it watches from then on.
+    pub fn entered(&mut self, channel: &ChannelName) -> Option<(Frame, Vec<Arc<str>>)> {
+        let User::Waits(own, ..) = &self.user else {
             return None;
         };
         if own != channel {
             return None;
         }
-        let user_data = Arc::clone(user_data);
-        self.user = User::Is(own.clone());
-        Some(Frame::SignedIn { user_data })
+        let is = User::Is(channel.clone());
+        let User::Waits(_, user_data, watches) = std::mem::replace(&mut self.user, is) else {
+            return None;
+        };
+        Some((Frame::SignedIn { user_data }, watches))
+    }
+
+    /// It could not be made a member of a channel: perhaps that of its user. Then it is
+    /// nobody, and may try again.
+    pub fn not_entered(&mut self, channel: &ChannelName) {
+        if matches!(&self.user, User::Waits(own, ..) if own == channel) {
+            self.user = User::Nobody;
+        }
     }
 
     /// Whether a channel is that of the user who has signed in.
@@ -103,23 +143,23 @@ mod tests {
     /// HMAC-SHA256 of `1.2::user::{"id":"Zoë"}` by `openssl dgst -sha256 -hmac secret`.
     const AUTH: &str = "key:23d5125b740cc107821a5de28bf04f2d538c7bf73234892a8c6d57c8be1e0293";
 
-    fn sign_in(signing: &mut Signing, data: &str, auth: &str) -> Result<ChannelName, Refusal> {
+    fn sign_in(signing: &mut Signing, data: &str, auth: &str) -> Result<SigningIn, Refusal> {
         signing.sign_in(&app(), connection(), data.into(), auth)
     }
 
     #[test]
     fn whoever_signs_in_is_told_when_its_channel_is_attached() {
         let mut signing = Signing::default();
-        let channel = sign_in(&mut signing, DATA, AUTH).unwrap();
+        let channel = sign_in(&mut signing, DATA, AUTH).unwrap().channel;
         assert_eq!(channel.as_str(), "#server-to-user-Zoë");
         assert!(!signing.has(&channel), "not yet");
-        assert_eq!(signing.attached(&"other".parse().unwrap()), None);
+        assert_eq!(signing.entered(&"other".parse().unwrap()), None);
         let user_data = DATA.into();
         assert_eq!(
-            signing.attached(&channel),
-            Some(Frame::SignedIn { user_data })
+            signing.entered(&channel),
+            Some((Frame::SignedIn { user_data }, vec![]))
         );
-        assert_eq!(signing.attached(&channel), None);
+        assert_eq!(signing.entered(&channel), None);
         assert!(signing.has(&channel));
         assert!(!signing.has(&ChannelName::of_user("other").unwrap()));
         assert_eq!(sign_in(&mut signing, DATA, AUTH), Err(Refusal::Already));

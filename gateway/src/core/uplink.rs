@@ -73,8 +73,8 @@ pub struct Order {
 /// What a gateway says of its members.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Statement {
-    /// One is in a channel.
-    Enter(ChannelKey, Member),
+    /// One is in a channel, in which there may be so many users.
+    Enter(ChannelKey, Member, Option<u32>),
     /// One is in a channel no longer.
     Exit(ChannelKey, ConnectionId),
     /// All have been stated to the owner under this fence.
@@ -336,7 +336,7 @@ impl Uplink {
             Waiting::Statement(statement) => {
                 self.statements -= 1;
                 match statement {
-                    Statement::Enter(key, member) => {
+                    Statement::Enter(key, member, _) => {
                         let position = result.map(|accepted| accepted.position);
                         Settled::Entered(key, member.connection, position)
                     }
@@ -404,10 +404,11 @@ impl Sent {
 impl Statement {
     fn request(&self, place: Sequenced) -> Request {
         match self {
-            Self::Enter(key, member) => Request::Enter(Enter {
+            Self::Enter(key, member, users_max) => Request::Enter(Enter {
                 place,
                 key: key.clone(),
                 member: member.clone(),
+                users_max: *users_max,
             }),
             Self::Exit(key, connection) => Request::Exit(Exit {
                 place,

@@ -83,8 +83,8 @@ async fn try_publish(context: &Context, request: Request) -> Result<(), Problem>
         .next()
         .ok_or_else(|| Problem::new(ErrorCode::UnknownApp, "there is no app"))?;
     let body = api::read_body(request.into_body(), BODY_BYTES_MAX).await?;
-    let event = event::parse(&body, app.payload_bytes_max)
-        .map_err(|invalid| Problem::new(invalid.code, invalid.message))?;
+    let event =
+        event::parse(&body, app).map_err(|invalid| Problem::new(invalid.code, invalid.message))?;
     let published = api::publish(&context.mesh, app, &event, None).await;
     let result = if published.is_ok() { "ok" } else { "failed" };
     context

@@ -10,6 +10,7 @@ use proto::position::{Gap, Position};
 use proto::presence::Users;
 
 use crate::core::client_event::ClientEvent;
+use crate::core::watchlist::News;
 
 pub mod pusher;
 pub mod sse;
@@ -111,6 +112,15 @@ pub enum Frame {
     SignedIn {
         /// As whom: what it has signed in with, byte for byte.
         user_data: Arc<str>,
+    },
+    /// Users that it watches are online now, or are not.
+    Watched(News),
+    /// So many connections are subscribed to a channel, at all gateways.
+    Count {
+        /// The channel.
+        channel: ChannelName,
+        /// How many.
+        count: u32,
     },
     /// A cache channel has nothing to keep.
     CacheMiss {

@@ -9,7 +9,7 @@ use super::socket::Wire;
 use super::state::{State, index};
 use crate::broadcast::Broadcast;
 use crate::core::attachment::FollowId;
-use crate::core::hub::{Recipient, Subscribed, Unfollowed, Wish};
+use crate::core::hub::{NOWHERE, Recipient, Subscribed, Unfollowed, Wish};
 use crate::mesh;
 use crate::protocol::{Frame, Recover, sse};
 
@@ -61,8 +61,9 @@ impl State {
                 Recover::No | Recover::OptIn => None,
             },
             positions: recover != Recover::No,
-            enters: false,
+            ..Wish::default()
         };
+        self.note_subscriber(key, &channel);
         match self.hub.subscribe(index(key), &channel, wish) {
             Subscribed::First(follow) => {
                 self.metrics.subscribes_ok.inc();
@@ -98,8 +99,18 @@ impl State {
                     Acknowledged::new(wish.positions),
                 );
             }
+            // Who has signed in has its user's channel, though it may stand apart.
+            Subscribed::Already(None) if self.is_user_of(key, &channel.channel) => {
+                let position = NOWHERE;
+                self.acknowledge(key, &channel.channel, position, Acknowledged::Plain);
+            }
             Subscribed::Already(None) | Subscribed::Entering => {}
         }
+    }
+
+    fn is_user_of(&self, key: usize, channel: &ChannelName) -> bool {
+        let client = self.sockets.get(key).and_then(|it| it.client.as_ref());
+        client.is_some_and(|client| client.connection.is_user_of(channel))
     }
 
     pub(super) fn attached(
@@ -119,6 +130,7 @@ impl State {
             if let Some(Recipient {
                 connection,
                 positions,
+                ..
             }) = self.hub.subscriber(channel, slot)
             {
                 let kind = Acknowledged::new(positions);
@@ -144,13 +156,6 @@ impl State {
         if socket.pending_since.is_some() {
             socket.pending_since = Some(self.now);
         }
-        let signed_in = socket
-            .client
-            .as_mut()
-            .and_then(|client| client.connection.signed_in(channel));
-        if let Some(frame) = signed_in {
-            return self.send(key, &frame);
-        }
         match &mut socket.wire {
             Wire::WebSocket(_) => {
                 let (position, recovered) = match acknowledged {
@@ -158,7 +163,7 @@ impl State {
                     Acknowledged::Positioned => (Some(position), None),
                     Acknowledged::Resumed { recovered } => (Some(position), Some(recovered)),
                 };
-                let channel = channel.clone();
+                let (name, channel) = (channel.clone(), channel.clone());
                 self.send(
                     key,
                     &Frame::Subscribed {
@@ -167,6 +172,7 @@ impl State {
                         recovered,
                     },
                 );
+                self.tell_count(key, &name);
             }
             Wire::EventStream(stream) => {
                 stream.set(channel, position);
@@ -220,6 +226,7 @@ impl State {
     pub(super) fn unfollow(&mut self, unfollowed: Option<Unfollowed>) {
         if let Some(Unfollowed { channel, key }) = unfollowed {
             self.fanout.forget(channel);
+            self.counts.remove(&key);
             self.untold.insert(key, Untold::Unfollow);
         }
     }

@@ -112,6 +112,9 @@ impl State {
             counts.closing += 1;
             return;
         }
+        if recipient.watches {
+            return self.deliver_news(key, broadcasts);
+        }
         let Some(client) = &socket.client else { return };
         let id = client.connection.id();
         let bytes_max = self.config.outbox.bytes_max;
@@ -139,10 +142,10 @@ impl State {
             let is_own = |publication: &Arc<Publication>| publication.exclude == Some(id);
             let is_left_out = match &broadcast.content {
                 Content::Publication(publication) => is_own(publication),
-                Content::Gap(_) | Content::Members { .. } => false,
+                Content::Gap(_) | Content::Members { .. } | Content::Count(_) => false,
             };
             let is_stream = matches!(socket.wire, Wire::EventStream(_));
-            if is_left_out || broadcast.is_silent() || is_stream && broadcast.is_of_members() {
+            if is_left_out || broadcast.is_silent() || is_stream && broadcast.is_for_websockets() {
                 if let Wire::EventStream(stream) = &mut socket.wire {
                     stream.set(&broadcast.key.channel, broadcast.position());
                 } else if recipient.positions {

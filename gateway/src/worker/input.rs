@@ -23,6 +23,7 @@ use crate::core::connection::{Connection, Effect, Held, Publish, not_published};
 use crate::core::limits::Limiter;
 use crate::core::outbox::Outbox;
 use crate::core::uplink::Order;
+use crate::core::watchlist::Watching;
 use crate::core::wheel::Second;
 use crate::core::workers::WORKERS_MAX;
 use crate::mesh;
@@ -61,6 +62,7 @@ impl State {
                 channels,
                 cursor,
                 envelope,
+                valid_for,
             } => {
                 let head = Some(head);
                 let stream = EventStream {
@@ -69,6 +71,7 @@ impl State {
                     channels: channels.into(),
                     cursor: cursor.into(),
                     envelope,
+                    expires_at: valid_for.map(|valid| self.now + valid),
                 };
                 (Wire::EventStream(stream), seat, None, None)
             }
@@ -128,6 +131,7 @@ impl State {
         socket.client = Some(socket::Client {
             connection,
             traffic,
+            watching: Watching::default(),
         });
         match &socket.wire {
             Wire::WebSocket(_) => {
@@ -292,11 +296,6 @@ impl State {
                     self.subscribe(key, key_of, recover);
                 }
             }
-            Effect::SignIn(channel) => {
-                if let Some(key_of) = self.key_of(key, channel) {
-                    self.subscribe(key, key_of, Recover::No);
-                }
-            }
             Effect::Enter(channel, recover, user) => {
                 if let Some(key_of) = self.key_of(key, channel) {
                     self.enter(key, key_of, recover, user);
@@ -309,6 +308,7 @@ impl State {
                 if self.hub.has(index(key), &channel) {
                     self.exit(key, &channel, None);
                 }
+                self.note_subscriber(key, &channel);
                 let before = self.hub.subscriptions();
                 let unfollowed = self.hub.unsubscribe(index(key), &channel);
                 self.metrics

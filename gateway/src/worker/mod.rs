@@ -9,6 +9,7 @@
 //! that waits for room, for as long as it is full.
 
 mod channels;
+mod counting;
 mod delivery;
 mod input;
 mod output;
@@ -17,6 +18,7 @@ mod returning;
 mod socket;
 mod state;
 mod tasks;
+mod watching;
 
 use std::net::TcpStream;
 use std::rc::Rc;
@@ -133,6 +135,8 @@ pub(crate) enum Client {
         /// Where it stood in each of them, if it has been here before.
         cursor: Vec<Option<Position>>,
         envelope: bool,
+        /// How long it may go on, if its token ends.
+        valid_for: Option<Duration>,
     },
 }
 

@@ -182,6 +182,7 @@ impl State {
     /// Takes a connection out of its channels and out of the count of clients.
     fn leave(&mut self, key: usize, reason: &'static str) {
         self.exit_all(key);
+        self.note_leaver(key);
         let before = self.hub.subscriptions();
         for unfollowed in self.hub.remove(index(key)) {
             self.unfollow(Some(unfollowed));

@@ -15,9 +15,17 @@ use super::state::{State, index};
 use crate::broadcast::{Broadcast, Content};
 use crate::core::attachment::Place;
 use crate::core::connection::not_entered;
-use crate::core::hub::{ConnectionIndex, Subscribed, Welcomed, Wish};
+use crate::core::hub::{ConnectionIndex, Recipient, Subscribed, Welcomed, Wish};
 use crate::mesh;
 use crate::protocol::{Frame, Recover};
+
+/// Whether clients are members of such a channel: they are in it as somebody.
+fn has_members(key: &ChannelKey) -> bool {
+    matches!(
+        key.channel.kind(),
+        ChannelKind::Presence | ChannelKind::User
+    )
+}
 
 /// How long a client that has gone without a word may take to come back.
 const GRACE: Duration = Duration::from_secs(1);
@@ -25,9 +33,12 @@ const GRACE: Duration = Duration::from_secs(1);
 impl State {
     /// A client wants to be a member of a channel.
     pub(super) fn enter(&mut self, key: usize, channel: ChannelKey, recover: Recover, user: User) {
-        let Some(connection) = self.connection_id(key) else {
+        let client = self.sockets.get(key).and_then(|it| it.client.as_ref());
+        let Some(client) = client else {
             return;
         };
+        let connection = client.connection.id();
+        let users_max = client.connection.app().bounds.users_max;
         let wish = Wish {
             cursor: match recover {
                 Recover::From(cursor) => Some(cursor),
@@ -35,7 +46,9 @@ impl State {
             },
             positions: recover != Recover::No,
             enters: true,
+            watches: false,
         };
+        self.note_subscriber(key, &channel);
         match self.hub.subscribe(index(key), &channel, wish) {
             Subscribed::First(follow) => {
                 self.untold.insert(channel.clone(), Untold::Follow(follow));
@@ -56,12 +69,13 @@ impl State {
             place,
             key: channel,
             member: Member { connection, user },
+            users_max,
         });
     }
 
     /// A client is a member no longer, unless it is one of another kind of channel.
     pub(super) fn exit(&mut self, key: usize, channel: &ChannelKey, grace: Option<Duration>) {
-        if channel.channel.kind() != ChannelKind::Presence {
+        if !has_members(channel) {
             return;
         }
         if let Some(connection) = self.connection_id(key) {
@@ -76,9 +90,9 @@ impl State {
     /// A client has gone without a word.
     pub(super) fn exit_all(&mut self, key: usize) {
         let of = self.hub.channels_of(index(key));
-        let presence = of.filter(|key| key.channel.kind() == ChannelKind::Presence);
-        let presence: Vec<ChannelKey> = presence.cloned().collect();
-        for channel in presence {
+        let entered = of.filter(|(key, watches)| has_members(key) && !watches);
+        let entered: Vec<ChannelKey> = entered.map(|(key, _)| key.clone()).collect();
+        for channel in entered {
             self.exit(key, &channel, Some(GRACE));
         }
     }
@@ -101,6 +115,7 @@ impl State {
         let Some(Welcomed {
             channel,
             positions,
+            watches,
             came_back,
             is_live,
         }) = self.hub.welcome(index, key, position, sweeps)
@@ -109,6 +124,18 @@ impl State {
         };
         if !is_live && !self.fanout.is_busy(channel) {
             self.untold.entry(key.clone()).or_insert(Untold::Resume);
+        }
+        if watches {
+            let user = key.channel.user().unwrap_or_default();
+            self.tell_watcher(socket, user, users.contains(user));
+            return self.set_pending(socket);
+        }
+        let client = self.sockets[socket].client.as_mut();
+        let signed_in = client.and_then(|it| it.connection.signed_in(&key.channel));
+        if let Some((frame, watches)) = signed_in {
+            self.send(socket, &frame);
+            self.watch(socket, &key.channel, &watches);
+            return self.set_pending(socket);
         }
         let frame = Frame::Entered {
             channel: key.channel.clone(),
@@ -159,15 +186,25 @@ impl State {
 
     /// Members that wait for what they missed are told at once who has come and gone:
     /// no publication will tell them.
-    pub(super) fn tell_waiting_members(&mut self, broadcast: &Broadcast) {
+    pub(super) fn tell_waiting_members(&mut self, broadcast: &Arc<Broadcast>) {
         if !matches!(broadcast.content, Content::Members { .. }) {
             return;
         }
         let Some(channel) = self.hub.index(&broadcast.key) else {
             return;
         };
-        for connection in self.hub.told_and_waiting(channel) {
-            self.put(connection.0 as usize, broadcast.websocket().clone());
+        for Recipient {
+            connection,
+            watches,
+            ..
+        } in self.hub.told_and_waiting(channel)
+        {
+            let socket = connection.0 as usize;
+            if watches {
+                self.deliver_news(socket, std::slice::from_ref(broadcast));
+            } else if !broadcast.is_silent() {
+                self.put(socket, broadcast.websocket().clone());
+            }
         }
     }
 

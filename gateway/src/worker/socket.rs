@@ -12,6 +12,7 @@ use tokio::task::AbortHandle;
 
 use crate::core::connection::Connection;
 use crate::core::outbox::{GATHER, Outbox};
+use crate::core::watchlist::Watching;
 use crate::core::wheel::Second;
 use crate::door::Seat;
 use crate::metrics::Traffic;
@@ -55,6 +56,8 @@ pub(super) struct Client {
     pub(super) connection: Connection,
     /// Counts what it is part of.
     pub(super) traffic: Option<Traffic>,
+    /// What it has not been told yet of whom it watches.
+    pub(super) watching: Watching,
 }
 
 /// What the bytes are.
@@ -84,6 +87,8 @@ pub(super) struct EventStream {
     /// Channels that it does not get yet.
     pub(super) unattached: usize,
     pub(super) envelope: bool,
+    /// When the token that let it in is valid no more.
+    pub(super) expires_at: Option<Timestamp>,
 }
 
 /// How a write went.

@@ -2,7 +2,7 @@
 //! worker's thread and nothing waits; the methods are in the files beside this
 //! one, by what they are about.
 
-use std::collections::{BTreeMap, HashMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -44,6 +44,7 @@ const KEEP_ALIVE: Duration = Duration::from_secs(25);
 pub(super) const CLIENT_CLOSED: &str = "client_closed";
 pub(super) const CLIENT_GONE: &str = "client_gone";
 const SHUTDOWN: &str = "shutdown";
+const TOKEN_EXPIRED: &str = "token_expired";
 
 pub(super) struct State {
     pub(super) id: WorkerId,
@@ -68,6 +69,10 @@ pub(super) struct State {
     pub(super) untold: BTreeMap<ChannelKey, Untold>,
     /// What it has not been told of members, in order. Bounded by the members.
     pub(super) statements: VecDeque<mesh::Mail>,
+    /// Channels whose subscribers have come or gone, where they are counted.
+    pub(super) recount: BTreeSet<ChannelKey>,
+    /// How many subscribers channels have at all gateways, as far as that is known.
+    pub(super) counts: HashMap<ChannelKey, u32>,
     pub(super) effects: Vec<Effect>,
     pub(super) now: Timestamp,
     /// What became of publications, that the mesh has not been told yet. By shard;
@@ -104,6 +109,8 @@ impl State {
             dirty: Vec::new(),
             untold: BTreeMap::new(),
             statements: VecDeque::new(),
+            recount: BTreeSet::new(),
+            counts: HashMap::new(),
             effects: Vec::new(),
             now: Timestamp::now(),
             spread: Vec::new(),
@@ -136,6 +143,7 @@ impl State {
             let Some((key, second)) = self.wheel.due(self.now) else {
                 self.metrics_tick();
                 self.tell_spread();
+                self.tell_counts();
                 self.shrink();
                 return false;
             };
@@ -175,6 +183,11 @@ impl State {
             return;
         };
         match &socket.wire {
+            Wire::EventStream(stream) if stream.expires_at.is_some_and(|at| now >= at) => {
+                let message = "the token has expired".to_owned();
+                let code = CloseCode::Unauthorized;
+                self.end(key, Close { code, message }, TOKEN_EXPIRED);
+            }
             Wire::EventStream(_) => {
                 let late = socket.is_held() && now.since(socket.opened_at) >= HEAD_PATIENCE;
                 if late || now.since(socket.written_at) >= KEEP_ALIVE {
@@ -225,7 +238,11 @@ impl State {
             // How old what waits grows is to be seen.
             _ if !socket.outbox.is_empty() => LOOK_AT_SLOW,
             (None, None, _) => CLOSE_PATIENCE,
-            (None, Some(_), Wire::EventStream(_)) => until(socket.written_at, KEEP_ALIVE),
+            (None, Some(_), Wire::EventStream(stream)) => {
+                let silent = until(socket.written_at, KEEP_ALIVE);
+                let left = stream.expires_at.map(|at| at.since(now));
+                left.map_or(silent, |left| left.min(silent))
+            }
             (None, Some(client), Wire::WebSocket(_)) => {
                 let due = client.connection.due(now, self.config.activity_timeout);
                 let pending = socket.pending_since;

@@ -118,6 +118,7 @@ impl Worker {
             } => state.refuse_member(&key, (index, connection), code),
             Mail::Broadcast(broadcast) => {
                 state.tell_waiting_members(&broadcast);
+                state.take_count(&broadcast);
                 if let Some(channel) = state.hub.live(&broadcast.key) {
                     let audience = state.hub.audience(channel);
                     state.fanout.push(channel, broadcast, audience);

@@ -218,6 +218,7 @@ impl Outbound {
             Effect::Replicate { .. }
             | Effect::Propose(_)
             | Effect::Healed
+            | Effect::Converged(_)
             | Effect::Repeated
             | Effect::KeyRefused { .. }
             | Effect::Started(_)

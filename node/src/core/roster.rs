@@ -55,8 +55,13 @@ pub enum Admission {
 }
 
 impl Roster {
-    /// Decides on a member that is stated.
-    pub fn admit(&self, gateway: &GatewayRef, member: &Member) -> Admission {
+    /// Decides on a member that is stated. There may be [`USERS_MAX`] users, or fewer.
+    pub fn admit(
+        &self,
+        gateway: &GatewayRef,
+        member: &Member,
+        users_max: Option<u32>,
+    ) -> Admission {
         if let Some(held) = self.members.get(&member.connection) {
             return if held.gateway == *gateway {
                 Admission::Here
@@ -64,7 +69,8 @@ impl Roster {
                 Admission::Moved
             };
         }
-        if self.users.len() >= USERS_MAX && !self.users.contains_key(&member.user.id) {
+        let most = users_max.map_or(USERS_MAX, |most| USERS_MAX.min(most as usize));
+        if self.users.len() >= most && !self.users.contains_key(&member.user.id) {
             return Admission::Full;
         }
         Admission::New
@@ -294,9 +300,12 @@ mod tests {
         let mut roster = Roster::default();
         here(&mut roster, 1, "a");
         let one = member(1, "a");
-        assert_eq!(roster.admit(&gateway(1), &one), Admission::Here);
-        assert_eq!(roster.admit(&gateway(2), &one), Admission::Moved);
-        assert_eq!(roster.admit(&gateway(1), &member(2, "a")), Admission::New);
+        assert_eq!(roster.admit(&gateway(1), &one, None), Admission::Here);
+        assert_eq!(roster.admit(&gateway(2), &one, None), Admission::Moved);
+        assert_eq!(
+            roster.admit(&gateway(1), &member(2, "a"), None),
+            Admission::New
+        );
         roster.begin();
         assert!(!roster.is_confirmed());
         roster.confirm(&gateway(2), connection(1));
@@ -311,7 +320,7 @@ mod tests {
             here(&mut roster, number, &format!("u{number}"));
         }
         let more = USERS_MAX as u64;
-        let admit = |user| roster.admit(&gateway(1), &member(more, user));
+        let admit = |user| roster.admit(&gateway(1), &member(more, user), None);
         assert_eq!([admit("u0"), admit("v")], [Admission::New, Admission::Full]);
     }
 
@@ -350,7 +359,7 @@ mod tests {
             for (number, user, comes) in moves {
                 let change = if comes {
                     let one = member(number, &format!("u{user}"));
-                    (roster.admit(&gateway(1), &one) == Admission::New).then(|| roster.with(one))
+                    (roster.admit(&gateway(1), &one, None) == Admission::New).then(|| roster.with(one))
                 } else {
                     roster.without(connection(number))
                 };

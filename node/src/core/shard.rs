@@ -10,6 +10,7 @@
 //! waits in [`Replication`] until they have confirmed everything that it rests
 //! on. A standby has a shard too, and changes it by [`Shard::replay`] alone.
 
+mod counting;
 mod following;
 mod presence;
 mod publishing;
@@ -45,6 +46,7 @@ use super::replication::{Leases, Replication, Row};
 use super::roster::Roster;
 use super::tombstones::{Stood, Tombstones};
 
+use counting::Counting;
 pub use presence::Around;
 use presence::Presence;
 
@@ -169,6 +171,8 @@ pub enum Effect {
     Under(Leased),
     /// Count: a restatement has ended a difference.
     Healed,
+    /// Count: the owner of members knows all who are there, so long after it began.
+    Converged(Duration),
     /// Count: a publish was repeated with its idempotency key, and got the first
     /// result.
     Repeated,
@@ -237,6 +241,7 @@ pub struct Shard {
     /// What cache channels keep.
     caches: Caches,
     presence: Presence,
+    counting: Counting,
     /// Where channels stood that have no state any more.
     tombstones: Tombstones,
     repair: Recent<ChannelKey>,
@@ -291,6 +296,7 @@ impl Shard {
             rosters: BTreeMap::new(),
             caches: Caches::default(),
             presence: Presence::default(),
+            counting: Counting::default(),
             tombstones: Tombstones::default(),
             repair: Recent::new(REPAIR_BYTES_MAX, REPAIR_AGE),
             gateways: HashMap::new(),
@@ -329,6 +335,7 @@ impl Shard {
             Input::Tick => {
                 self.expire(now);
                 self.expire_members(now, effects);
+                self.tell_counts(now, effects);
             }
         }
     }

@@ -207,6 +207,7 @@ impl Shards {
                 }
                 // Sooner than the next tick: nobody is to be there for longer.
                 for shard in self.served.values_mut() {
+                    shard.converge(now, effects);
                     if shard.has_leaving(now) {
                         let first = effects.len();
                         shard.handle(now, shard::Input::Tick, effects);

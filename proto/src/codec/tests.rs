@@ -150,9 +150,40 @@ fn golden_join() {
             count: 3,
             since: Since::Delivered(position()),
             version: 21,
+            is_counted: false,
         })),
         expect![
             "0181a872657175657374739392a467772d3107029181a46a6f696e96090492a66170702d6964a4726f6f6d0381a964656c69766572656492cf11223344556677880515"
+        ],
+    );
+    check(
+        &requests(Request::Join(Join {
+            shard: ShardId(9),
+            fence: Fence(4),
+            key: key(),
+            count: 3,
+            since: Since::Now,
+            version: 21,
+            is_counted: true,
+        })),
+        expect![
+            "0181a872657175657374739392a467772d3107029181a46a6f696e97090492a66170702d6964a4726f6f6d03a36e6f7715c3"
+        ],
+    );
+}
+
+#[test]
+fn golden_subscribers() {
+    let subscribers = Subscribers {
+        shard: ShardId(9),
+        fence: Fence(4),
+        key: key(),
+        count: 3,
+    };
+    check(
+        &replies(Reply::Subscribers(subscribers)),
+        expect![
+            "0181a77265706c6965739492a66e6f64652d310307029181ab737562736372696265727394090492a66170702d6964a4726f6f6d03"
         ],
     );
 }
@@ -587,6 +618,7 @@ fn golden_presence() {
             place: place(),
             key: key(),
             member: member(),
+            users_max: None,
         })),
         expect![
             "0181a872657175657374739392a467772d3107029181a5656e746572939409040b0a92a66170702d6964a4726f6f6d92920c2292a175a27b7d"
@@ -667,6 +699,7 @@ fn golden_queries() {
             is_followed: true,
             users: 2,
             complete: false,
+            subscribers: 0,
         })),
         expect![
             "0181a77265706c6965739492a66e6f64652d310307029181a771756572696564920581a24f6b81a76368616e6e656c9404c302c2"
@@ -729,11 +762,22 @@ fn golden_caches_and_lists() {
         channels: vec![(key().channel, 2)],
         more: true,
         complete: false,
+        subscribers: vec![],
     };
     check(
-        &queried(Told::Channels(page)),
+        &queried(Told::Channels(page.clone())),
         expect![
             "0181a77265706c6965739492a66e6f64652d310307029181a771756572696564920581a24f6b81a86368616e6e656c7394049192a4726f6f6d02c3c2"
+        ],
+    );
+    let counted = ChannelsPage {
+        subscribers: vec![7],
+        ..page
+    };
+    check(
+        &queried(Told::Channels(counted)),
+        expect![
+            "0181a77265706c6965739492a66e6f64652d310307029181a771756572696564920581a24f6b81a86368616e6e656c7395049192a4726f6f6d02c3c29107"
         ],
     );
 }

@@ -42,7 +42,8 @@ pub struct Place {
 #[derive(Debug)]
 struct Entering {
     place: Place,
-    user: Arc<str>,
+    /// `None`: it is no member and is to be none, but is told who is there.
+    user: Option<Arc<str>>,
     /// The channel's position from which on the member is in, as the owner says.
     at: Option<Position>,
 }
@@ -142,6 +143,17 @@ impl Fetch {
 impl Attachment {
     /// A member of this gateway comes into the channel.
     pub fn enter(&mut self, connection: ConnectionId, place: Place, user: Arc<str>) {
+        let user = Some(user);
+        self.await_word(connection, place, user);
+    }
+
+    /// A client of this gateway is to be told who is in the channel.
+    pub fn watch(&mut self, connection: ConnectionId, place: Place, steps: &mut Vec<Step>) {
+        self.await_word(connection, place, None);
+        self.welcome(steps);
+    }
+
+    fn await_word(&mut self, connection: ConnectionId, place: Place, user: Option<Arc<str>>) {
         let presence = self.presence.get_or_insert_default();
         if presence.view.is_none() && presence.fetch.is_none() {
             presence.fetch = Some(Fetch::default());
@@ -274,9 +286,9 @@ impl Attachment {
         let (told, kept) = (self.told, &self.kept);
         let is_in = |entering: &Entering| {
             let reached = |at: Position| at.epoch == position.epoch && at.offset <= position.offset;
-            entering.at.is_some_and(reached)
-                && view.contains(&entering.user)
-                && told.contains(entering.place.worker)
+            let is_member =
+                |user: &Arc<str>| entering.at.is_some_and(reached) && view.contains(user);
+            entering.user.as_ref().is_none_or(is_member) && told.contains(entering.place.worker)
         };
         let welcome = presence
             .entering

@@ -203,7 +203,7 @@ fn a_second_worker_is_told_at_once_and_a_repeated_follow_again() {
         Ask::No
     );
     assert_eq!(attachment.follow(W, FollowId(3), None, &mut steps), Ask::No);
-    assert_eq!(attachment.followers(), 2);
+    assert_eq!(attachment.subscribers(), 2);
     assert_eq!(
         steps,
         [
@@ -723,6 +723,9 @@ proptest! {
                 Step::Attached { .. } | Step::Kept { .. } => {}
                 Step::Welcome { .. } | Step::Refused { .. } | Step::Members { .. } => {
                     prop_assert!(false, "nobody is a member");
+                }
+                Step::Count { .. } => {
+                    prop_assert!(false, "nobody is counted");
                 }
                 Step::Resumed { cursor, resumption: Resumption::Whole(given), .. } => {
                     let given: Vec<u64> = given.iter().map(|p| p.offset.0).collect();

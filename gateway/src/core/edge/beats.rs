@@ -5,11 +5,14 @@
 
 use std::time::Duration;
 
-use proto::message::{Fanout, GatewayBeat, GatewayCounts, ShardCounts, ShardInterest};
+use proto::channel::ChannelKey;
+use proto::message::{Fanout, GatewayBeat, GatewayCounts, ShardCounts, ShardInterest, Subscribers};
 use proto::shard::{Fence, ShardId};
 use proto::time::Timestamp;
 
 use super::{Edge, Effect};
+use crate::core::attachment::{Ask, Attachment};
+use crate::core::workers::WorkerId;
 
 /// How often a gateway beats.
 const BEAT: Duration = Duration::from_millis(500);
@@ -22,6 +25,7 @@ impl Edge {
             return;
         }
         self.beat_at = now + BEAT;
+        self.state_counts();
         let count = self.shards.len();
         let share = self.sharding.count.div_ceil(ROTATION);
         let first = usize::from(self.beat_from);
@@ -54,6 +58,48 @@ impl Edge {
             }));
         }
         self.beat_from = ((first + usize::from(share)) % count) as u16;
+    }
+
+    /// A worker has so many subscribers of a channel; its owner hears of it with the next
+    /// beat.
+    pub(super) fn count(&mut self, worker: WorkerId, key: ChannelKey, count: u32) {
+        let shard = self.shard_of(&key);
+        let id = shard.id;
+        let attachment = shard.channels.get_mut(&key);
+        if attachment.is_some_and(|attachment| attachment.set_count(worker, count)) {
+            self.recount.insert((id, key));
+        }
+    }
+
+    /// Owners hear of subscribers by joins, which are sent until they are answered.
+    fn state_counts(&mut self) {
+        for (id, key) in std::mem::take(&mut self.recount) {
+            let attachment = self.shard(id).channels.get(&key);
+            if attachment.is_some_and(Attachment::owes_count) {
+                self.refresh_later(id, key);
+            }
+        }
+    }
+
+    /// An owner says how many subscribers a channel has.
+    pub(super) fn counted(
+        &mut self,
+        now: Timestamp,
+        subscribers: Subscribers,
+        effects: &mut Vec<Effect>,
+    ) {
+        let Subscribers {
+            fence, key, count, ..
+        } = subscribers;
+        let shard = self.shard_of(&key);
+        if fence < shard.floor {
+            return;
+        }
+        let id = shard.id;
+        self.change(now, id, &key, effects, |attachment, steps| {
+            attachment.count(count, steps);
+            Ask::No
+        });
     }
 
     /// What came under another fence is counted from the beginning: each owner

@@ -179,10 +179,10 @@ impl Edge {
         let Some(joining) = self.joins.get_mut(&version) else {
             return;
         };
-        let shard = &self.shards[usize::from(joining.shard.0)];
+        let shard = &mut self.shards[usize::from(joining.shard.0)];
         let Some(attachment) = shard
             .channels
-            .get(&joining.key)
+            .get_mut(&joining.key)
             .filter(|a| a.asked() == Some(version))
         else {
             self.joins.remove(&version);
@@ -192,10 +192,12 @@ impl Edge {
             shard: joining.shard,
             fence: shard.fence,
             key: joining.key.clone(),
-            count: attachment.followers(),
+            count: attachment.subscribers(),
             since: attachment.asked_since(),
             version,
+            is_counted: attachment.is_counted(),
         };
+        attachment.state_count();
         effects.push(Effect::Request {
             node: shard.owner.id.clone(),
             request: Request::Join(join),

@@ -249,6 +249,7 @@ impl Edge {
                     return;
                 }
                 Reply::Greeted { map_version } => self.nodes.greeted(&from.id, map_version),
+                Reply::Subscribers(subscribers) => self.counted(now, subscribers, effects),
                 Reply::Queried { id, result } => self.queried(now, from, id, result, effects),
                 Reply::Unrepairable { below } => self.unrepairable(&from.id, below, effects),
             }

@@ -32,6 +32,7 @@ const TOGETHER: usize = 256;
 pub(super) struct Present {
     place: Place,
     user: User,
+    users_max: Option<u32>,
     /// An owner may have been told of it.
     stated: bool,
 }
@@ -49,7 +50,7 @@ impl Edge {
         &mut self,
         now: Timestamp,
         key: &ChannelKey,
-        member: Member,
+        (member, users_max): (Member, Option<u32>),
         place: Place,
         effects: &mut Vec<Effect>,
     ) {
@@ -66,14 +67,32 @@ impl Edge {
         let present = Present {
             place,
             user,
+            users_max,
             stated: states && !is_first,
         };
         shard.members.insert((key.clone(), connection), present);
         if states && is_first {
             self.state_all(now, id, effects);
         } else if states {
-            self.state(now, id, Statement::Enter(key.clone(), member), effects);
+            let statement = Statement::Enter(key.clone(), member, users_max);
+            self.state(now, id, statement, effects);
         }
+    }
+
+    /// A client is to be told who is in a channel. Its worker follows the channel.
+    pub(super) fn watch(
+        &mut self,
+        now: Timestamp,
+        key: &ChannelKey,
+        connection: ConnectionId,
+        place: Place,
+        effects: &mut Vec<Effect>,
+    ) {
+        let id = self.sharding.shard_of(key);
+        self.change(now, id, key, effects, |attachment, steps| {
+            attachment.watch(connection, place, steps);
+            Ask::No
+        });
     }
 
     /// A client is a member no longer.
@@ -135,7 +154,7 @@ impl Edge {
         let Some(present) = shard.members.get(&(key.clone(), connection)) else {
             return;
         };
-        let (place, user) = (present.place, present.user.clone());
+        let (place, user, users_max) = (present.place, present.user.clone(), present.users_max);
         match result {
             Ok(position) => {
                 self.change(now, id, key, effects, |attachment, steps| {
@@ -146,7 +165,8 @@ impl Edge {
             // What became of it is forgotten: to say it again does no harm.
             Err(ErrorCode::UnknownOutcome) => {
                 let member = Member { connection, user };
-                self.state(now, id, Statement::Enter(key.clone(), member), effects);
+                let statement = Statement::Enter(key.clone(), member, users_max);
+                self.state(now, id, statement, effects);
             }
             Err(code) => {
                 shard.members.remove(&(key.clone(), connection));
@@ -228,7 +248,7 @@ impl Edge {
             let user = present.user.clone();
             present.stated = true;
             let member = Member { connection, user };
-            uplink.state(Statement::Enter(channel, member));
+            uplink.state(Statement::Enter(channel, member, present.users_max));
             *last = Some(key.clone());
         }
         if rest.next().is_none() {

@@ -15,8 +15,8 @@ use proto::publication::Publication;
 use crate::core::attachment::{Resumption, concerns};
 
 use super::{
-    ChannelIndex, ConnectionIndex, Hub, List, NOWHERE, Resuming, Returned, Stage, Subscriber,
-    Subscription,
+    ChannelIndex, ConnectionIndex, Hub, List, NOWHERE, Recipient, Resuming, Returned, Stage,
+    Subscriber, Subscription,
 };
 
 /// Connections that are told in one go; the edge is asked again for the rest, so
@@ -41,6 +41,8 @@ pub struct Welcomed {
     pub channel: ChannelIndex,
     /// Whether it is told the position of each publication.
     pub positions: bool,
+    /// Whether it is only told who is online.
+    pub watches: bool,
     /// Whether it has come back with a cursor.
     pub came_back: bool,
     /// Whether it gets what comes; else the edge is to be asked for it.
@@ -150,7 +152,9 @@ impl Hub {
         }
         let came_back = one.cursor != NOWHERE;
         (one.stage, one.cursor, one.told) = (Stage::Asks, position, true);
-        let positions = one.subscriber.positions;
+        let Subscriber {
+            positions, watches, ..
+        } = one.subscriber;
         // What waits here for its sweep is not for who has been told of it.
         let is_live = channel.position == Some(position) && !sweeps(index);
         if is_live {
@@ -159,17 +163,18 @@ impl Hub {
         Some(Welcomed {
             channel: index,
             positions,
+            watches,
             came_back,
             is_live,
         })
     }
 
     /// Those who have been told of a channel and do not get it at the moment.
-    pub fn told_and_waiting(&self, index: ChannelIndex) -> Vec<ConnectionIndex> {
+    pub fn told_and_waiting(&self, index: ChannelIndex) -> Vec<Recipient> {
         let channel = self.channels.get(index.0 as usize);
         let waiting = channel.into_iter().flat_map(|channel| &channel.resuming);
         let told = waiting.filter(|one| one.told);
-        told.map(|one| one.subscriber.connection).collect()
+        told.map(|one| one.subscriber.recipient()).collect()
     }
 
     /// The edge could not be asked after all.

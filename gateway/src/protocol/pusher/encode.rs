@@ -78,6 +78,8 @@ fn published(channel: &ChannelName, publication: &Publication, position: Option<
 }
 
 const SUCCEEDED: &str = "pusher_internal:subscription_succeeded";
+const WATCHLIST: &str = "pusher_internal:watchlist_events";
+const COUNT: &str = "pusher_internal:subscription_count";
 const MEMBER_ADDED: &str = "pusher_internal:member_added";
 const MEMBER_REMOVED: &str = "pusher_internal:member_removed";
 
@@ -186,6 +188,19 @@ pub fn encode(frame: &Frame) -> String {
         offset: u64,
     }
     #[derive(Serialize)]
+    struct WatchlistEvent {
+        name: &'static str,
+        user_ids: Vec<Arc<str>>,
+    }
+    #[derive(Serialize)]
+    struct WatchlistEvents {
+        events: Vec<WatchlistEvent>,
+    }
+    #[derive(Serialize)]
+    struct CountData {
+        subscription_count: u32,
+    }
+    #[derive(Serialize)]
     struct SignedInData<'a> {
         user_data: &'a str,
     }
@@ -244,6 +259,25 @@ pub fn encode(frame: &Frame) -> String {
         }
         Frame::SignedIn { user_data } => {
             json("pusher:signin_success", None, SignedInData { user_data })
+        }
+        Frame::Watched(news) => {
+            let event = |name, user_ids: &[Arc<str>]| WatchlistEvent {
+                name,
+                user_ids: user_ids.to_vec(),
+            };
+            let events = [
+                event("online", &news.online),
+                event("offline", &news.offline),
+            ];
+            let events = events.into_iter().filter(|it| !it.user_ids.is_empty());
+            let events = events.collect();
+            json(WATCHLIST, None, text(&WatchlistEvents { events }))
+        }
+        Frame::Count { channel, count } => {
+            let data = CountData {
+                subscription_count: *count,
+            };
+            json(COUNT, Some(channel.as_str()), text(&data))
         }
         Frame::CacheMiss { channel } => {
             json("pusher:cache_miss", Some(channel.as_str()), text(&Empty {}))

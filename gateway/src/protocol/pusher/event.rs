@@ -5,16 +5,11 @@ use std::sync::Arc;
 use proto::channel::{ChannelKind, ChannelName};
 use proto::error::ErrorCode;
 use proto::id::ConnectionId;
-use proto::publication::EVENT_BYTES_MAX;
 use serde::Deserialize;
 use serde_json::value::RawValue;
 
 use super::info::Info;
-
-/// Channels of one event at most.
-pub const CHANNELS_MAX: usize = 100;
-/// Events of one batch at most.
-pub const BATCH_MAX: usize = 10;
+use crate::app::{App, Bounds};
 
 /// An event to publish into some channels.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -75,8 +70,8 @@ fn bad(message: impl Into<String>) -> Invalid {
     }
 }
 
-/// Parses and checks a body. `payload_bytes_max` bounds the data.
-pub fn parse(body: &[u8], payload_bytes_max: usize) -> Result<Event, Invalid> {
+/// Parses and checks a body, within the app's limits.
+pub fn parse(body: &[u8], app: &App) -> Result<Event, Invalid> {
     let body: Body<'_> = serde_json::from_slice(body)
         .map_err(|error| bad(format!("the body is not the JSON of an event: {error}")))?;
     if body.idempotency_key.is_some() {
@@ -84,23 +79,24 @@ pub fn parse(body: &[u8], payload_bytes_max: usize) -> Result<Event, Invalid> {
             "idempotency_key: of a single event it is the header Idempotency-Key",
         ));
     }
-    checked(body, payload_bytes_max)
+    checked(body, app)
 }
 
 /// Parses and checks the body of a batch: each event has one channel.
-pub fn parse_batch(body: &[u8], payload_bytes_max: usize) -> Result<Vec<Item>, Invalid> {
+pub fn parse_batch(body: &[u8], app: &App) -> Result<Vec<Item>, Invalid> {
     let Batch { batch } = serde_json::from_slice(body)
         .map_err(|error| bad(format!("the body is not the JSON of a batch: {error}")))?;
-    if batch.is_empty() || batch.len() > BATCH_MAX {
+    let most = app.bounds.batch_events_max;
+    if batch.is_empty() || batch.len() > most {
         let events = batch.len();
-        return Err(bad(format!("batch: 1 to {BATCH_MAX} events, not {events}")));
+        return Err(bad(format!("batch: 1 to {most} events, not {events}")));
     }
     let item = |(at, mut body): (usize, Body<'_>)| {
         let key = body.idempotency_key.take();
         let event = if body.channels.is_some() {
             Err(bad("an event of a batch has one channel: give channel"))
         } else {
-            checked(body, payload_bytes_max)
+            checked(body, app)
         };
         match event {
             Ok(event) => Ok(Item { event, key }),
@@ -113,17 +109,16 @@ pub fn parse_batch(body: &[u8], payload_bytes_max: usize) -> Result<Vec<Item>, I
     batch.into_iter().enumerate().map(item).collect()
 }
 
-fn checked(body: Body<'_>, payload_bytes_max: usize) -> Result<Event, Invalid> {
+fn checked(body: Body<'_>, app: &App) -> Result<Event, Invalid> {
     let info = Info::parse(body.info.as_deref().unwrap_or_default()).map_err(bad)?;
-    let name = event_name(body.name.as_deref())?;
+    info.check_app(app).map_err(bad)?;
+    let name = event_name(body.name.as_deref(), &app.bounds)?;
     let data = data(body.data)?;
-    if data.len() > payload_bytes_max {
+    let most = app.payload_bytes_max;
+    if data.len() > most {
         return Err(Invalid {
             code: ErrorCode::TooLarge,
-            message: format!(
-                "data has {} bytes; this app allows {payload_bytes_max}",
-                data.len()
-            ),
+            message: format!("data has {} bytes; this app allows {most}", data.len()),
         });
     }
     let exclude = body
@@ -133,7 +128,7 @@ fn checked(body: Body<'_>, payload_bytes_max: usize) -> Result<Event, Invalid> {
                 .map_err(|error| bad(format!("socket_id: {error}")))
         })
         .transpose()?;
-    let channels = channels(body.channel, body.channels)?;
+    let channels = channels(body.channel, body.channels, &app.bounds)?;
     for channel in &channels {
         info.check(channel).map_err(bad)?;
     }
@@ -147,12 +142,13 @@ fn checked(body: Body<'_>, payload_bytes_max: usize) -> Result<Event, Invalid> {
 }
 
 /// Checks the name of an event that comes from outside.
-pub fn event_name(name: Option<&str>) -> Result<Arc<str>, Invalid> {
+pub fn event_name(name: Option<&str>, bounds: &Bounds) -> Result<Arc<str>, Invalid> {
     let name = name
         .filter(|name| !name.is_empty())
         .ok_or_else(|| bad("name: an event needs one"))?;
-    if name.len() > EVENT_BYTES_MAX {
-        return Err(bad(format!("name: at most {EVENT_BYTES_MAX} bytes")));
+    let most = bounds.event_bytes_max;
+    if name.len() > most {
+        return Err(bad(format!("name: at most {most} bytes")));
     }
     if name.chars().any(char::is_control) {
         return Err(bad("name: control characters are not allowed"));
@@ -180,23 +176,25 @@ fn data(raw: Option<&RawValue>) -> Result<Arc<str>, Invalid> {
     Ok(raw.into())
 }
 
-fn channels(one: Option<String>, many: Option<Vec<String>>) -> Result<Vec<ChannelName>, Invalid> {
+fn channels(
+    one: Option<String>,
+    many: Option<Vec<String>>,
+    bounds: &Bounds,
+) -> Result<Vec<ChannelName>, Invalid> {
     let names = match (one, many) {
         (Some(channel), None) => vec![channel],
         (None, Some(channels)) => channels,
         (None, None) => return Err(bad("channels: name at least one")),
         (Some(_), Some(_)) => return Err(bad("give channel or channels, not both")),
     };
-    if names.is_empty() || names.len() > CHANNELS_MAX {
-        return Err(bad(format!(
-            "channels: 1 to {CHANNELS_MAX}, not {}",
-            names.len()
-        )));
+    let most = bounds.event_channels_max;
+    if names.is_empty() || names.len() > most {
+        return Err(bad(format!("channels: 1 to {most}, not {}", names.len())));
     }
     let mut channels = Vec::with_capacity(names.len());
     for name in names {
-        let channel: ChannelName = name
-            .parse()
+        let channel = bounds
+            .channel(&name)
             .map_err(|error| bad(format!("channel {name:?}: {error}")))?;
         if !channels.contains(&channel) {
             channels.push(channel);
@@ -215,15 +213,51 @@ mod tests {
     use super::*;
     use proptest::prelude::*;
 
+    fn app(payload_bytes_max: usize) -> App {
+        App {
+            payload_bytes_max,
+            ..App::new("a".parse().unwrap(), "key", "secret")
+        }
+    }
+
+    #[test]
+    fn an_app_may_be_allowed_less() {
+        let mut app = app(10);
+        app.bounds = Bounds {
+            channel_bytes_max: 4,
+            event_bytes_max: 2,
+            event_channels_max: 2,
+            batch_events_max: 1,
+            ..Bounds::default()
+        };
+        let parse = |body: &str| parse(body.as_bytes(), &app);
+        assert!(parse(r#"{"name":"ee","data":"","channels":["abcd","x"]}"#).is_ok());
+        for (body, word) in [
+            (r#"{"name":"eee","data":"","channel":"x"}"#, "2 bytes"),
+            (r#"{"name":"e","data":"","channel":"abcde"}"#, "4 bytes"),
+            (
+                r#"{"name":"e","data":"","channels":["a","b","c"]}"#,
+                "1 to 2",
+            ),
+        ] {
+            let message = parse(body).unwrap_err().message;
+            assert!(message.contains(word), "{body}: {message}");
+        }
+        let event = r#"{"name":"e","data":"","channel":"x"}"#;
+        let two = format!(r#"{{"batch":[{event},{event}]}}"#);
+        let refusal = parse_batch(two.as_bytes(), &app).unwrap_err();
+        assert!(refusal.message.contains("1 to 1"));
+    }
+
     fn refused(body: &str) -> (ErrorCode, String) {
-        let invalid = parse(body.as_bytes(), 10).unwrap_err();
+        let invalid = parse(body.as_bytes(), &app(10)).unwrap_err();
         (invalid.code, invalid.message)
     }
 
     #[test]
     fn a_full_event() {
         let body = br#"{"name":"e","data":"{\"a\":1}","channels":["x","y","x"],"socket_id":"1.2"}"#;
-        let event = parse(body, 100).unwrap();
+        let event = parse(body, &app(100)).unwrap();
         assert_eq!((&*event.name, &*event.data), ("e", r#"{"a":1}"#));
         assert_eq!(
             event.channels,
@@ -234,7 +268,11 @@ mod tests {
 
     #[test]
     fn data_that_is_no_string_is_published_as_its_text() {
-        let event = parse(br#"{"name":"e","data":{"a": [1, 2]},"channel":"x"}"#, 100).unwrap();
+        let event = parse(
+            br#"{"name":"e","data":{"a": [1, 2]},"channel":"x"}"#,
+            &app(100),
+        )
+        .unwrap();
         assert_eq!(&*event.data, r#"{"a": [1, 2]}"#);
     }
 
@@ -295,7 +333,7 @@ mod tests {
         let event = r#"{"name":"e","data":"d","channel":"x","idempotency_key":"k"}"#;
         let batch = |events: &[&str]| {
             let body = format!(r#"{{"batch":[{}]}}"#, events.join(","));
-            parse_batch(body.as_bytes(), 10)
+            parse_batch(body.as_bytes(), &app(10))
         };
         let items = batch(&[event, r#"{"name":"f","data":"d","channel":"y"}"#]).unwrap();
         let names: Vec<&str> = items.iter().map(|item| &*item.event.name).collect();
@@ -313,8 +351,8 @@ mod tests {
     proptest! {
         #[test]
         fn arbitrary_bodies_never_panic(body in prop::collection::vec(any::<u8>(), 0..300)) {
-            let _ = parse(&body, 100);
-            let _ = parse_batch(&body, 100);
+            let _ = parse(&body, &app(100));
+            let _ = parse_batch(&body, &app(100));
         }
     }
 }

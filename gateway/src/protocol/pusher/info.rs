@@ -2,11 +2,15 @@
 
 use proto::channel::{ChannelKind, ChannelName};
 
+use crate::app::App;
+
 /// What may be told of a channel besides whether anybody is there.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Info {
     /// How many users are present.
     pub user_count: bool,
+    /// How many connections are subscribed.
+    pub subscription_count: bool,
     /// What a cache channel keeps.
     pub cache: bool,
 }
@@ -25,15 +29,29 @@ impl Info {
         {
             match name {
                 "user_count" => info.user_count = true,
+                "subscription_count" => info.subscription_count = true,
                 "cache" => info.cache = true,
                 other => {
                     return Err(format!(
-                        "info: {other:?} is not known; user_count and cache are"
+                        "info: {other:?} is not known; user_count, subscription_count and cache are"
                     ));
                 }
             }
         }
         Ok(info)
+    }
+
+    /// Whether the app has what does not depend on the channel.
+    ///
+    /// # Errors
+    /// What it does not have, for the caller.
+    pub fn check_app(self, app: &App) -> Result<(), String> {
+        if self.subscription_count && !app.subscription_count {
+            return Err(
+                "info: subscribers of this app are not counted; its setting subscription_count turns that on".into(),
+            );
+        }
+        Ok(())
     }
 
     /// Whether a channel has all of it.

@@ -1,7 +1,9 @@
 //! What a client says of its user when it subscribes to a presence channel, and when it
 //! signs in.
 
-use proto::presence::{INFO_BYTES_MAX, USER_BYTES_MAX, User};
+use std::sync::Arc;
+
+use proto::presence::{USER_BYTES_MAX, User};
 use serde::Deserialize;
 use serde_json::value::RawValue;
 
@@ -17,16 +19,28 @@ struct ChannelData<'a> {
 struct UserData {
     #[serde(default)]
     id: Option<String>,
+    #[serde(default)]
+    watchlist: Option<Vec<Arc<str>>>,
+}
+
+/// Who signs in.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct SignsIn {
+    /// Its id.
+    pub id: Arc<str>,
+    /// The users of whom it wants to be told whether they are online.
+    pub watchlist: Vec<Arc<str>>,
 }
 
 /// The most that a user may sign in with, in bytes.
 pub const USER_DATA_BYTES_MAX: usize = 10 * 1_024;
 
-/// Reads `user_data`: the user's id. The rest is between the client and its backend.
+/// Reads `user_data`: the user's id and whom it watches. The rest is between the client
+/// and its backend.
 ///
 /// # Errors
 /// What is wrong with it, for the client.
-pub fn user_id(user_data: &str) -> Result<String, String> {
+pub fn signs_in(user_data: &str) -> Result<SignsIn, String> {
     let bytes = user_data.len();
     if bytes > USER_DATA_BYTES_MAX {
         return Err(format!(
@@ -35,17 +49,19 @@ pub fn user_id(user_data: &str) -> Result<String, String> {
     }
     let data: UserData = serde_json::from_str(user_data)
         .map_err(|error| format!("user_data is not the JSON of a user: {error}"))?;
-    data.id
-        .filter(|id| !id.is_empty())
-        .ok_or_else(|| "user_data has no id".into())
+    let id = data.id.filter(|id| !id.is_empty());
+    Ok(SignsIn {
+        id: id.ok_or("user_data has no id")?.into(),
+        watchlist: data.watchlist.unwrap_or_default(),
+    })
 }
 
 /// Reads `channel_data`: the user's id, text or number, and what the others are told
-/// of it.
+/// of it, at most `info_bytes_max`.
 ///
 /// # Errors
 /// What is wrong with it, for the client.
-pub fn parse(channel_data: &str) -> Result<User, String> {
+pub fn parse(channel_data: &str, info_bytes_max: usize) -> Result<User, String> {
     let data: ChannelData<'_> = serde_json::from_str(channel_data)
         .map_err(|error| format!("channel_data is not the JSON of a user: {error}"))?;
     let id = match data.user_id.map(RawValue::get) {
@@ -68,9 +84,9 @@ pub fn parse(channel_data: &str) -> Result<User, String> {
     }
     let info = data.user_info.map(RawValue::get);
     let info = info.filter(|info| *info != "null");
-    if let Some(bytes) = info.map(str::len).filter(|bytes| *bytes > INFO_BYTES_MAX) {
+    if let Some(bytes) = info.map(str::len).filter(|bytes| *bytes > info_bytes_max) {
         return Err(format!(
-            "user_info has {bytes} bytes; {INFO_BYTES_MAX} are allowed"
+            "user_info has {bytes} bytes; {info_bytes_max} are allowed"
         ));
     }
     Ok(User {
@@ -83,21 +99,29 @@ pub fn parse(channel_data: &str) -> Result<User, String> {
 mod tests {
     use super::*;
     use proptest::prelude::*;
+    use proto::presence::INFO_BYTES_MAX;
+
+    fn parse(data: &str) -> Result<User, String> {
+        super::parse(data, INFO_BYTES_MAX)
+    }
 
     #[test]
     fn whoever_signs_in_has_an_id() {
-        let signs_in = user_id(r#"{"id":"a","user_info":{"x":1},"watchlist":["b"]}"#);
-        assert_eq!(signs_in.as_deref(), Ok("a"));
+        let who = signs_in(r#"{"id":"a","user_info":{"x":1},"watchlist":["b"]}"#).unwrap();
+        assert_eq!((&*who.id, who.watchlist), ("a", vec!["b".into()]));
+        assert_eq!(signs_in(r#"{"id":"a"}"#).unwrap().watchlist, []);
         for (data, word) in [
             ("{}", "no id"),
             (r#"{"id":""}"#, "no id"),
             (r#"{"id":7}"#, "not the JSON"),
             ("a", "not the JSON"),
+            (r#"{"id":"a","watchlist":"b"}"#, "not the JSON"),
+            (r#"{"id":"a","watchlist":[7]}"#, "not the JSON"),
         ] {
-            assert!(user_id(data).unwrap_err().contains(word), "{data}");
+            assert!(signs_in(data).unwrap_err().contains(word), "{data}");
         }
         let large = format!(r#"{{"id":"a","x":"{}"}}"#, "x".repeat(USER_DATA_BYTES_MAX));
-        assert!(user_id(&large).unwrap_err().contains("bytes"));
+        assert!(signs_in(&large).unwrap_err().contains("bytes"));
     }
 
     #[test]

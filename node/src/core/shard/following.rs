@@ -150,6 +150,9 @@ impl Shard {
             }
         }
         self.interest -= ended.len();
+        for key in &ended {
+            self.recount(now, key);
+        }
         for key in unwanted {
             self.set_check(now, &key);
         }
@@ -173,6 +176,10 @@ impl Shard {
         let count = join.count.max(1);
         match self.set_interest(now, from, &join.key, count, join.version, effects) {
             Ok(Change::Stale) => return None,
+            Ok(_) if join.is_counted => {
+                self.count_for(now, &join.key, &from.id);
+                self.tell_counts(now, effects);
+            }
             Ok(_) => {}
             Err(refusal) => return Some(Err(refusal)),
         }
@@ -197,6 +204,7 @@ impl Shard {
     ) -> Result<(), Refusal> {
         self.check_fence(leave.fence)?;
         self.set_interest(now, from, &leave.key, 0, leave.version, effects)?;
+        self.recount(now, &leave.key);
         self.set_check(now, &leave.key);
         Ok(())
     }

@@ -9,7 +9,7 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
 
-use proto::channel::{ChannelKey, ChannelName};
+use proto::channel::{ChannelKey, ChannelKind, ChannelName};
 use proto::id::{AppId, ConnectionId, GatewayRef};
 use proto::message::{
     Attendance, ChannelsPage, Enter, Exit, PublishResult, Published, Query, Refusal, Reply, Stated,
@@ -54,17 +54,39 @@ pub(super) struct Presence {
     began: Option<Timestamp>,
     /// Lives of gateways whose members leave, and when; in order.
     leaving: Vec<(Timestamp, GatewayRef)>,
+    /// All members were stated to this owner. Those who come later are.
+    is_confirmed: bool,
+    /// It knows all who are there.
+    has_converged: bool,
 }
 
 impl Shard {
-    /// How many members are present in all channels.
-    pub fn members(&self) -> usize {
-        self.rosters.values().map(Roster::members).sum()
+    /// How many members are present in each presence channel that has any, with its app.
+    pub fn members(&self) -> impl Iterator<Item = (&AppId, usize)> {
+        let rosters = self.rosters.iter();
+        let rooms = rosters.filter(|(key, _)| key.channel.kind() == ChannelKind::Presence);
+        rooms.map(|(key, roster)| (&key.app, roster.members()))
+    }
+
+    /// Takes note, once, of when this owner knows all who are there.
+    pub fn converge(&mut self, now: Timestamp, effects: &mut Vec<Effect>) {
+        if self.presence.has_converged || !self.is_stated(now) {
+            return;
+        }
+        if !self.rosters.values().all(Roster::is_confirmed) {
+            return;
+        }
+        self.presence.has_converged = true;
+        if let Some(began) = self.presence.began.filter(|_| !self.rosters.is_empty()) {
+            effects.push(Effect::Converged(now.since(began)));
+        }
     }
 
     /// From now on it hears of members.
     pub fn listen(&mut self, now: Timestamp, around: Arc<Around>) {
         self.presence.began = Some(now);
+        self.presence.is_confirmed = false;
+        self.presence.has_converged = false;
         self.presence.around = around;
     }
 
@@ -134,10 +156,11 @@ impl Shard {
     /// nobody: not even its silence.
     fn remove_unheard(&mut self, now: Timestamp, effects: &mut Vec<Effect>) {
         let since = self.listens_since();
-        if since.is_none_or(|since| now.since(since) < NEVER_HEARD) {
+        if self.presence.is_confirmed || since.is_none_or(|since| now.since(since) < NEVER_HEARD) {
             return;
         }
-        if self.rosters.values().all(Roster::is_confirmed) {
+        self.presence.is_confirmed = self.rosters.values().all(Roster::is_confirmed);
+        if self.presence.is_confirmed {
             return;
         }
         let around = Arc::clone(&self.presence.around);
@@ -200,10 +223,15 @@ impl Shard {
         done: &mut Option<Done>,
         effects: &mut Vec<Effect>,
     ) -> PublishResult {
-        let Enter { key, member, .. } = enter;
+        let Enter {
+            key,
+            member,
+            users_max,
+            ..
+        } = enter;
         let empty = Roster::default();
         let roster = self.rosters.get(&key).unwrap_or(&empty);
-        let admission = roster.admit(from, &member);
+        let admission = roster.admit(from, &member, users_max);
         match admission {
             Admission::New => {}
             Admission::Full => return Err(Refusal::RosterFull),
@@ -292,6 +320,8 @@ impl Shard {
     ) -> ChannelsPage {
         let is_wanted = |key: &ChannelKey| {
             key.app == *app
+                // Users' own channels are for who asks for them.
+                && (key.channel.kind() != ChannelKind::User || prefix.starts_with('#'))
                 && key.channel.as_str().starts_with(prefix)
                 && after.is_none_or(|after| key.channel > *after)
         };
@@ -306,10 +336,11 @@ impl Shard {
             names.truncate(CHANNELS_PAGE);
         }
         names.sort_unstable();
-        let channel = |key: &ChannelKey| (key.channel.clone(), users(key));
+        let channel = |key: &&ChannelKey| (key.channel.clone(), users(key));
         ChannelsPage {
             fence: self.tenure.fence,
-            channels: names.into_iter().map(channel).collect(),
+            channels: names.iter().map(channel).collect(),
+            subscribers: names.iter().map(|key| self.subscribers(key)).collect(),
             more,
             complete: self.rosters.values().all(Roster::is_confirmed) && self.is_stated(now),
         }
@@ -339,19 +370,24 @@ impl Shard {
             is_followed: followers.next().is_some(),
             users: roster.map_or(0, Roster::users) as u32,
             complete: roster.is_none_or(Roster::is_confirmed) && self.is_stated(now),
+            subscribers: self.subscribers(key),
         }
     }
 
     /// Whether every gateway has stated its members to this owner.
     pub fn is_stated(&self, now: Timestamp) -> bool {
         let gateways = &self.presence.around.gateways;
-        let since = self.listens_since();
-        let listens = since.is_some_and(|since| now.since(since) >= LISTENS);
         let has_stated = |gateway: &GatewayRef| {
             let known = self.gateways.get(&gateway.id);
             known.is_some_and(|known| known.me == *gateway && known.stated)
         };
-        listens && gateways.iter().all(has_stated)
+        self.has_listened(now) && gateways.iter().all(has_stated)
+    }
+
+    /// Whether this owner has listened for so long that it has heard of all gateways.
+    pub(super) fn has_listened(&self, now: Timestamp) -> bool {
+        let since = self.listens_since();
+        since.is_some_and(|since| now.since(since) >= LISTENS)
     }
 
     /// Since when this owner would have heard of any member.

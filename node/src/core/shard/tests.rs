@@ -83,6 +83,7 @@ fn join_since(channel: &str, version: u64, since: Since) -> Request {
         count: 1,
         since,
         version,
+        is_counted: false,
     })
 }
 

@@ -109,6 +109,7 @@ fn join(shard: u16, fence: u64, version: u64) -> Request {
         count: 1,
         since: Since::Now,
         version,
+        is_counted: false,
     })
 }
 

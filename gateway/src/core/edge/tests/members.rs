@@ -26,6 +26,7 @@ fn enter(bench: &mut Bench, at: u64, number: u64) -> Vec<String> {
             connection: connection(number),
             user,
         },
+        users_max: None,
     };
     said(bench.tell(at, input))
 }

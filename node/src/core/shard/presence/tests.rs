@@ -110,6 +110,16 @@ impl World {
     }
 
     fn enter(&mut self, from: &GatewayRef, number: u64, user: &str) -> PublishResult {
+        self.enter_if(from, number, user, None)
+    }
+
+    fn enter_if(
+        &mut self,
+        from: &GatewayRef,
+        number: u64,
+        user: &str,
+        users_max: Option<u32>,
+    ) -> PublishResult {
         let user = User {
             id: user.into(),
             info: None,
@@ -121,6 +131,7 @@ impl World {
                 connection: connection(number),
                 user,
             },
+            users_max,
         };
         published(self.ask(from, Request::Enter(enter)))
     }
@@ -373,4 +384,16 @@ fn a_standby_has_the_roster_with_who_has_said_so() {
     world.pass(2_000);
     assert_eq!(world.told, ["+a", "=a", "~a"]);
     assert_eq!(world.users(), ["a"]);
+}
+
+#[test]
+fn a_gateway_may_let_fewer_in() {
+    let mut world = World::new();
+    let one = gateway("g", 1);
+    let mut enter = |number, user| world.enter_if(&one, number, user, Some(2));
+    assert!(enter(1, "a").is_ok());
+    assert!(enter(2, "b").is_ok());
+    assert_eq!(enter(3, "c"), Err(Refusal::RosterFull));
+    assert!(enter(4, "a").is_ok(), "whoever is there has room");
+    assert!(world.enter_if(&one, 5, "c", None).is_ok());
 }

@@ -362,6 +362,7 @@ fn nothing_is_told_before_the_standby_has_it() {
         count: 1,
         since: Since::Now,
         version: 1,
+        is_counted: false,
     }));
     assert_eq!(two.performed, []);
     two.carry();
@@ -698,8 +699,7 @@ proptest! {
                     key: key(channel),
                     count: 1,
                     since: Since::Now,
-                    version: 1,
-                })),
+                    version: 1, is_counted: false })),
                 Move::Pass(ms) => {
                     two.pass(ms);
                     two.tell(Input::Tick);

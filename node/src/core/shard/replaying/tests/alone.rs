@@ -76,6 +76,7 @@ fn what_the_owner_alone_is_to_have_waits_for_nobody_and_is_gone_with_it() {
         count: 1,
         since: Since::Delivered(position(&replies[1])),
         version: 1,
+        is_counted: false,
     });
     let mut effects = Vec::new();
     let from = gateway();
