@@ -142,7 +142,7 @@ async function ask(id, { wrong, beyond = false, ...request } = {}, expected) {
   return told;
 }
 
-test("the description is valid, its examples fit, and its codes are those of the page of errors", async () => {
+test("[P92] the description is valid, its examples fit, and its codes are those of the page of errors", async () => {
   const { valid, errors } = await new Validator().validate(written);
   assert.ok(valid, JSON.stringify(errors));
   assert.equal(page("openapi.json"), `${JSON.stringify(written, null, 2)}\n`);
@@ -166,7 +166,7 @@ test("the description is valid, its examples fit, and its codes are those of the
   }
 });
 
-test("what is asked well is answered", async (t) => {
+test("[P92] what is asked well is answered", async (t) => {
   for (const { id } of operations) await ask(id);
   const room = channelName("presence-cache-");
   const raw = new RawClient(t);
@@ -201,7 +201,7 @@ test("what is asked well is answered", async (t) => {
   await ask("askToOpenEventStream", { path: { key: "nobody" } });
 });
 
-test("event streams begin with what is kept, and with gaps", async () => {
+test("[P92] event streams begin with what is kept, and with gaps", async () => {
   const channel = channelName("cache-");
   await ask("publish", { body: { name: "news", channel, data: "first\nsecond" } });
   const told = await ask("openEventStream", { query: { channel: [channel] }, read: (response) => beginning(response, "second") });
@@ -219,7 +219,7 @@ test("event streams begin with what is kept, and with gaps", async () => {
   }
 });
 
-test("each part of the signature has to be there, and to be right", async () => {
+test("[P92] each part of the signature has to be there, and to be right", async () => {
   for (const { id, security: [parts] } of operations.filter(({ security }) => security.length)) {
     for (const part of Object.keys(parts)) await ask(id, { wrong: { [part]: undefined } }, "401 missing_signature");
     for (const wrong of [{ secret: "another" }, { auth_key: "another" }, ...("body_md5" in parts ? [{ body_md5: "00" }] : [])]) {
@@ -229,7 +229,7 @@ test("each part of the signature has to be there, and to be right", async () => 
   }
 });
 
-test("what cannot be understood by the description is not understood by the server", async () => {
+test("[P92] what cannot be understood by the description is not understood by the server", async () => {
   const one = (changed) => ({ body: { ...event, ...changed } });
   const batch = (...events) => ({ body: { batch: events } });
   const other = (changed) => batch({ ...event, ...changed });
@@ -272,7 +272,7 @@ test("what cannot be understood by the description is not understood by the serv
   }
 });
 
-test("what is unknown, too large, another request or not allowed is refused", async () => {
+test("[P92] what is unknown, too large, another request or not allowed is refused", async () => {
   for (const { id, tags } of operations.filter(({ path, method }) => /{app_id}|{key}/.test(path) && method !== "OPTIONS")) {
     await ask(id, { path: { app_id: "nobody", key: "nobody" } }, tags.includes("Probes") ? "404" : "404 unknown_app");
   }
@@ -288,7 +288,7 @@ test("what is unknown, too large, another request or not allowed is refused", as
   await ask("openEventStream", { query: { channel: ["a", "private-a"] } }, "403 forbidden_channel");
 });
 
-test("other methods and other paths are refused, and nothing else is described", async () => {
+test("[P92] other methods and other paths are refused, and nothing else is described", async () => {
   const held = async (method, path, { content, ...described }) => {
     const response = await fetch(new URL(path, server), { method });
     await hold(`${method} ${path}: ${response.status}`, response, { ...described, ...(method !== "HEAD" && { content }) });
@@ -305,7 +305,7 @@ test("other methods and other paths are refused, and nothing else is described",
   for (const path of ["/apps", "/apps/app-id", "/nothing"]) assert.equal((await held("GET", path, UnknownRoute)).status, 404);
 });
 
-test("all that is described has come, or is excused", () => {
+test("[P92] all that is described has come, or is excused", () => {
   const absent = answers.filter(({ name }) => !came.has(name));
   const excused = Object.values(EXCUSED).flat();
   const missing = absent.filter(({ name, code }) => !excused.includes(code ?? name));

@@ -1,16 +1,21 @@
 // What the protocol says and no library asks for, over plain WebSockets and by plain
-// requests. Its rows are at the end of docs/protocol/pusher.md.
+// requests; rows are those at the end of docs/protocol/pusher.md. Whoever is another client
+// is at another gateway, if DUNLIN_URLS names several.
 
 import assert from "node:assert/strict";
+import { createHmac } from "node:crypto";
 import { once } from "node:events";
 import { test } from "node:test";
-import { RawClient, app, channelName, publisher, server, signature, unless, withoutApp } from "./support.mjs";
+import { RawClient, app, channelName, gateways, publisher, server, signature, unless, withoutApp } from "./support.mjs";
 
 /** A connection that is open, and what the server has said of it. */
-async function open(t, path, options) {
-  const raw = new RawClient(t, path, server, options);
+async function open(t, { path, at = server, ...options } = {}) {
+  const raw = new RawClient(t, path, at, options);
   return { raw, ...(await raw.established()) };
 }
+
+/** One at another gateway. */
+const openElsewhere = (t) => open(t, { at: gateways.at(-1) });
 
 /** Subscribes with a signature, and waits for the acknowledgement. */
 async function enter({ raw, socket_id }, channel, channelData) {
@@ -18,12 +23,15 @@ async function enter({ raw, socket_id }, channel, channelData) {
   return raw.frame("pusher_internal:subscription_succeeded", channel);
 }
 
+const STRICT = "/app/strict-key?protocol=7";
+const strictly = (socketId, channel) => signature(socketId, channel, { secret: "strict-secret" }).replace(/^.*:/, "strict-key:");
+
 const whisper = (raw, channel, data) => raw.socket.send(JSON.stringify({ event: "client-said", channel, data }));
 const refusals = (frames) => frames.filter(({ event, data }) => event === "pusher:error" && data.code === 4301);
 
 test("[P2] versions 5, 6 and 7 are spoken", async (t) => {
   for (const version of [5, 6, 7]) {
-    const { socket_id, activity_timeout } = await open(t, `/app/${app.key}?protocol=${version}&client=js&version=8.6.0&flash=false`);
+    const { socket_id, activity_timeout } = await open(t, { path: `/app/${app.key}?protocol=${version}&client=js&version=8.6.0&flash=false` });
     assert.match(socket_id, /^\d+\.\d+$/);
     assert.ok(activity_timeout > 0);
   }
@@ -34,7 +42,7 @@ test("[P3 P23 P24 P34] data is text of JSON", async (t) => {
   const first = await open(t);
   assert.deepEqual(JSON.parse((await enter(first, name, '{"user_id":7}')).data), { presence: { count: 1, ids: ["7"], hash: { 7: null } } });
   await first.raw.frame("pusher:cache_miss", name);
-  const other = await open(t);
+  const other = await openElsewhere(t);
   await enter(other, name, '{"user_id":"b","user_info":{"name":"Bo"}}');
   const added = await first.raw.frame("pusher_internal:member_added", name);
   assert.deepEqual(JSON.parse(added.data), { user_id: "b", user_info: { name: "Bo" } });
@@ -61,7 +69,7 @@ test("[P6] who is silent is pinged, and then closed with 4201", { timeout: 60_00
 
 test("[P8] nothing of a channel precedes its acknowledgement", async (t) => {
   const name = channelName();
-  const all = await Promise.all(Array.from({ length: 10 }, () => open(t)));
+  const all = await Promise.all(Array.from({ length: 10 }, (_, number) => (number % 2 ? open(t) : openElsewhere(t))));
   const numbers = Array.from({ length: 20 }, (_, number) => `${number}`);
   const publishing = Promise.all(numbers.map((number) => publisher().trigger(name, "n", number)));
   await Promise.all(all.map(({ raw }) => raw.subscribe(name)));
@@ -120,7 +128,7 @@ test("[P21] an event for an encrypted channel goes to it alone", async (t) => {
 });
 
 test("[P22 P32] where clients may not publish", async (t) => {
-  const [me, other] = [await open(t), await open(t)];
+  const [me, other] = [await open(t), await openElsewhere(t)];
   const [plain, sealed, unknown, fine] = ["", "private-encrypted-", "private-", "private-"].map(channelName);
   for (const one of [me, other]) {
     await one.raw.subscribe(plain);
@@ -137,10 +145,9 @@ test("[P22 P32] where clients may not publish", async (t) => {
 });
 
 unless(withoutApp("strict"))("[P32] clients publish in apps that have client events", async (t) => {
-  const { raw, socket_id } = await open(t, "/app/strict-key?protocol=7");
+  const { raw, socket_id } = await open(t, { path: STRICT });
   const name = channelName("private-");
-  const auth = signature(socket_id, name, { secret: "strict-secret" }).replace(/^.*:/, "strict-key:");
-  raw.send("pusher:subscribe", { channel: name, auth });
+  raw.send("pusher:subscribe", { channel: name, auth: strictly(socket_id, name) });
   await raw.frame("pusher_internal:subscription_succeeded", name);
   whisper(raw, name, {});
   await raw.frames.when("a refusal", (frames) => refusals(frames).length === 1);
@@ -148,7 +155,7 @@ unless(withoutApp("strict"))("[P32] clients publish in apps that have client eve
 
 test("[P30 P33] clients publish twenty events at once, and then ten a second", async (t) => {
   const name = channelName("private-");
-  const [me, other] = [await open(t), await open(t)];
+  const [me, other] = [await open(t), await openElsewhere(t)];
   for (const one of [me, other]) await enter(one, name);
   const said = (frames) => frames.filter(({ event }) => event === "client-said").map(({ data }) => JSON.parse(data).n);
   for (let n = 0; n < 30; n += 1) whisper(me.raw, name, { n });
@@ -179,6 +186,35 @@ test("[P51] what is not text is published as its JSON", async (t) => {
   }
 });
 
+test("[P55] each part of a request is signed, and the signature is new", async () => {
+  const path = `/apps/${app.id}/events`;
+  const body = JSON.stringify({ name: "e", channel: channelName(), data: "x" });
+  const signed = (options) => new URLSearchParams(publisher(options).createSignedQueryString({ method: "POST", path, body, params: {} }));
+  const post = async (query, sent = body) => {
+    const answer = await fetch(new URL(`${path}?${query}`, server), { method: "POST", body: sent, headers: { "content-type": "application/json" } });
+    return answer.status;
+  };
+  assert.equal(await post(signed()), 200);
+  for (const wrong of [{ secret: "another" }, { key: "another" }]) assert.equal(await post(signed(wrong)), 401, JSON.stringify(wrong));
+  assert.equal(await post(signed(), body.replace('"x"', '"y"')), 401, "another body");
+  for (const part of ["auth_key", "auth_timestamp", "auth_version", "body_md5", "auth_signature"]) {
+    const query = signed();
+    query.delete(part);
+    assert.equal(await post(query), 401, `without ${part}`);
+  }
+  const old = signed();
+  old.delete("auth_signature");
+  old.set("auth_timestamp", Math.floor(Date.now() / 1_000) - 700);
+  old.set("auth_signature", createHmac("sha256", app.secret).update(["POST", path, old].join("\n")).digest("hex"));
+  assert.equal(await post(old), 401, "an old one");
+});
+
+test("[P56] paths and methods that are not served", async () => {
+  const ask = async (path, method) => (await fetch(new URL(path, server), { method })).status;
+  for (const path of [`/apps/${app.id}/nothing`, "/apps", "/nothing"]) assert.equal(await ask(path), 404, path);
+  for (const [path, method] of [["events", "GET"], ["channels", "POST"]]) assert.equal(await ask(`/apps/${app.id}/${path}`, method), 405, path);
+});
+
 unless(withoutApp("disabled"))("[P66] a disabled app is closed with 4003", async (t) => {
   const raw = new RawClient(t, "/app/disabled-key?protocol=7");
   assert.equal((await raw.closed()).code, 4003);
@@ -188,27 +224,26 @@ unless(withoutApp("disabled"))("[P66] a disabled app is closed with 4003", async
 });
 
 unless(withoutApp("small"))("[P67] one connection too many is closed with 4004", async (t) => {
-  await open(t, "/app/small-key?protocol=7");
+  await open(t, { path: "/app/small-key?protocol=7" });
   const second = new RawClient(t, "/app/small-key?protocol=7");
   assert.equal((await second.closed()).code, 4004);
   assert.deepEqual(second.frames.items.map(({ event, data }) => [event, data.code]), [["pusher:error", 4004]]);
 });
 
 unless(withoutApp("strict"))("[P70] a page of another origin is closed with 4009", async (t) => {
-  const refused = new RawClient(t, "/app/strict-key?protocol=7", server, { origin: "https://elsewhere.example" });
+  const refused = new RawClient(t, STRICT, server, { origin: "https://elsewhere.example" });
   assert.equal((await refused.closed()).code, 4009);
   assert.deepEqual(refused.frames.items.map(({ event, data }) => [event, data.code]), [["pusher:error", 4009]]);
-  await open(t, "/app/strict-key?protocol=7", { origin: "https://example.com" });
+  await open(t, { path: STRICT, origin: "https://example.com" });
   // What is no page has none.
-  await open(t, "/app/strict-key?protocol=7");
+  await open(t, { path: STRICT });
 });
 
 unless(withoutApp("strict"))("[P44] who does not say in time who it is is closed with 4009", async (t) => {
-  const [silent, signed] = [await open(t, "/app/strict-key?protocol=7"), await open(t, "/app/strict-key?protocol=7")];
+  const [silent, signed] = [await open(t, { path: STRICT }), await open(t, { path: STRICT })];
   const name = channelName("private-");
-  const auth = signature(signed.socket_id, name, { secret: "strict-secret" }).replace(/^.*:/, "strict-key:");
   await silent.raw.subscribe(channelName());
-  signed.raw.send("pusher:subscribe", { channel: name, auth });
+  signed.raw.send("pusher:subscribe", { channel: name, auth: strictly(signed.socket_id, name) });
   assert.equal((await silent.raw.closed()).code, 4009);
   await signed.raw.roundTrip();
 });

@@ -3,9 +3,10 @@
 import assert from "node:assert/strict";
 import { once } from "node:events";
 import http from "node:http";
+import https from "node:https";
 import { test } from "node:test";
 import { WebSocketServer } from "ws";
-import { Inbox, RawClient, app, bound, channelName, gate, publisher, pusherClient, signature, subscribe, within } from "./support.mjs";
+import { Inbox, RawClient, app, bound, channelName, gate, publisher, pusherClient, server, signature, subscribe, within } from "./support.mjs";
 
 /** Authorises as a backend does, or wrongly with another secret. */
 function authorization({ secret, channelData } = {}) {
@@ -203,7 +204,8 @@ test("[P13] concurrent publications: none lost, none twice, one order for all", 
     raw.socket.on("message", (data) => take(JSON.parse(data.toString())));
   }));
 
-  const agent = new http.Agent({ keepAlive: true, maxSockets: concurrent });
+  const { Agent } = server.protocol === "https:" ? https : http;
+  const agent = new Agent({ keepAlive: true, maxSockets: concurrent });
   t.after(() => agent.destroy());
   const sdk = publisher({ agent });
   for (let round = 0; round < rounds; round += 1) {

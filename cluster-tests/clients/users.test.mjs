@@ -76,7 +76,7 @@ test("[P38 P41] a wrong signature signs nobody in, and the connection stays", as
   }
   raw.send("pusher:signin", right);
   const { data } = await raw.frame("pusher:signin_success");
-  assert.deepEqual(data, { user_data: right.user_data });
+  assert.deepEqual(JSON.parse(data), { user_data: right.user_data });
   raw.send("pusher:signin", authenticated(socket_id, userId()));
   await raw.frames.first("an error", ({ event, data }) => event === "pusher:error" && /already/.test(data.message));
 });

@@ -1,6 +1,7 @@
 //! The client libraries that others wrote, against the real server, by node's
 //! own test runner; and the page, in a real browser.
 
+use std::collections::BTreeSet;
 use std::path::Path;
 use std::process::Stdio;
 use std::time::Duration;
@@ -15,27 +16,10 @@ use tokio::process::Command;
 use tokio::sync::OnceCell;
 use tokio::time::timeout;
 
-/// The app of `dunlin dev`, at gateways of a cluster.
-const APPS: &str = r#"
-[[apps]]
-id = "app-id"
-key = "app-key"
-secret = "app-secret"
-client_events = true
-
-# What an app may have besides, for those who ask for it.
-[[apps]]
-id = "counted"
-key = "counted-key"
-secret = "counted-secret"
-subscription_count = true
-channel_bytes_max = 40
-event_bytes_max = 20
-event_channels_max = 2
-batch_events_max = 2
-users_max = 2
-user_info_bytes_max = 20
-"#;
+/// The app of `dunlin dev`, and what an app may have besides.
+const APPS: &str = include_str!("../clients/apps.toml");
+/// Those that are told to tests besides the first.
+const MORE_APPS: &str = "counted,disabled,small,strict";
 /// How long one file of tests may take.
 const PATIENCE: Duration = Duration::from_secs(180);
 
@@ -152,6 +136,7 @@ async fn across_gateways(file: &str) -> Result<()> {
         ("DUNLIN_URL", one.clone()),
         ("DUNLIN_URLS", urls.join(",")),
         ("DUNLIN_ADMIN", format!("http://{admin}")),
+        ("PUSHER_MORE_APPS", MORE_APPS.to_owned()),
     ];
     let log = || gateways.map(|gateway| gateway.log()).concat();
     run_node_test(file, &places, log).await
@@ -170,6 +155,22 @@ async fn openapi() -> Result<()> {
 #[tokio::test]
 async fn raw_websockets() -> Result<()> {
     node_test("websocket.test.mjs").await
+}
+
+/// A server that asks soon whether a client is still there.
+#[tokio::test]
+async fn protocol() -> Result<()> {
+    let server = Dev::start_configured(APPS, &["--activity-timeout-s", "2"]).await?;
+    let places = [
+        ("DUNLIN_URL", server.url()),
+        ("PUSHER_MORE_APPS", MORE_APPS.to_owned()),
+    ];
+    run_node_test("protocol.test.mjs", &places, || server.log()).await
+}
+
+#[tokio::test]
+async fn protocol_across_gateways() -> Result<()> {
+    across_gateways("protocol.test.mjs").await
 }
 
 #[tokio::test]
@@ -307,13 +308,25 @@ async fn run_node_test(
         String::from_utf8_lossy(&output.stderr),
         log()
     );
-    // A file without tests would pass as well.
+    // A file without tests would pass as well, and one that skips them all.
     ensure!(
         said.lines()
-            .any(|line| line.contains("tests ") && !line.ends_with(" 0")),
+            .any(|line| line.contains(" pass ") && !line.ends_with(" 0")),
         "{file} ran no test:\n{said}"
     );
+    for row in rows(&said) {
+        println!("P{row} pass");
+    }
     Ok(())
+}
+
+/// The rows of docs/protocol/pusher.md that have been shown, by the titles of tests.
+fn rows(said: &str) -> BTreeSet<u32> {
+    said.lines()
+        .filter_map(|line| line.strip_prefix("✔ [P")?.split_once(']'))
+        .flat_map(|(rows, _)| rows.split(" P"))
+        .filter_map(|row| row.parse().ok())
+        .collect()
 }
 
 /// Installs the libraries at their locked versions, unless they are there.

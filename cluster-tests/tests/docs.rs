@@ -1,5 +1,7 @@
-//! The reference pages say what the code says, and the files that a page tells
-//! people to write are understood.
+//! The reference pages say what the code says, the files that a page tells people
+//! to write are understood, and what a page says to be tested is.
+
+use std::collections::BTreeSet;
 
 use anyhow::{Context, Result};
 use cluster_tests::nats::Folder;
@@ -140,4 +142,37 @@ async fn units_for_a_first_cluster_are_understood() -> Result<()> {
         assert!(!said.contains(word), "{said}");
     }
     Ok(())
+}
+
+/// The rows of the protocol's page are numbered from 1 on, and the titles of the tests
+/// of client libraries name these and no others.
+#[test]
+fn every_row_of_the_protocol_is_shown_by_a_test() -> Result<()> {
+    let page = std::fs::read_to_string(repository().join("docs/protocol/pusher.md"))?;
+    let rows: Vec<usize> = page
+        .lines()
+        .filter_map(|line| line.strip_prefix("| P")?.split_once(" |")?.0.parse().ok())
+        .collect();
+    assert!(rows.len() > 50, "rows are found: {rows:?}");
+    assert!(rows.iter().copied().eq(1..=rows.len()), "{rows:?}");
+
+    let mut shown = BTreeSet::new();
+    for file in std::fs::read_dir(repository().join("cluster-tests/clients"))? {
+        let path = file?.path();
+        if path.to_string_lossy().ends_with(".test.mjs") {
+            shown.extend(rows_in_titles(&std::fs::read_to_string(path)?));
+        }
+    }
+    assert_eq!(shown, rows.into_iter().collect::<BTreeSet<_>>());
+    Ok(())
+}
+
+/// `[P1 P2]` at the beginning of a title.
+fn rows_in_titles(text: &str) -> Vec<usize> {
+    text.match_indices("[P")
+        .filter(|(at, _)| text[..*at].ends_with(['"', '`']))
+        .filter_map(|(at, _)| text[at + 2..].split_once("] "))
+        .flat_map(|(rows, _)| rows.split(" P"))
+        .filter_map(|row| row.parse().ok())
+        .collect()
 }

@@ -82,8 +82,9 @@ async fn the_bus_hears_little_of_clients_that_come_and_go() -> Result<()> {
         requests.is_some_and(|requests| requests <= nodes),
         "{said:?}"
     );
-    // Each of which is answered.
-    assert!(published(&said) <= 2.0 * nodes, "{said:?}");
+    // Which each of a node's workers answers that owns some of them.
+    let workers = std::thread::available_parallelism()?.get() as f64;
+    assert!(published(&said) <= nodes * (1.0 + workers), "{said:?}");
     Ok(())
 }
 

@@ -61,6 +61,9 @@ impl Edge {
             let leave_at = now + LINGER;
             attachment.leave_at = Some(leave_at);
             self.timers.set(leave_at, Timer::Linger(id, key.clone()));
+        } else if attachment.owes_count() {
+            // Nobody else says that this worker has none any more.
+            self.recount.insert((id, key.clone()));
         }
     }
 

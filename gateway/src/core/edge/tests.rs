@@ -24,6 +24,7 @@ mod living;
 mod members;
 mod owners;
 mod restating;
+mod subscribers;
 
 const FENCE: Fence = Fence(1);
 const W: WorkerId = WorkerId(0);

@@ -258,7 +258,8 @@ pub fn encode(frame: &Frame) -> String {
             json(SUCCEEDED, Some(channel.as_str()), text(&data))
         }
         Frame::SignedIn { user_data } => {
-            json("pusher:signin_success", None, SignedInData { user_data })
+            let data = SignedInData { user_data };
+            json("pusher:signin_success", None, text(&data))
         }
         Frame::Watched(news) => {
             let event = |name, user_ids: &[Arc<str>]| WatchlistEvent {
