@@ -149,7 +149,7 @@ async fn pusher_server_sdk() -> Result<()> {
 
 #[tokio::test]
 async fn openapi() -> Result<()> {
-    node_test("openapi.test.mjs").await
+    on_one_server("openapi.test.mjs", &[]).await
 }
 
 #[tokio::test]
@@ -160,12 +160,17 @@ async fn raw_websockets() -> Result<()> {
 /// A server that asks soon whether a client is still there.
 #[tokio::test]
 async fn protocol() -> Result<()> {
-    let server = Dev::start_configured(APPS, &["--activity-timeout-s", "2"]).await?;
+    on_one_server("protocol.test.mjs", &["--activity-timeout-s", "2"]).await
+}
+
+/// Runs one file of tests against a server of its own that has all the apps.
+async fn on_one_server(file: &str, arguments: &[&str]) -> Result<()> {
+    let server = Dev::start_configured(APPS, arguments).await?;
     let places = [
         ("DUNLIN_URL", server.url()),
         ("PUSHER_MORE_APPS", MORE_APPS.to_owned()),
     ];
-    run_node_test("protocol.test.mjs", &places, || server.log()).await
+    run_node_test(file, &places, || server.log()).await
 }
 
 #[tokio::test]
