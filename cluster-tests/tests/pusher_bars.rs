@@ -17,10 +17,15 @@ use cluster_tests::traffic::{END, Follower, Publisher};
 use cluster_tests::{bus_messages, eventually};
 use futures_util::future::try_join_all;
 use tokio::io::AsyncReadExt;
+use tokio::sync::Mutex;
 use tokio::task::JoinSet;
 use tokio::time::Instant;
 
-/// What was published, and by how many processes.
+/// One after the other: what one says on the bus, or how long it takes, is not to be that
+/// of the others.
+static ALONE: Mutex<()> = Mutex::const_new(());
+
+/// What was published, by all processes.
 fn published(counts: &BTreeMap<String, f64>) -> f64 {
     let own = counts
         .iter()
@@ -32,6 +37,7 @@ fn published(counts: &BTreeMap<String, f64>) -> f64 {
 /// each of its own.
 #[tokio::test]
 async fn the_bus_hears_little_of_clients_that_come_and_go() -> Result<()> {
+    let _alone = ALONE.lock().await;
     let cluster = Cluster::start().await?;
     let (here, there) = (
         cluster.gateway("g1").clients.clone(),
@@ -91,6 +97,7 @@ async fn the_bus_hears_little_of_clients_that_come_and_go() -> Result<()> {
 /// Batches and single events in turn, through both gateways, heard at both.
 #[tokio::test]
 async fn batches_and_single_events_stay_in_order_across_gateways() -> Result<()> {
+    let _alone = ALONE.lock().await;
     const EVENTS: usize = 10_000;
     let cluster = Cluster::start().await?;
     let channels = vec!["ordered".to_owned()];
@@ -143,6 +150,7 @@ fn leave_alone(member: Member, readers: &mut JoinSet<()>) {
 
 #[tokio::test]
 async fn whoever_joins_a_crowd_is_acknowledged_soon() -> Result<()> {
+    let _alone = ALONE.lock().await;
     let (members, more, pause) = if cfg!(debug_assertions) {
         (300, 10, Duration::from_millis(50))
     } else {

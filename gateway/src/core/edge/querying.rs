@@ -61,7 +61,7 @@ impl Edge {
             result: Err(code),
         };
         let is_there = |shard: &ShardId| usize::from(shard.0) < self.shards.len();
-        let Some(shard) = shard.filter(is_there).filter(|_| self.states) else {
+        let Some(shard) = shard.filter(is_there) else {
             return effects.push(refused(ErrorCode::Unavailable));
         };
         if self.asking.len() >= ASKED_MAX {
@@ -145,6 +145,12 @@ impl Edge {
             }
             return;
         };
+        // Just after the start, or in a cluster of two versions: what a backend asks waits.
+        if !self.states && matches!(asking.wanted, Wanted::Told { .. }) {
+            asking.due = now + SOON;
+            self.timers.set(asking.due, Timer::Query(query));
+            return;
+        }
         effects.push(Effect::Request {
             node: shard.owner.id.clone(),
             request: Request::Query(Query {

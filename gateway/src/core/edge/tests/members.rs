@@ -176,3 +176,44 @@ fn a_user_s_channel_is_asked_about_once_all_nodes_know_what_it_is() {
     assert_eq!(joins(bench.tell(40, Input::Tick)), 1);
     assert_eq!(joins(bench.tell(41, Input::Tick)), 0);
 }
+
+#[test]
+fn what_a_backend_asks_waits_until_nodes_have_said_that_they_know_of_presence() {
+    let ask = |bench: &mut Bench| {
+        let input = Input::Query {
+            ticket: Ticket(1),
+            shard: None,
+            what: What::Channel { key: key("c") },
+        };
+        assert_eq!(bench.tell(0, input), []);
+    };
+    let is_query = |effect: &Effect| {
+        matches!(
+            effect,
+            Effect::Request {
+                request: Request::Query(_),
+                ..
+            }
+        )
+    };
+    let mut bench = Bench::new();
+    ask(&mut bench);
+    assert!(!bench.tell(120, Input::Tick).iter().any(is_query));
+    bench.beat(130, node("a"), 1);
+    bench.tell(140, Input::Tick);
+    bench.reply(150, "a", Reply::Greeted { map_version: 1 });
+    bench.tell(160, Input::Tick);
+    assert!(bench.tell(240, Input::Tick).iter().any(is_query));
+
+    let mut bench = Bench::new();
+    ask(&mut bench);
+    let mut answers = Vec::new();
+    for at in (0..6_000).step_by(100) {
+        let told = bench.tell(at, Input::Tick).iter();
+        answers.extend(told.filter_map(|effect| match effect {
+            Effect::Queried { result, .. } => Some(result.clone()),
+            _ => None,
+        }));
+    }
+    assert_eq!(answers, [Err(ErrorCode::Unavailable)], "not for ever");
+}
