@@ -157,7 +157,8 @@ impl Broadcast {
     /// Whether it is for those who watch a user: they are told who comes into its channel
     /// and goes, and nothing else.
     fn is_of_watchers(&self) -> bool {
-        self.key.channel.kind() == ChannelKind::User && self.is_of_members()
+        // For each recipient of everything: what is rare first.
+        self.is_of_members() && self.key.channel.kind() == ChannelKind::User
     }
 
     /// Whether the user whose channel it is is online now, if that has changed.

@@ -198,6 +198,9 @@ async fn count(State(context): State<Context>, request: Request, next: Next) -> 
 
 /// Whether a path is text, once what `%` stands for is put in.
 fn is_text(path: &str) -> bool {
+    if !path.contains('%') {
+        return true;
+    }
     let digit = |byte: &u8| char::from(*byte).to_digit(16);
     let bytes = path.as_bytes();
     let mut text = Vec::with_capacity(bytes.len());

@@ -40,7 +40,10 @@ impl State {
 
     /// How many subscribers there are at all gateways, for those who come from now on.
     pub(super) fn take_count(&mut self, broadcast: &Broadcast) {
-        if let Content::Count(count) = broadcast.content {
+        // One that comes late is not to stay for ever.
+        if let Content::Count(count) = broadcast.content
+            && self.hub.index(&broadcast.key).is_some()
+        {
             self.counts.insert(broadcast.key.clone(), count);
         }
     }

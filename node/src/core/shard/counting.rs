@@ -59,8 +59,16 @@ impl Shard {
         self.recount(now, key);
     }
 
+    /// A gateway does not follow a channel any more. If it comes again it is told anew.
+    pub(super) fn uncount(&mut self, now: Timestamp, key: &ChannelKey, gateway: &GatewayId) {
+        if let Some(counted) = self.counting.channels.get_mut(key) {
+            counted.gateways.remove(gateway);
+        }
+        self.recount(now, key);
+    }
+
     /// The subscribers of a channel may have changed.
-    pub(super) fn recount(&mut self, now: Timestamp, key: &ChannelKey) {
+    fn recount(&mut self, now: Timestamp, key: &ChannelKey) {
         let Some(counted) = self.counting.channels.get_mut(key) else {
             return;
         };

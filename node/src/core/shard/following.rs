@@ -151,7 +151,7 @@ impl Shard {
         }
         self.interest -= ended.len();
         for key in &ended {
-            self.recount(now, key);
+            self.uncount(now, key, gateway);
         }
         for key in unwanted {
             self.set_check(now, &key);
@@ -203,8 +203,10 @@ impl Shard {
         effects: &mut Vec<Effect>,
     ) -> Result<(), Refusal> {
         self.check_fence(leave.fence)?;
-        self.set_interest(now, from, &leave.key, 0, leave.version, effects)?;
-        self.recount(now, &leave.key);
+        let change = self.set_interest(now, from, &leave.key, 0, leave.version, effects)?;
+        if change == Change::Ended {
+            self.uncount(now, &leave.key, &from.id);
+        }
         self.set_check(now, &leave.key);
         Ok(())
     }

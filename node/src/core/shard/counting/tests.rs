@@ -160,3 +160,12 @@ fn a_new_owner_says_nothing_before_it_has_heard_of_all() {
     world.join("b", 3, true);
     assert_eq!(world.pass(1_000), ["a:5", "b:5"]);
 }
+
+#[test]
+fn a_gateway_that_comes_again_is_told_though_the_sum_is_as_it_was() {
+    let mut world = World::new();
+    world.join("a", 200, true);
+    world.join("b", 3, true);
+    assert_eq!(world.leave("b"), NOBODY);
+    assert_eq!(world.join("b", 3, true), ["a:203", "b:203"]);
+}
