@@ -2,6 +2,7 @@
 //! that counting costs no look-up.
 
 mod agreeing;
+mod shards;
 mod summary;
 
 use std::time::Duration;
@@ -10,14 +11,14 @@ use prometheus::{
     Counter, CounterVec, Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec,
     IntGauge, IntGaugeVec, Opts, Registry, core::Collector,
 };
-use proto::message::Fanout;
 use proto::shard::ShardId;
 
 use crate::core::cluster::Row;
 use crate::core::detection::Cause;
 use crate::core::placement::{self, Targets};
 pub(crate) use agreeing::{GossipMetrics, RaftMetrics};
-use summary::{ShardSummaries, ShardSummary};
+use shards::ShardFamilies;
+pub(crate) use shards::ShardMetrics;
 
 /// How long confirmations take, for a histogram: a pair lease is 0.3.
 const LAG_SECONDS: [f64; 9] = [0.001, 0.002, 0.005, 0.01, 0.025, 0.05, 0.1, 0.3, 1.0];
@@ -32,15 +33,7 @@ const HANDOFF_SECONDS: [f64; 9] = [0.001, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0
 pub struct Metrics {
     /// See the help text below; the same order.
     pub bus: BusMetrics,
-    shard_publications: IntCounterVec,
-    shard_fanout_messages: IntCounterVec,
-    shard_deliveries: IntCounterVec,
-    shard_fanout_share: ShardSummaries,
-    shard_fanout_seconds: ShardSummaries,
-    shard_bytes: IntCounterVec,
-    shard_channels: IntGaugeVec,
-    shard_interest: IntGaugeVec,
-    shard_idempotency_keys: IntGaugeVec,
+    shards: ShardFamilies,
     /// Shards that this node serves.
     pub shards_owned: IntGauge,
     /// Requests that made no sense.
@@ -158,35 +151,6 @@ pub struct BusMetrics {
     pub refused: IntCounter,
 }
 
-/// One shard's handles.
-#[derive(Debug)]
-pub struct ShardMetrics {
-    /// Publications.
-    pub publications: IntCounter,
-    /// Link messages: publications times interested gateways.
-    pub fanout_messages: IntCounter,
-    deliveries: IntCounter,
-    fanout_share: ShardSummary,
-    fanout_seconds: ShardSummary,
-    /// Bytes of event data.
-    pub bytes: IntCounter,
-    /// Channels with state.
-    pub channels: IntGauge,
-    /// (gateway, channel) pairs.
-    pub interest: IntGauge,
-    /// Idempotency keys that are remembered.
-    pub idempotency_keys: IntGauge,
-}
-
-impl ShardMetrics {
-    /// This has become of its publications, besides what was counted before.
-    pub fn spread(&self, fanout: Fanout) {
-        self.deliveries.inc_by(fanout.deliveries);
-        self.fanout_share.add(fanout.spreads, fanout.share_ppm);
-        self.fanout_seconds.add(fanout.spreads, fanout.busy_us);
-    }
-}
-
 impl Metrics {
     /// Registers everything.
     ///
@@ -196,13 +160,6 @@ impl Metrics {
         let counters = |name: &str, help: &str, labels: &[&str]| {
             add(registry, IntCounterVec::new(Opts::new(name, help), labels)?)
         };
-        let gauges = |name: &str, help: &str| {
-            add(
-                registry,
-                IntGaugeVec::new(Opts::new(name, help), &["shard"])?,
-            )
-        };
-        let summaries = |name: &str, help: &str| add(registry, ShardSummaries::new(name, help)?);
         let received = counters(
             "dunlin_bus_messages_received_total",
             "Messages received from the bus.",
@@ -270,46 +227,7 @@ impl Metrics {
                 refused: errors.with_label_values(&[bus, "refused"]),
             },
             malformed: errors.with_label_values(&[bus, "malformed"]),
-            shard_publications: counters(
-                "dunlin_shard_publications_total",
-                "Publications of a shard. Exported by its owner alone.",
-                &["shard"],
-            )?,
-            shard_fanout_messages: counters(
-                "dunlin_shard_fanout_messages_total",
-                "Link messages of a shard: publications times interested gateways.",
-                &["shard"],
-            )?,
-            shard_deliveries: counters(
-                "dunlin_shard_deliveries_total",
-                "Publications of a shard times connections that they were written to or queued for, as gateways report it while this node owns the shard: some seconds late. Without what clients were given that had come back.",
-                &["shard"],
-            )?,
-            shard_fanout_share: summaries(
-                "dunlin_shard_fanout_share_ratio",
-                "Fraction of its connections that a gateway's worker had to send a publication of the shard to, of all publications and workers that had any.",
-            )?,
-            shard_fanout_seconds: summaries(
-                "dunlin_shard_fanout_seconds",
-                "How long a gateway's worker was busy with sending a publication of the shard to its connections, of all publications and workers that had any.",
-            )?,
-            shard_bytes: counters(
-                "dunlin_shard_bytes_total",
-                "Bytes of event data published in a shard.",
-                &["shard"],
-            )?,
-            shard_channels: gauges(
-                "dunlin_shard_channels",
-                "Channels of a shard that have state.",
-            )?,
-            shard_interest: gauges(
-                "dunlin_shard_interest",
-                "Pairs of gateway and channel in a shard that get publications.",
-            )?,
-            shard_idempotency_keys: gauges(
-                "dunlin_shard_idempotency_keys",
-                "Idempotency keys of a shard that are remembered.",
-            )?,
+            shards: add(registry, ShardFamilies::new()?)?,
             shards_owned: gauge("dunlin_shards_owned", "Shards that this node serves.")?,
             map_version: gauge(
                 "dunlin_map_version",
@@ -415,45 +333,12 @@ impl Metrics {
 
     /// The handles of a shard that this node begins to serve.
     pub fn shard(&self, shard: ShardId) -> ShardMetrics {
-        let label = shard.to_string();
-        let label = [label.as_str()];
-        ShardMetrics {
-            publications: self.shard_publications.with_label_values(&label),
-            fanout_messages: self.shard_fanout_messages.with_label_values(&label),
-            deliveries: self.shard_deliveries.with_label_values(&label),
-            fanout_share: self.shard_fanout_share.of(shard),
-            fanout_seconds: self.shard_fanout_seconds.of(shard),
-            bytes: self.shard_bytes.with_label_values(&label),
-            channels: self.shard_channels.with_label_values(&label),
-            interest: self.shard_interest.with_label_values(&label),
-            idempotency_keys: self.shard_idempotency_keys.with_label_values(&label),
-        }
+        self.shards.add(shard)
     }
 
     /// Removes what is exported of a shard that this node serves no longer.
     pub fn remove_shard(&self, shard: ShardId) {
-        let label = shard.to_string();
-        let label = [label.as_str()];
-        let counters = [
-            &self.shard_publications,
-            &self.shard_fanout_messages,
-            &self.shard_deliveries,
-            &self.shard_bytes,
-        ];
-        for counter in counters {
-            // Not there: it was never served.
-            let _ = counter.remove_label_values(&label);
-        }
-        let gauges = [
-            &self.shard_channels,
-            &self.shard_interest,
-            &self.shard_idempotency_keys,
-        ];
-        for gauge in gauges {
-            let _ = gauge.remove_label_values(&label);
-        }
-        self.shard_fanout_share.remove(shard);
-        self.shard_fanout_seconds.remove(shard);
+        self.shards.remove(shard);
     }
 }
 
