@@ -5,7 +5,7 @@ export RUST_BACKTRACE ?= 0
 # The oldest version whose processes may be in one cluster with those of this one.
 OLDER ?= 3a3c33f0
 
-.PHONY: help dev cluster test verify fix sim reproduce soak bars bench
+.PHONY: help dev cluster test verify fix sim reproduce soak bars compare bench
 
 help:
 	@echo 'make dev     run everything in one process (cargo run --release -- dev)'
@@ -17,6 +17,7 @@ help:
 	@echo 'make reproduce SEED=n   one of them, with everything that happens'
 	@echo 'make soak    the promises again and again, 100,000 channels, then the bars'
 	@echo 'make bars    what a gateway delivers, in one process and in a cluster, against its bars'
+	@echo 'make compare SINCE=commit   the same load on an earlier version and this one in turn'
 	@echo 'make bench   what a delivery costs, beside the floor'
 
 dev:
@@ -64,6 +65,10 @@ soak:
 bars:
 	cargo run --release -p cluster-tests --example bars -- $(SCENARIOS)
 	cargo run --release -p cluster-tests --example bars -- --cluster $(SCENARIOS)
+
+# Whether anything that a gateway delivers has become worse since a commit.
+compare:
+	older=$$(scripts/older $(SINCE)) && OLDER_BINARY=$$older cargo run --release -p cluster-tests --example bars -- --pairs $(or $(PAIRS),5) $(SCENARIOS)
 
 bench:
 	cargo run --release -- bench fanout

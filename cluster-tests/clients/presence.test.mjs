@@ -4,6 +4,7 @@
 import assert from "node:assert/strict";
 import { test } from "node:test";
 import { setTimeout as sleep } from "node:timers/promises";
+import { resume } from "../../docs/examples/pusher-resume.js";
 import { Inbox, RawClient, bound, channelName, gate, gateways, publisher, pusherClient, signature, within } from "./support.mjs";
 
 /** A client of one user, at one of the gateways. */
@@ -198,4 +199,51 @@ test("[P91] a member that comes back with a position is told that what it missed
   assert.equal(told.presence.count, 1);
   const gap = JSON.parse((await raw.frame("dunlin:gap")).data);
   assert.deepEqual([gap.channel, gap.latest], [name, `${told.position.epoch}-${told.position.offset}`]);
+});
+
+test("[P90] a member that comes back gets the list, and what it missed of all but that", async (t) => {
+  const name = channelName("presence-");
+  const alice = userClient(t, 0, { user_id: "alice" });
+  resume(alice);
+  const acknowledgements = new Inbox();
+  alice.connection.bind("message", ({ event, data }) => {
+    if (event === "pusher_internal:subscription_succeeded") acknowledgements.push(data);
+  });
+  const { channel, changes } = await join(alice, name);
+  const events = new Inbox();
+  channel.bind_global((event, data) => {
+    if (!event.startsWith("pusher:")) events.push(data);
+  });
+  const bob = await join(userClient(t, 1, { user_id: "bob" }), name);
+  await changes.when("bob", (all) => all.includes("+bob"));
+  await publisher().trigger(name, "e", "1");
+  await events.when("1", (all) => all.length >= 1);
+
+  alice.disconnect();
+  await publisher().trigger(name, "e", "2");
+  await bob.changes.when("alice goes", (all) => all.includes("-alice"));
+  await publisher().trigger(name, "e", "3");
+  await join(userClient(t, 2, { user_id: "carol" }), name);
+  await publisher().trigger(name, "e", "4");
+  const back = bound(channel, "pusher:subscription_succeeded");
+  alice.connect();
+  const members = await back;
+  assert.deepEqual(Object.keys(members.members).sort(), ["alice", "bob", "carol"]);
+  await publisher().trigger(name, "e", "5");
+  await events.when("5", (all) => all.length >= 5);
+  assert.deepEqual(events.items, [1, 2, 3, 4, 5]);
+  assert.deepEqual(acknowledgements.items.map(({ recovered }) => recovered), [undefined, true]);
+  assert.deepEqual(changes.items, ["+bob"], "nobody but who the list tells of");
+
+  // Once more, with nothing to miss but its own going and coming.
+  alice.disconnect();
+  const again = bound(channel, "pusher:subscription_succeeded");
+  alice.connect();
+  await again;
+  bob.channel.unsubscribe();
+  await changes.when("bob goes", (all) => all.includes("-bob"));
+  await publisher().trigger(name, "e", "6");
+  await events.when("6", (all) => all.length >= 6);
+  assert.deepEqual(events.items, [1, 2, 3, 4, 5, 6]);
+  assert.deepEqual(changes.items, ["+bob", "-bob"]);
 });

@@ -3,13 +3,19 @@
 //! --cluster` for the same load through three nodes and two gateways, and the names
 //! of scenarios to run only these. What each run has printed is kept for `dunlin
 //! bench --compare`.
+//!
+//! With `--pairs 5` and an earlier version in `OLDER_BINARY` (`scripts/older COMMIT`
+//! prints one) the servers of both run in turn, so many times each under the load of
+//! this version, and the medians are compared: a figure may be worse by 5 percent, or
+//! by as much as two runs of one binary differ.
 
 use std::io::Write;
+use std::path::Path;
 use std::process::{Command, ExitCode, Stdio};
 
 use anyhow::{Context, Result, ensure};
 use cluster_tests::cluster::Cluster;
-use cluster_tests::process::binary;
+use cluster_tests::process::{Dev, binary, command_of, older_binary};
 use serde_json::Value;
 
 /// What is demanded of a figure.
@@ -96,10 +102,26 @@ const SCENARIOS: [Scenario; 7] = [
     },
 ];
 
+/// By how much a median may be worse than an earlier version's.
+const WORSE_MOST: f64 = 1.05;
+
 /// The server that is measured, if it is not one of the benchmark's own.
 struct Measured {
-    _cluster: Cluster,
+    _cluster: Option<Cluster>,
+    _dev: Option<Dev>,
     arguments: Vec<String>,
+}
+
+async fn start_dev(binary: &Path) -> Result<Measured> {
+    let arguments = ["dev", "--listen", "127.0.0.1:0", "--admin", "127.0.0.1:0"];
+    let dev = Dev::start_command(command_of(binary, arguments)).await?;
+    let arguments = ["--url", &dev.url(), "--pid", &dev.pid().to_string()];
+    let arguments = arguments.map(str::to_owned).to_vec();
+    Ok(Measured {
+        _cluster: None,
+        _dev: Some(dev),
+        arguments,
+    })
 }
 
 async fn start_cluster() -> Result<Measured> {
@@ -120,7 +142,8 @@ async fn start_cluster() -> Result<Measured> {
     ];
     let arguments = arguments.map(str::to_owned).to_vec();
     Ok(Measured {
-        _cluster: cluster,
+        _cluster: Some(cluster),
+        _dev: None,
         arguments,
     })
 }
@@ -186,6 +209,68 @@ fn judge(report: &Value, bar: &Bar) -> Result<(String, String, f64, bool)> {
     Ok((name, shown, measured, holds))
 }
 
+fn median(figures: impl IntoIterator<Item = f64>) -> f64 {
+    let mut sorted: Vec<f64> = figures.into_iter().collect();
+    sorted.sort_by(f64::total_cmp);
+    let middle = (sorted.len() - 1) as f64 / 2.0;
+    let (below, above) = (middle.floor() as usize, middle.ceil() as usize);
+    f64::midpoint(sorted[below], sorted[above])
+}
+
+/// By which factor two figures differ.
+fn factor(one: f64, other: f64) -> f64 {
+    one.max(other) / one.min(other).max(f64::MIN_POSITIVE)
+}
+
+/// A scenario with the servers of two binaries in turn. Its rows, and whether the newer
+/// one is as good.
+async fn alternate(
+    scenario: &Scenario,
+    binaries: [&Path; 2],
+    pairs: usize,
+) -> Result<(Vec<String>, bool)> {
+    let mut reports = [Vec::new(), Vec::new()];
+    for pair in 0..pairs {
+        // Neither has always the same neighbour before it.
+        for which in [pair % 2, (pair + 1) % 2] {
+            let dev = start_dev(binaries[which]).await?;
+            let report = run(scenario, Some(&dev))?;
+            ensure!(is_whole(&report), "something was lost: {report}");
+            reports[which].push(report);
+        }
+    }
+    let mut rows = Vec::new();
+    let mut all_hold = true;
+    for bar in scenario.bars {
+        let mut figures = [Vec::new(), Vec::new()];
+        let mut name = String::new();
+        for (figures, reports) in figures.iter_mut().zip(&reports) {
+            for report in reports {
+                let (figure, _, measured, _) = judge(report, bar)?;
+                let floor = report["floor_cpu_us_per_send"].as_f64();
+                let by = matches!(bar, MostByFloor(..)).then_some(floor).flatten();
+                figures.push(measured / by.unwrap_or(1.0));
+                name = figure;
+            }
+        }
+        let differ = figures.iter().flat_map(|all| all.windows(2));
+        let differ = median(differ.map(|two| factor(two[0], two[1])));
+        let [older, newer] = figures.map(median);
+        let worse = match bar {
+            Least(..) => older / newer,
+            Most(..) | MostByFloor(..) => newer / older,
+        };
+        let holds = worse <= WORSE_MOST.max(differ) || older == newer;
+        all_hold &= holds;
+        let verdict = if holds { "holds" } else { "WORSE" };
+        rows.push(format!(
+            "{:8} {name:32} {older:>14.2} {newer:>14.2}  x{worse:.3} (runs differ by x{differ:.3})  {verdict}",
+            scenario.name
+        ));
+    }
+    Ok((rows, all_hold))
+}
+
 /// What no scenario may do, whatever its figures are.
 fn is_whole(report: &Value) -> bool {
     let lost = report["connections_lost"].as_u64().unwrap_or_default();
@@ -196,12 +281,39 @@ fn is_whole(report: &Value) -> bool {
 async fn main() -> Result<ExitCode> {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
     let in_cluster = arguments.iter().any(|argument| argument == "--cluster");
-    let named: Vec<&String> = arguments.iter().filter(|a| !a.starts_with("--")).collect();
+    let count_at = arguments.iter().position(|argument| argument == "--pairs");
+    let count_at = count_at.map(|at| at + 1);
+    let pairs = match count_at {
+        Some(at) => {
+            let pairs = arguments.get(at).context("--pairs wants a number")?;
+            let pairs: usize = pairs.parse().context("--pairs wants a number")?;
+            ensure!(pairs > 1, "two pairs at least say how much runs differ");
+            Some(pairs)
+        }
+        None => None,
+    };
+    let named = arguments.iter().enumerate();
+    let named = named.filter(|(at, it)| Some(*at) != count_at && !it.starts_with("--"));
+    let named: Vec<&String> = named.map(|(_, name)| name).collect();
     let known = |name: &&String| SCENARIOS.iter().any(|scenario| scenario.name == **name);
     ensure!(
         named.iter().all(known),
         "scenarios are fanout, flood, victim, many, idle, storm, slow"
     );
+    let wanted =
+        |scenario: &&Scenario| named.is_empty() || named.iter().any(|name| *name == scenario.name);
+    let scenarios = SCENARIOS.iter().filter(wanted);
+    if let Some(pairs) = pairs {
+        let older = older_binary().context("OLDER_BINARY names no binary")?;
+        let mut all_hold = true;
+        println!("scenario figure: older, newer, by how much that is worse");
+        for scenario in scenarios {
+            let (rows, hold) = alternate(scenario, [&older, binary()], pairs).await?;
+            println!("{}", rows.join("\n"));
+            all_hold &= hold;
+        }
+        return Ok(exit_code(all_hold));
+    }
     let measured = if in_cluster {
         Some(start_cluster().await?)
     } else {
@@ -218,11 +330,7 @@ async fn main() -> Result<ExitCode> {
         .open(file)?;
     let mut rows = Vec::new();
     let mut all_hold = true;
-    for scenario in &SCENARIOS {
-        let wanted = named.is_empty() || named.iter().any(|name| *name == scenario.name);
-        if !wanted {
-            continue;
-        }
+    for scenario in scenarios {
         eprintln!("\n{}", scenario.name);
         let report = run(scenario, measured.as_ref())?;
         writeln!(kept, "{report}")?;
@@ -250,9 +358,13 @@ async fn main() -> Result<ExitCode> {
     }
     println!("{}", rows.join("\n"));
     println!("The reports are in {file}.");
-    Ok(if all_hold {
+    Ok(exit_code(all_hold))
+}
+
+fn exit_code(all_hold: bool) -> ExitCode {
+    if all_hold {
         ExitCode::SUCCESS
     } else {
         ExitCode::FAILURE
-    })
+    }
 }

@@ -295,6 +295,15 @@ async fn six_nodes_started_at_once_make_one_cluster() -> Result<()> {
     Ok(())
 }
 
+/// Waits until a node, which may hear of it a little later than the leader, knows of so
+/// many members.
+async fn knows(node: &NodeProcess, count: usize) {
+    eventually("it knows of them all, and of nobody else", async || {
+        (members(node).await.len() == count).then_some(())
+    })
+    .await;
+}
+
 #[tokio::test]
 async fn a_node_is_removed_when_it_has_nothing_and_can_come_again() -> Result<()> {
     let mut cluster = Cluster::start().await?;
@@ -313,13 +322,13 @@ async fn a_node_is_removed_when_it_has_nothing_and_can_come_again() -> Result<()
         removed.status.success().then_some(())
     })
     .await;
-    assert_eq!(members(cluster.node("n2")).await.len(), 2);
+    knows(cluster.node("n2"), 2).await;
     cluster.protected().await;
 
     cluster.add_node("n3", &[]).await?;
     cluster.ready().await;
     cluster.protected().await;
-    assert_eq!(members(cluster.node("n2")).await.len(), 3);
+    knows(cluster.node("n2"), 3).await;
 
     // One that runs, and was drained, ends.
     let drained = run(["nodes", "drain", "n3", "--admin", &at]).await?;

@@ -82,15 +82,12 @@ async fn the_bus_hears_little_of_clients_that_come_and_go() -> Result<()> {
     .await;
     let said = bus_messages::since(&cluster, &before).await;
     println!("200 channels are left: {said:?}");
-    let requests = said.get("g1 published request").copied();
     let nodes = cluster.nodes.len() as f64;
+    let said = published(&said);
     assert!(
-        requests.is_some_and(|requests| requests <= nodes),
-        "{said:?}"
+        0.0 < said && said <= nodes,
+        "one for each node that is concerned"
     );
-    // Which each of a node's workers answers that owns some of them.
-    let workers = std::thread::available_parallelism()?.get() as f64;
-    assert!(published(&said) <= nodes * (1.0 + workers), "{said:?}");
     Ok(())
 }
 

@@ -93,6 +93,8 @@ pub(crate) enum Mail {
         key: ChannelKey,
         member: Member,
         users_max: Option<u32>,
+        /// It has come back: where it stood.
+        cursor: Option<Position>,
     },
     /// A client is to be told whether the user of a channel is online.
     Watch {
@@ -385,11 +387,13 @@ impl Mesh {
                     key,
                     member,
                     users_max,
+                    cursor,
                 } => Input::Enter {
                     place,
                     key,
                     member,
                     users_max,
+                    cursor,
                 },
                 Mail::Watch {
                     place,
@@ -571,6 +575,7 @@ impl Mesh {
                 position,
                 users,
                 kept,
+                missed,
             } => (
                 Workers::only(place.worker),
                 worker::Mail::Welcome {
@@ -580,6 +585,7 @@ impl Mesh {
                     connection,
                     position,
                     users,
+                    missed,
                 },
             ),
             Step::Refused {

@@ -212,6 +212,10 @@ pub struct Leave {
     pub key: ChannelKey,
     /// As in [`Join::version`].
     pub version: u64,
+    /// No answer is wanted: if this is lost, the digests in beats say so. Gateways that
+    /// do not say this repeat a leave until it is answered.
+    #[serde(default, skip_serializing_if = "is_false")]
+    pub is_unanswered: bool,
 }
 
 /// Ends a restatement: whatever this gateway wanted in the shard under a lower
@@ -472,7 +476,7 @@ pub enum Reply {
         /// The answer.
         result: JoinResult,
     },
-    /// To a leave.
+    /// To a leave, unless that wants none.
     Left {
         /// Which leave.
         version: u64,

@@ -305,6 +305,7 @@ impl Gateway {
                     key,
                     member,
                     users_max: None,
+                    cursor: None,
                 },
                 Told::Exit(key, connection, grace) => Input::Exit {
                     key,

@@ -98,6 +98,8 @@ pub enum Step {
         users: Arc<Users>,
         /// What the channel keeps for those who come.
         kept: Option<Kept>,
+        /// If it has come back: what it missed, but for who came and went.
+        missed: Option<Missed>,
     },
     /// A member is not let in.
     Refused {
@@ -193,7 +195,7 @@ struct Asked {
 
 impl Ask {
     /// Whether either asks.
-    fn or(self, other: Self) -> Self {
+    pub fn or(self, other: Self) -> Self {
         match self {
             Self::Join => Self::Join,
             Self::No => other,

@@ -43,14 +43,11 @@ use restating::Restating;
 /// How long a channel without followers stays joined: a page that is loaded
 /// anew leaves and comes back.
 const LINGER: Duration = Duration::from_secs(5);
-/// After how long without an answer a join or leave is sent again.
+/// After how long without an answer a join is sent again.
 const RETRY: Duration = Duration::from_secs(1);
 /// After how long a node is asked again that has not heard yet that a shard is
 /// its own.
 const SOON: Duration = Duration::from_millis(100);
-/// For how long a leave is sent again. What the owner has not heard by then it
-/// learns from the digests in our beats.
-const LEAVE_PATIENCE: Duration = Duration::from_secs(30);
 /// After how long without an answer a newer map is asked for again.
 const MAP_RETRY: Duration = Duration::from_secs(1);
 /// How often nodes that have other namespaces than we are asked for theirs.
@@ -112,6 +109,8 @@ pub enum Input {
         member: Member,
         /// Users that may be present, if that is less than elsewhere.
         users_max: Option<u32>,
+        /// It has come back: where it stood.
+        cursor: Option<Position>,
     },
     /// A client is to be told who is in a channel, without being a member.
     Watch {
@@ -280,7 +279,6 @@ pub struct Edge {
     /// One counter for all interest of this incarnation.
     version: u64,
     joins: HashMap<u64, Joining>,
-    leaves: HashMap<u64, Leaving>,
     timers: Timers<Timer>,
     /// What the windows of all channels keep.
     windows: Recent<(ShardId, ChannelKey)>,
@@ -290,7 +288,7 @@ pub struct Edge {
     refreshing: HashSet<(ShardId, ChannelKey)>,
     /// Shards whose interest is being stated anew.
     restating: BTreeMap<ShardId, Restating>,
-    /// Whether nodes are told of members.
+    /// Whether nodes are told of members, and of what has come with that: all know it.
     states: bool,
     /// Questions to owners so far, and those that are open.
     queries: u64,
@@ -347,20 +345,9 @@ struct Joining {
     due: Timestamp,
 }
 
-/// A channel that has been left, until its owner has said so.
-#[derive(Debug)]
-struct Leaving {
-    shard: ShardId,
-    key: ChannelKey,
-    /// A later owner knows nothing of us.
-    fence: Fence,
-    at: Timestamp,
-}
-
 #[derive(Debug)]
 enum Timer {
     Join(u64),
-    Leave(u64),
     Linger(ShardId, ChannelKey),
     Exit(ChannelKey, ConnectionId),
     Query(u64),
@@ -409,7 +396,6 @@ impl Edge {
             nodes: Nodes::default(),
             version: 0,
             joins: HashMap::new(),
-            leaves: HashMap::new(),
             timers: Timers::default(),
             windows: Recent::new(WINDOW_BYTES_MAX, WINDOW_AGE),
             refresh: VecDeque::new(),
@@ -448,7 +434,8 @@ impl Edge {
                 key,
                 member,
                 users_max,
-            } => self.enter(now, &key, (member, users_max), place, effects),
+                cursor,
+            } => self.enter(now, &key, (member, users_max), (place, cursor), effects),
             Input::Watch {
                 place,
                 key,
@@ -537,7 +524,6 @@ impl Edge {
         while let Some(timer) = self.timers.pop_due(now) {
             match timer {
                 Timer::Join(version) => self.join_again(now, version, effects),
-                Timer::Leave(version) => self.send_leave(now, version, effects),
                 Timer::Linger(id, key) => self.leave_if_unfollowed(now, id, key, effects),
                 Timer::Exit(key, connection) => self.exit(now, &key, connection, effects),
                 Timer::Query(query) => self.query_again(now, query, effects),

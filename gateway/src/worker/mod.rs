@@ -29,6 +29,7 @@ use bytes::Bytes;
 use proto::channel::{ChannelKey, ChannelName};
 use proto::error::ErrorCode;
 use proto::id::ConnectionId;
+use proto::message::Missed;
 use proto::position::Position;
 use proto::presence::Users;
 use tokio::sync::{mpsc, oneshot, watch};
@@ -89,6 +90,8 @@ pub(crate) enum Mail {
         position: Position,
         users: Arc<Users>,
         kept: Option<Arc<Broadcast>>,
+        /// If it has come back: what it missed, but for who came and went.
+        missed: Option<Missed>,
     },
     /// A client is not let into a channel.
     Refused {

@@ -7,6 +7,7 @@ use std::time::Duration;
 use proto::channel::{ChannelKey, ChannelKind};
 use proto::error::ErrorCode;
 use proto::id::ConnectionId;
+use proto::message::Missed;
 use proto::position::{Gap, GapReason, Position};
 use proto::presence::{Member, User, Users};
 
@@ -15,7 +16,7 @@ use super::state::{State, index};
 use crate::broadcast::{Broadcast, Content};
 use crate::core::attachment::Place;
 use crate::core::connection::not_entered;
-use crate::core::hub::{ConnectionIndex, Recipient, Subscribed, Welcomed, Wish};
+use crate::core::hub::{ConnectionIndex, Recipient, Returned, Subscribed, Welcomed, Wish};
 use crate::mesh;
 use crate::protocol::{Frame, Recover};
 
@@ -39,11 +40,12 @@ impl State {
         };
         let connection = client.connection.id();
         let users_max = client.connection.app().bounds.users_max;
+        let cursor = match recover {
+            Recover::From(cursor) => Some(cursor),
+            Recover::No | Recover::OptIn => None,
+        };
         let wish = Wish {
-            cursor: match recover {
-                Recover::From(cursor) => Some(cursor),
-                Recover::No | Recover::OptIn => None,
-            },
+            cursor,
             positions: recover != Recover::No,
             enters: true,
             watches: false,
@@ -70,6 +72,7 @@ impl State {
             key: channel,
             member: Member { connection, user },
             users_max,
+            cursor,
         });
     }
 
@@ -102,7 +105,7 @@ impl State {
         &mut self,
         key: &ChannelKey,
         (index, connection): (ConnectionIndex, ConnectionId),
-        position: Position,
+        (position, missed): (Position, Option<Missed>),
         users: Arc<Users>,
         kept: Option<Arc<Broadcast>>,
     ) {
@@ -114,9 +117,8 @@ impl State {
         let sweeps = |channel| fanout.is_busy(channel);
         let Some(Welcomed {
             channel,
-            positions,
-            watches,
-            came_back,
+            recipient,
+            cursor,
             is_live,
         }) = self.hub.welcome(index, key, position, sweeps)
         else {
@@ -125,7 +127,7 @@ impl State {
         if !is_live && !self.fanout.is_busy(channel) {
             self.untold.entry(key.clone()).or_insert(Untold::Resume);
         }
-        if watches {
+        if recipient.watches {
             let user = key.channel.user().unwrap_or_default();
             self.tell_watcher(socket, user, users.contains(user));
             return self.set_pending(socket);
@@ -137,31 +139,59 @@ impl State {
             self.watch(socket, &key.channel, &watches);
             return self.set_pending(socket);
         }
+        let missed = missed.map(|missed| self.if_there_is_room(socket, missed, position));
+        let recovered = missed
+            .as_ref()
+            .map(|it| matches!(it, Missed::Publications(_)));
+        // What it missed comes behind the list: its cursor goes on from where it stood.
+        let stands = if recovered == Some(true) {
+            cursor
+        } else {
+            position
+        };
         let frame = Frame::Entered {
             channel: key.channel.clone(),
-            position: positions.then_some(position),
-            recovered: came_back.then_some(false),
+            position: recipient.positions.then_some(stands),
+            recovered,
             users,
         };
         self.send(socket, &frame);
-        if came_back {
-            self.tell_not_recovered(socket, key, position);
+        let one = Returned {
+            recipient,
+            cursor,
+            told: true,
+        };
+        match missed {
+            Some(Missed::Publications(publications)) => {
+                self.give(key, cursor, vec![one], publications);
+                if recipient.positions && cursor != position {
+                    let channel = key.channel.clone();
+                    self.send(socket, &Frame::Moved { channel, position });
+                }
+            }
+            Some(Missed::Gap(gap)) => self.tell_gap(key, vec![one], gap),
+            None => {}
         }
         self.tell_kept(socket, key, kept);
         self.set_pending(socket);
     }
 
-    /// The list of members takes the place of what a member has missed of them; of
-    /// publications it is told that they are missing.
-    fn tell_not_recovered(&mut self, socket: usize, key: &ChannelKey, position: Position) {
-        let gap = Gap {
+    /// A member takes at once all that it missed, or none of it: what it was told of the
+    /// others is of where the channel stands now.
+    fn if_there_is_room(&self, socket: usize, missed: Missed, position: Position) -> Missed {
+        let Missed::Publications(publications) = &missed else {
+            return missed;
+        };
+        let bytes: usize = publications.iter().map(|it| it.bytes()).sum();
+        let waits = self.sockets[socket].outbox.bytes();
+        if waits + bytes <= self.config.outbox.bytes_max / 2 {
+            return missed;
+        }
+        Missed::Gap(Gap {
             reason: GapReason::Expired,
             earliest: position.offset.next(),
             latest: position,
-        };
-        self.metrics.recoveries_gap.inc();
-        let channel = key.channel.clone();
-        self.send(socket, &Frame::Gap { channel, gap });
+        })
     }
 
     /// A client is not let in.

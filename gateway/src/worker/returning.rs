@@ -45,7 +45,7 @@ impl State {
         }
     }
 
-    fn give(
+    pub(super) fn give(
         &mut self,
         key: &ChannelKey,
         cursor: Position,
@@ -68,7 +68,7 @@ impl State {
         self.count(key, &counts);
     }
 
-    fn tell_gap(&mut self, key: &ChannelKey, back: Vec<Returned>, gap: Gap) {
+    pub(super) fn tell_gap(&mut self, key: &ChannelKey, back: Vec<Returned>, gap: Gap) {
         let broadcast = [Arc::new(Broadcast::gap(key.clone(), gap))];
         let mut counts = Counts::default();
         for one in back {

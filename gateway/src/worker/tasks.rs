@@ -109,7 +109,11 @@ impl Worker {
                 position,
                 users,
                 kept,
-            } => state.welcome_member(&key, (index, connection), position, users, kept),
+                missed,
+            } => {
+                let member = (index, connection);
+                state.welcome_member(&key, member, (position, missed), users, kept);
+            }
             Mail::Refused {
                 key,
                 index,

@@ -77,6 +77,7 @@ pub fn elsewhere(map: &ShardMap, shard: ShardId, request: &Request) -> Elsewhere
             version: join.version,
             result: Err(refusal),
         },
+        Request::Leave(leave) if leave.is_unanswered => return Elsewhere::Nothing,
         Request::Leave(leave) => Reply::Left {
             version: leave.version,
             result: Err(refusal),

@@ -455,10 +455,14 @@ impl Shard {
                     None => return,
                 }
             }
-            Request::Leave(leave) => Reply::Left {
-                version: leave.version,
-                result: self.leave(now, from, &leave, effects),
-            },
+            Request::Leave(leave) => {
+                let result = self.leave(now, from, &leave, effects);
+                if leave.is_unanswered {
+                    return;
+                }
+                let version = leave.version;
+                Reply::Left { version, result }
+            }
             Request::RestateEnd(end) => return self.restated(now, from, end, effects),
             // Answered before they come to a shard.
             Request::Map { .. }

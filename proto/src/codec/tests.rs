@@ -196,9 +196,26 @@ fn golden_leave() {
             fence: Fence(4),
             key: key(),
             version: 22,
+            is_unanswered: false,
         })),
         expect![
             "0181a872657175657374739392a467772d3107029181a56c6561766594090492a66170702d6964a4726f6f6d16"
+        ],
+    );
+}
+
+#[test]
+fn golden_leave_without_an_answer() {
+    check(
+        &requests(Request::Leave(Leave {
+            shard: ShardId(9),
+            fence: Fence(4),
+            key: key(),
+            version: 22,
+            is_unanswered: true,
+        })),
+        expect![
+            "0181a872657175657374739392a467772d3107029181a56c6561766595090492a66170702d6964a4726f6f6d16c3"
         ],
     );
 }
@@ -923,6 +940,7 @@ fn ids_and_names_are_checked_when_they_arrive() {
         fence: Fence(4),
         key: key(),
         version: 22,
+        is_unanswered: true,
     })));
     let forged = replace(&bytes, b"room", b"ro m");
     assert!(matches!(decode(&forged), Err(Error::Malformed(_))));

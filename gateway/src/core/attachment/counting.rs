@@ -9,8 +9,8 @@ use crate::core::workers::{WorkerId, Workers};
 pub(super) struct Counting {
     /// Here, by worker.
     here: Vec<(WorkerId, u32)>,
-    /// What the owner was last told of that.
-    stated: u32,
+    /// What the owner was last told of that; `None`: nothing.
+    stated: Option<u32>,
     /// Everywhere, as it last said.
     all: Option<u32>,
 }
@@ -29,7 +29,7 @@ impl Attachment {
     /// Whether the owner knows of another number than there are.
     pub fn owes_count(&self) -> bool {
         let counting = self.counting.as_ref();
-        counting.is_some_and(|counting| counting.stated != self.subscribers())
+        counting.is_some_and(|counting| counting.stated != Some(self.subscribers()))
     }
 
     /// What a join says of this gateway: how many subscribers it has, if they are counted,
@@ -46,11 +46,12 @@ impl Attachment {
         self.counting.is_some()
     }
 
-    /// A join with their number is sent.
-    pub fn state_count(&mut self) {
+    /// A join is sent, with their number or without: an owner takes it for the number of
+    /// workers then.
+    pub fn state_count(&mut self, is_said: bool) {
         let count = self.subscribers();
         if let Some(counting) = &mut self.counting {
-            counting.stated = count;
+            counting.stated = is_said.then_some(count);
         }
     }
 

@@ -13,13 +13,16 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use proto::id::ConnectionId;
-use proto::position::{Epoch, Offset, Position};
+use proto::position::{Epoch, Gap, Offset, Position};
 use proto::presence::{Change, RosterPage, User, Users};
 use proto::publication::Publication;
 
-use super::{Attachment, Step};
+use super::{Ask, Attachment, Step};
 use crate::core::hub::ConnectionIndex;
-use crate::core::workers::WorkerId;
+use crate::core::workers::{WorkerId, Workers};
+use returning::Returning;
+
+mod returning;
 
 /// See the [module](self).
 #[derive(Debug, Default)]
@@ -46,6 +49,17 @@ struct Entering {
     user: Option<Arc<str>>,
     /// The channel's position from which on the member is in, as the owner says.
     at: Option<Position>,
+    /// It has come back, and is given what it missed.
+    returning: Option<Returning>,
+}
+
+impl Entering {
+    /// Whether it is in, at a position of which this is the view.
+    fn is_in(&self, position: Position, view: &Users, told: Workers) -> bool {
+        let reached = |at: Position| at.epoch == position.epoch && at.offset <= position.offset;
+        let is_member = |user: &Arc<str>| self.at.is_some_and(reached) && view.contains(user);
+        self.user.as_ref().is_none_or(is_member) && told.contains(self.place.worker)
+    }
 }
 
 /// A roster that is being fetched.
@@ -141,25 +155,41 @@ impl Fetch {
 }
 
 impl Attachment {
-    /// A member of this gateway comes into the channel.
-    pub fn enter(&mut self, connection: ConnectionId, place: Place, user: Arc<str>) {
-        let user = Some(user);
-        self.await_word(connection, place, user);
+    /// A member of this gateway comes into the channel, or comes back with a cursor.
+    pub fn enter(
+        &mut self,
+        connection: ConnectionId,
+        place: Place,
+        user: Arc<str>,
+        cursor: Option<Position>,
+    ) {
+        let returning = cursor.map(Returning::from);
+        self.await_word(connection, place, Some(user), returning);
     }
 
     /// A client of this gateway is to be told who is in the channel.
     pub fn watch(&mut self, connection: ConnectionId, place: Place, steps: &mut Vec<Step>) {
-        self.await_word(connection, place, None);
+        self.await_word(connection, place, None, None);
         self.welcome(steps);
     }
 
-    fn await_word(&mut self, connection: ConnectionId, place: Place, user: Option<Arc<str>>) {
+    fn await_word(
+        &mut self,
+        connection: ConnectionId,
+        place: Place,
+        user: Option<Arc<str>>,
+        returning: Option<Returning>,
+    ) {
         let presence = self.presence.get_or_insert_default();
         if presence.view.is_none() && presence.fetch.is_none() {
             presence.fetch = Some(Fetch::default());
         }
-        let at = None;
-        let entering = Entering { place, user, at };
+        let entering = Entering {
+            place,
+            user,
+            at: None,
+            returning,
+        };
         presence.entering.insert(connection, entering);
     }
 
@@ -275,31 +305,77 @@ impl Attachment {
         self.welcome(steps);
     }
 
-    /// Tells members that they are in, and who else is.
-    fn welcome(&mut self, steps: &mut Vec<Step>) {
+    /// Tells members that they are in, and who else is; those that have come back once it
+    /// is known what they missed.
+    pub(super) fn welcome(&mut self, steps: &mut Vec<Step>) {
         let (Some(presence), Some(position)) = (&mut self.presence, self.position) else {
             return;
         };
         let Some(view) = presence.view.as_ref().filter(|_| self.attached) else {
             return;
         };
-        let (told, kept) = (self.told, &self.kept);
-        let is_in = |entering: &Entering| {
-            let reached = |at: Position| at.epoch == position.epoch && at.offset <= position.offset;
-            let is_member =
-                |user: &Arc<str>| entering.at.is_some_and(reached) && view.contains(user);
-            entering.user.as_ref().is_none_or(is_member) && told.contains(entering.place.worker)
-        };
-        let welcome = presence
-            .entering
-            .extract_if(.., |_, entering| is_in(entering));
-        steps.extend(welcome.map(|(connection, entering)| Step::Welcome {
-            place: entering.place,
-            connection,
-            position,
-            users: Arc::clone(view),
-            kept: kept.clone(),
-        }));
+        let (told, kept, window) = (self.told, &self.kept, &self.window);
+        presence.entering.retain(|connection, entering| {
+            if !entering.is_in(position, view, told) {
+                return true;
+            }
+            let missed = match &entering.returning {
+                None => None,
+                Some(returning) => match returning.missed(window, position) {
+                    None => return true,
+                    missed => missed,
+                },
+            };
+            steps.push(Step::Welcome {
+                place: entering.place,
+                connection: *connection,
+                position,
+                users: Arc::clone(view),
+                kept: kept.clone(),
+                missed,
+            });
+            false
+        });
+    }
+
+    /// Whether the owner is to be asked for what members have missed.
+    pub fn ask_for_members(&self) -> Ask {
+        self.ask_if(self.returning().next().is_some())
+    }
+
+    /// Where those members stand that are in but for what they missed.
+    pub(super) fn returning(&self) -> impl Iterator<Item = Position> {
+        let at = self.position.filter(|_| self.attached);
+        let presence = self.presence.as_ref().zip(at);
+        presence.into_iter().flat_map(move |(presence, position)| {
+            let view = presence.view.as_deref();
+            let entering = presence.entering.values();
+            entering.filter_map(move |one| {
+                let returning = one.returning.as_ref()?;
+                one.is_in(position, view?, self.told)
+                    .then(|| returning.cursor())
+            })
+        })
+    }
+
+    /// The owner has no more than this of what members missed.
+    pub(super) fn gap_for_members(&mut self, asked: Position, gap: &Gap) {
+        for returning in self.all_returning() {
+            returning.take_gap(asked, gap);
+        }
+    }
+
+    /// The owner has given these of what members missed, and they have been delivered here.
+    pub(super) fn give_members(&mut self, epoch: Epoch, publications: &[Arc<Publication>]) {
+        for returning in self.all_returning() {
+            returning.take(epoch, publications);
+        }
+    }
+
+    fn all_returning(&mut self) -> impl Iterator<Item = &mut Returning> {
+        let presence = self.presence.as_mut();
+        let entering = presence.into_iter().flat_map(|it| it.entering.values_mut());
+        entering.filter_map(|entering| entering.returning.as_mut())
     }
 }
 

@@ -64,6 +64,7 @@ impl Attachment {
     pub(super) fn since(&self) -> Since {
         let epoch = self.position.map(|position| position.epoch);
         let cursors = self.resuming.iter().map(|resuming| resuming.cursor);
+        let cursors = cursors.chain(self.returning());
         let lowest = cursors.min_by_key(|cursor| (Some(cursor.epoch) != epoch, cursor.offset));
         match (self.position, lowest) {
             (None, None) => Since::Now,
@@ -107,9 +108,11 @@ impl Attachment {
                     }
                     !goes
                 });
+                self.gap_for_members(asked, gap);
             }
             Missed::Publications(publications) => self.hand_out(position, publications, steps),
         }
+        self.welcome(steps);
     }
 
     /// Gives those that wait what the owner gave, as far as it has been
@@ -121,6 +124,7 @@ impl Attachment {
         steps: &mut Vec<Step>,
     ) {
         let delivered = publications.partition_point(|p| p.offset <= position.offset);
+        self.give_members(position.epoch, &publications[..delivered]);
         let (Some(first), Some(last)) = (
             publications.first().map(|p| p.offset),
             publications[..delivered].last().map(|p| p.offset),

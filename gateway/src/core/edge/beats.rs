@@ -71,8 +71,12 @@ impl Edge {
         }
     }
 
-    /// Owners hear of subscribers by joins, which are sent until they are answered.
+    /// Owners hear of subscribers by joins, which are sent until they are answered; but
+    /// not before all nodes know what that is.
     fn state_counts(&mut self) {
+        if !self.states {
+            return;
+        }
         for (id, key) in std::mem::take(&mut self.recount) {
             let attachment = self.shard(id).channels.get(&key);
             if attachment.is_some_and(Attachment::owes_count) {

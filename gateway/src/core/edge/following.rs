@@ -8,7 +8,7 @@ use proto::shard::ShardId;
 use proto::time::Timestamp;
 
 use super::owners::Refuser;
-use super::{Edge, Effect, Joining, LEAVE_PATIENCE, LINGER, Leaving, RETRY, SOON, Timer};
+use super::{Edge, Effect, Joining, LINGER, RETRY, SOON, Timer};
 use crate::core::attachment::{Ask, Attachment, FollowId, Step};
 use crate::core::workers::WorkerId;
 
@@ -124,26 +124,6 @@ impl Edge {
         }
     }
 
-    pub(super) fn left(
-        &mut self,
-        now: Timestamp,
-        version: u64,
-        result: Result<(), Refusal>,
-        effects: &mut Vec<Effect>,
-    ) {
-        match result {
-            Ok(()) => {
-                self.leaves.remove(&version);
-            }
-            Err(Refusal::NotOwner { owner, fence }) => {
-                if let Some(leaving) = self.leaves.get(&version) {
-                    self.reroute(now, leaving.shard, owner, fence, effects);
-                }
-            }
-            Err(_) => {}
-        }
-    }
-
     /// Asks a channel's owner for what comes after our position; about a user's channel
     /// once all nodes know what that is.
     pub(super) fn ask(
@@ -182,6 +162,7 @@ impl Edge {
         let Some(joining) = self.joins.get_mut(&version) else {
             return;
         };
+        let states = self.states;
         let shard = &mut self.shards[usize::from(joining.shard.0)];
         let Some(attachment) = shard
             .channels
@@ -198,9 +179,12 @@ impl Edge {
             count: attachment.subscribers(),
             since: attachment.asked_since(),
             version,
-            is_counted: attachment.is_counted(),
+            is_counted: attachment.is_counted() && states,
         };
-        attachment.state_count();
+        attachment.state_count(states);
+        if attachment.owes_count() {
+            self.recount.insert((joining.shard, joining.key.clone()));
+        }
         effects.push(Effect::Request {
             node: shard.owner.id.clone(),
             request: Request::Join(join),
@@ -209,30 +193,8 @@ impl Edge {
         self.timers.set(joining.due, Timer::Join(version));
     }
 
-    /// Sends a leave, for the first time or again. An owner under another
-    /// fence has never heard of our interest.
-    pub(super) fn send_leave(&mut self, now: Timestamp, version: u64, effects: &mut Vec<Effect>) {
-        let Some(leaving) = self.leaves.get(&version) else {
-            return;
-        };
-        let shard = &self.shards[usize::from(leaving.shard.0)];
-        if shard.fence != leaving.fence || now.since(leaving.at) >= LEAVE_PATIENCE {
-            self.leaves.remove(&version);
-            return;
-        }
-        let leave = Leave {
-            shard: leaving.shard,
-            fence: leaving.fence,
-            key: leaving.key.clone(),
-            version,
-        };
-        effects.push(Effect::Request {
-            node: shard.owner.id.clone(),
-            request: Request::Leave(leave),
-        });
-        self.timers.set(now + RETRY, Timer::Leave(version));
-    }
-
+    /// The time to linger is over. If the owner does not hear of it, that is seen by the
+    /// digests in our beats; one under another fence has never heard of our interest.
     pub(super) fn leave_if_unfollowed(
         &mut self,
         now: Timestamp,
@@ -251,17 +213,19 @@ impl Edge {
             shard.channels.shrink_to(shard.channels.len() * 2);
         }
         shard.digest.remove(&key);
-        let fence = shard.fence;
+        let (owner, fence) = (shard.owner.id.clone(), shard.fence);
         self.version += 1;
-        let version = self.version;
-        let leaving = Leaving {
+        let leave = Leave {
             shard: id,
-            key: key.clone(),
             fence,
-            at: now,
+            key: key.clone(),
+            version: self.version,
+            is_unanswered: self.states,
         };
-        self.leaves.insert(version, leaving);
-        self.send_leave(now, version, effects);
+        effects.push(Effect::Request {
+            node: owner,
+            request: Request::Leave(leave),
+        });
         self.restated(id, &key, None, effects);
     }
 
@@ -286,6 +250,7 @@ impl Edge {
                 step => effects.push(Effect::Step { key, step }),
             }
         }
+        let ask = ask.or(attachment.ask_for_members());
         self.release_windows(now);
         if ask == Ask::Join {
             self.ask(now, id, key, effects);

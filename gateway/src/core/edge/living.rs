@@ -34,7 +34,6 @@ impl Edge {
         });
         self.nodes.begin_links();
         self.nodes.owe_greetings(self.map_version);
-        self.leaves.clear();
         self.map_asked_at = None;
         let mut answers = Vec::new();
         for at in 0..self.shards.len() {

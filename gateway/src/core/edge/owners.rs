@@ -232,7 +232,8 @@ impl Edge {
                 Reply::Joined { version, result } => {
                     self.joined(now, from, version, result, effects);
                 }
-                Reply::Left { version, result } => self.left(now, version, result, effects),
+                // From a node that answers whether that is wanted or not.
+                Reply::Left { .. } => {}
                 Reply::Map { update, namespaces } => {
                     self.map(now, Some(from), &update, effects);
                     self.take_namespaces(&update, namespaces);

@@ -45,19 +45,20 @@ pub(super) struct Stating {
 }
 
 impl Edge {
-    /// A client is a member of a channel from now on. Its worker follows the channel.
+    /// A client is a member of a channel from now on, or again: with a cursor. Its worker
+    /// follows the channel.
     pub(super) fn enter(
         &mut self,
         now: Timestamp,
         key: &ChannelKey,
         (member, users_max): (Member, Option<u32>),
-        place: Place,
+        (place, cursor): (Place, Option<Position>),
         effects: &mut Vec<Effect>,
     ) {
         let id = self.sharding.shard_of(key);
         let Member { connection, user } = member.clone();
         self.change(now, id, key, effects, |attachment, _| {
-            attachment.enter(connection, place, Arc::clone(&user.id));
+            attachment.enter(connection, place, Arc::clone(&user.id), cursor);
             Ask::No
         });
         let states = self.states;

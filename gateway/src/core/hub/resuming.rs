@@ -15,8 +15,8 @@ use proto::publication::Publication;
 use crate::core::attachment::{Resumption, concerns};
 
 use super::{
-    ChannelIndex, ConnectionIndex, Hub, List, NOWHERE, Recipient, Resuming, Returned, Stage,
-    Subscriber, Subscription,
+    ChannelIndex, ConnectionIndex, Hub, List, Recipient, Resuming, Returned, Stage, Subscriber,
+    Subscription,
 };
 
 /// Connections that are told in one go; the edge is asked again for the rest, so
@@ -39,12 +39,10 @@ pub struct Return {
 pub struct Welcomed {
     /// The channel.
     pub channel: ChannelIndex,
-    /// Whether it is told the position of each publication.
-    pub positions: bool,
-    /// Whether it is only told who is online.
-    pub watches: bool,
-    /// Whether it has come back with a cursor.
-    pub came_back: bool,
+    /// Who it is.
+    pub recipient: Recipient,
+    /// Where it stood when it was last here; [`NOWHERE`]: it was not.
+    pub cursor: Position,
     /// Whether it gets what comes; else the edge is to be asked for it.
     pub is_live: bool,
 }
@@ -150,11 +148,8 @@ impl Hub {
         if one.stage != Stage::Enters {
             return None;
         }
-        let came_back = one.cursor != NOWHERE;
+        let (recipient, cursor) = (one.subscriber.recipient(), one.cursor);
         (one.stage, one.cursor, one.told) = (Stage::Asks, position, true);
-        let Subscriber {
-            positions, watches, ..
-        } = one.subscriber;
         // What waits here for its sweep is not for who has been told of it.
         let is_live = channel.position == Some(position) && !sweeps(index);
         if is_live {
@@ -162,9 +157,8 @@ impl Hub {
         }
         Some(Welcomed {
             channel: index,
-            positions,
-            watches,
-            came_back,
+            recipient,
+            cursor,
             is_live,
         })
     }

@@ -93,6 +93,7 @@ fn leave(channel: &str, version: u64) -> Request {
         fence: FENCE,
         key: key(channel),
         version,
+        is_unanswered: false,
     })
 }
 
@@ -396,6 +397,19 @@ fn a_late_join_after_a_leave_is_not_answered() {
         }
     );
     assert_eq!(ask(&mut shard, 0, gateway(1), join("c", 1, None)), []);
+    assert_eq!(shard.interest(), 0);
+}
+
+#[test]
+fn a_leave_that_wants_no_answer_gets_none() {
+    let mut shard = shard();
+    ask(&mut shard, 0, gateway(1), join("c", 1, None));
+    let Request::Leave(mut silent) = leave("c", 2) else {
+        panic!("a leave");
+    };
+    silent.is_unanswered = true;
+    let silent = Request::Leave(silent);
+    assert_eq!(ask(&mut shard, 0, gateway(1), silent), []);
     assert_eq!(shard.interest(), 0);
 }
 

@@ -1,5 +1,5 @@
 use proptest::prelude::*;
-use proto::message::{Joined, Missed};
+use proto::message::{Joined, Missed, Since};
 use proto::position::{Gap, GapReason};
 use proto::presence::{Mark, Member};
 use proto::shard::Fence;
@@ -69,6 +69,40 @@ impl Owner {
         }));
     }
 
+    fn publish(&mut self) {
+        self.entries.push(Arc::new(Publication {
+            offset: self.position().offset.next(),
+            event: "e".into(),
+            data: "d".into(),
+            exclude: None,
+            accepted_at: UnixTime(0),
+            mark: None,
+        }));
+    }
+
+    /// The answer to a join: at most so many, of the last so many.
+    fn joined(&self, since: Since, most: usize, kept: usize) -> Joined {
+        let gone = self.entries.len().saturating_sub(kept);
+        let missed = match since {
+            Since::Cursor(cursor) if (cursor.offset.0 as usize) < gone => Missed::Gap(Gap {
+                reason: GapReason::Expired,
+                earliest: Offset(gone as u64 + 1),
+                latest: self.position(),
+            }),
+            Since::Cursor(cursor) => {
+                let missed = self.entries.iter().skip(cursor.offset.0 as usize);
+                Missed::Publications(missed.take(most).cloned().collect())
+            }
+            Since::Now | Since::Delivered(_) => Missed::Publications(Vec::new()),
+        };
+        Joined {
+            fence: Fence(1),
+            position: self.position(),
+            missed,
+            cached: None,
+        }
+    }
+
     fn page(&self, after: Option<&str>, most: usize, complete: bool) -> RosterPage {
         let behind = |user: &User| after.is_none_or(|after| &*user.id > after);
         let mut users: Vec<User> = self.users.iter().filter(behind).collect();
@@ -93,14 +127,24 @@ struct Here {
     delivered: usize,
     /// An answer that is on its way.
     coming: Option<(u64, RosterPage)>,
+    /// The answer to a join that is.
+    joined: Option<Joined>,
+    joins: u64,
     steps: Vec<Step>,
     told: Option<Users>,
     /// Who was said to come though it was there, or to go though it was not.
     wrong: usize,
+    /// What it was given, those that it missed first.
+    given: Vec<Offset>,
+    gap: Option<Gap>,
 }
 
 impl Here {
     fn new(owner: &Owner) -> Self {
+        Self::returning(owner, None)
+    }
+
+    fn returning(owner: &Owner, cursor: Option<Position>) -> Self {
         let mut here = Self::default();
         let worker = WorkerId(0);
         let _ = here
@@ -119,8 +163,27 @@ impl Here {
             worker,
             index: ConnectionIndex(0),
         };
-        here.attachment.enter(connection(ME), place, "me".into());
+        here.attachment
+            .enter(connection(ME), place, "me".into(), cursor);
         here
+    }
+
+    /// Asks the owner for what the member missed, if that is to be.
+    fn join(&mut self, owner: &Owner, kept: usize) {
+        if self.attachment.ask_for_members() == Ask::Join {
+            self.joins += 1;
+            self.attachment.set_asked(1 + self.joins);
+            let since = self.attachment.asked_since();
+            self.joined = Some(owner.joined(since, 3, kept));
+        }
+    }
+
+    /// The answer comes.
+    fn take_join(&mut self) {
+        if let Some(joined) = self.joined.take() {
+            let _ = self.attachment.joined(NOW, joined, &mut self.steps);
+            self.look();
+        }
     }
 
     /// The next entry comes by the link.
@@ -164,11 +227,25 @@ impl Here {
     fn look(&mut self) {
         for step in self.steps.drain(..) {
             match step {
-                Step::Welcome { users, .. } => {
+                Step::Welcome { users, missed, .. } => {
                     assert!(self.told.is_none(), "welcome twice");
+                    match missed {
+                        None => {}
+                        Some(Missed::Gap(gap)) => self.gap = Some(gap),
+                        Some(Missed::Publications(missed)) => {
+                            assert!(missed.iter().all(|it| it.change().is_none()));
+                            self.given.extend(missed.iter().map(|it| it.offset));
+                        }
+                    }
                     self.told = Some((*users).clone());
                 }
                 Step::Deliver { publication, .. } => {
+                    if self.told.is_some()
+                        && publication.change().is_none()
+                        && !publication.is_blank()
+                    {
+                        self.given.push(publication.offset);
+                    }
                     if let (Some(change), Some(told)) = (publication.change(), &mut self.told) {
                         assert!(change.is_of_users());
                         self.wrong += usize::from(!told.apply(change));
@@ -200,7 +277,8 @@ fn nobody_is_asked_who_is_there_before_it_is_known_from_where_entries_come() {
     let mut steps = Vec::new();
     let _ = attachment.follow(worker, FollowId(1), None, &mut steps);
     let index = ConnectionIndex(0);
-    attachment.enter(connection(ME), Place { worker, index }, "me".into());
+    let place = Place { worker, index };
+    attachment.enter(connection(ME), place, "me".into(), None);
     assert_eq!(attachment.ask_roster(1), None);
     attachment.set_asked(1);
     let joined = Joined {
@@ -322,5 +400,74 @@ proptest! {
         here.finish(&owner);
         prop_assert_eq!(here.told, Some(owner.users));
         prop_assert_eq!(here.wrong, 0);
+    }
+    /// However answers and entries come in between, a member that has come back is given
+    /// each publication behind its cursor once and in order, or is told that it cannot be.
+    #[test]
+    fn what_a_member_missed_is_given_to_it_with_the_roster(
+        before in prop::collection::vec((0_u8..3, 0_u8..6), 0..40),
+        cursor in 0_usize..40,
+        moves in prop::collection::vec((0_u8..9, 0_u8..6), 0..80),
+        enters in 0_usize..80,
+        kept in 1_usize..60,
+    ) {
+        let happen = |owner: &mut Owner, what: u8, id: u8| match what {
+            0 => owner.change(&format!("u{id}"), true),
+            1 => owner.change(&format!("u{id}"), false),
+            _ => owner.publish(),
+        };
+        let mut owner = Owner::default();
+        for (what, id) in before {
+            happen(&mut owner, what, id);
+        }
+        let cursor = Position {
+            offset: Offset(cursor.min(owner.entries.len()) as u64),
+            ..owner.position()
+        };
+        let mut here = Here::returning(&owner, Some(cursor));
+        let enter = |owner: &mut Owner, here: &mut Here| {
+            owner.change("me", true);
+            let at = owner.position();
+            here.attachment.entered(connection(ME), at, &mut here.steps);
+            here.look();
+        };
+        let count = moves.len();
+        for (at, (what, id)) in moves.into_iter().enumerate() {
+            if at == enters {
+                enter(&mut owner, &mut here);
+            }
+            match what {
+                0..=2 => happen(&mut owner, what, id),
+                3 | 4 => here.deliver(&owner),
+                5 => here.ask(&owner, true),
+                6 => {
+                    here.take();
+                }
+                7 => here.join(&owner, kept),
+                _ => here.take_join(),
+            }
+        }
+        if enters >= count {
+            enter(&mut owner, &mut here);
+        }
+        for _ in 0..100 {
+            here.page(&owner, true);
+            here.deliver(&owner);
+            here.take_join();
+            here.join(&owner, kept);
+        }
+        prop_assert_eq!(here.told, Some(owner.users.clone()), "it is in");
+        prop_assert_eq!(here.wrong, 0);
+        let behind = |offset: Offset| {
+            let all = owner.entries.iter().filter(move |it| it.offset > offset);
+            all.filter(|it| it.change().is_none()).map(|it| it.offset).collect::<Vec<_>>()
+        };
+        match here.gap {
+            None => prop_assert_eq!(here.given, behind(cursor.offset)),
+            Some(gap) => {
+                prop_assert!(owner.entries.len() > kept + cursor.offset.0 as usize);
+                prop_assert_eq!(here.given, behind(gap.latest.offset));
+            }
+        }
     }
 }

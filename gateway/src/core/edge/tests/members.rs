@@ -27,6 +27,7 @@ fn enter(bench: &mut Bench, at: u64, number: u64) -> Vec<String> {
             user,
         },
         users_max: None,
+        cursor: None,
     };
     said(bench.tell(at, input))
 }

@@ -13,6 +13,7 @@ impl Bench {
     /// Until its next beat: what the joins say that it sends meanwhile, each answered.
     fn stated(&mut self, from: u64) -> Vec<(u32, bool)> {
         let mut stated = Vec::new();
+        self.beat(from, node("a"), 1);
         for at in (from..=from + 520).step_by(20) {
             let joins = self.tell(at, Input::Tick).iter();
             let joins = joins.filter_map(|effect| match effect {
@@ -31,9 +32,17 @@ impl Bench {
     }
 }
 
-/// Followed by two workers.
+/// Followed by two workers; the node knows what is new.
 fn followed() -> Bench {
     let mut bench = Bench::new();
+    bench.beat(0, node("a"), 1);
+    bench.tell(20, Input::Tick);
+    bench.reply(20, "a", Reply::Greeted { map_version: 1 });
+    bench.tell(40, Input::Tick);
+    followed_by_two(bench)
+}
+
+fn followed_by_two(mut bench: Bench) -> Bench {
     bench.attach("c", 0);
     let input = Input::Follow {
         worker: OTHER,
@@ -72,6 +81,25 @@ fn a_worker_whose_last_subscriber_has_gone_counts_no_more() {
     let (worker, key) = (OTHER, key("c"));
     bench.tell(2_000, Input::Unfollow { worker, key });
     assert_eq!(bench.stated(2_000), [(1, true)]);
+}
+
+/// A node that does not know that subscribers are counted could not read the join.
+#[test]
+fn numbers_are_not_said_before_all_nodes_know_what_they_are() {
+    let mut bench = Bench::new();
+    bench.beat(0, node("a"), 1);
+    let mut bench = followed_by_two(bench);
+    bench.count(W, 2);
+    assert_eq!(bench.stated(1_000), []);
+    bench.reply(1_600, "a", Reply::Greeted { map_version: 1 });
+    assert_eq!(bench.stated(1_620), [(2, true)]);
+    // One more node.
+    bench.beat(2_200, node("b"), 1);
+    bench.tell(2_220, Input::Tick);
+    bench.count(W, 3);
+    assert_eq!(bench.stated(2_300), []);
+    bench.reply(2_900, "b", Reply::Greeted { map_version: 1 });
+    assert_eq!(bench.stated(2_920), [(3, true)]);
 }
 
 #[test]

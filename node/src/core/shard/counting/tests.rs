@@ -92,6 +92,7 @@ impl World {
             fence: Fence(1),
             key: key(),
             version: self.version,
+            is_unanswered: true,
         });
         self.tell(Input::Request { from, request })
     }
