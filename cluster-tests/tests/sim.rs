@@ -86,7 +86,11 @@ fn breaks_within(seeds: u64, mistake: Mistake, promises: &[&str]) {
 
 #[test]
 fn a_node_that_forgets_the_tail_beat_is_found() {
-    breaks(Mistake::NoTailBeat, &["acked_is_recoverable"]);
+    // In a room, what is not noticed to be lost is who has come or gone.
+    breaks(
+        Mistake::NoTailBeat,
+        &["acked_is_recoverable", "rosters_converge"],
+    );
 }
 
 #[test]
@@ -293,8 +297,14 @@ fn an_owner_that_needs_no_lease_before_it_is_agreed_is_found() {
 
 #[test]
 fn an_owner_that_fans_out_before_its_standby_confirms_is_found() {
-    // What waits for no confirmation waits for no lease either.
-    let promises = ["contiguous_offsets", "same_order_everywhere", "one_owner"];
+    // What waits for no confirmation waits for no lease either; and the next owner knows
+    // nothing of what has been seen.
+    let promises = [
+        "contiguous_offsets",
+        "same_order_everywhere",
+        "one_owner",
+        "no_stale_answer",
+    ];
     breaks(Mistake::FannedOutEarly, &promises);
 }
 

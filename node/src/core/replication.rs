@@ -48,6 +48,8 @@ use super::shard::{Effect, Leased, Proposal};
 /// shards are filled at a time, and what other shards have to say to that standby
 /// stands in line behind all of it.
 const FILL_BYTES: usize = 16 * 1_024;
+/// How long confirmations may take before publications stop to age.
+const A_MOMENT: Duration = Duration::from_millis(300);
 /// How long a proposal may take before it is made again.
 const PROPOSE_AGAIN: Duration = Duration::from_millis(300);
 
@@ -117,6 +119,8 @@ pub struct Replication {
     held: VecDeque<(u64, Effect)>,
     /// When something was released last, or began to wait when nothing did.
     moved_at: Option<Timestamp>,
+    /// For how long it has stood still until then: see [`Self::clock`].
+    stood: Duration,
     row: Row,
     /// It has begun, and what is agreed of its replicas has not come: who may be
     /// made the owner after it is not known yet.
@@ -538,6 +542,19 @@ impl Replication {
         }
     }
 
+    /// By which what was published ages. It stands while nothing is released: a
+    /// publication that waits for a standby or a lease has been seen by nobody, and whoever
+    /// loses it on the way when it is released has as long to ask for it as ever.
+    pub fn clock(&self, now: Timestamp) -> Timestamp {
+        let behind = self.stood + self.standstill(now);
+        Timestamp(now.0.saturating_sub(behind.as_millis() as u64))
+    }
+
+    /// What counts as standing still: confirmations always take a moment.
+    fn standstill(&self, now: Timestamp) -> Duration {
+        self.stands_still(now).saturating_sub(A_MOMENT)
+    }
+
     /// How far its standbys are, for people.
     pub fn progress(&self) -> String {
         let far = |peer: &Peer| {
@@ -638,6 +655,7 @@ impl Replication {
         if due == 0 && known.is_some() {
             return;
         }
+        self.stood += self.standstill(now);
         self.moved_at = Some(now);
         let standbys = known.unwrap_or_else(|| self.counting().cloned().collect());
         self.under = Some(Arc::clone(&standbys));

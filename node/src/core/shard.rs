@@ -504,7 +504,8 @@ impl Shard {
 
     /// The repair log lets go of what is too old or too much.
     fn release_repaired(&mut self, now: Timestamp) {
-        while let Some((key, _)) = self.repair.pop_due(now) {
+        let clock = self.replication.clock(now);
+        while let Some((key, _)) = self.repair.pop_due(clock) {
             if let Some(channel) = self.channels.get_mut(&key) {
                 channel.release();
                 if channel.is_idle() && !self.rosters.contains_key(&key) {
@@ -588,7 +589,7 @@ impl Shard {
                 continue;
             };
             channel.check_is_set = false;
-            channel.expire(now, limits);
+            channel.expire(self.replication.clock(now), limits);
             self.caches.expire(now, &key);
             let is_kept = self.rosters.contains_key(&key) || self.caches.contains(&key);
             if channel.is_idle() && !is_kept {

@@ -41,7 +41,7 @@ pub struct Welcomed {
     pub channel: ChannelIndex,
     /// Who it is.
     pub recipient: Recipient,
-    /// Where it stood when it was last here; [`NOWHERE`]: it was not.
+    /// Where it stood when it was last here; [`NOWHERE`](super::NOWHERE): it was not.
     pub cursor: Position,
     /// Whether it gets what comes; else the edge is to be asked for it.
     pub is_live: bool,

@@ -109,3 +109,28 @@ proptest! {
         prop_assert_eq!(in_sync, nodes);
     }
 }
+
+#[test]
+fn what_waits_for_a_lease_does_not_age_while_it_does() {
+    let mut replication = Replication::default();
+    let gate = |replication: &mut Replication, now: u64, until: u64, decided: usize| {
+        let leases = Leases {
+            node: Timestamp(until),
+            ..Leases::unlimited()
+        };
+        let mut effects = vec![Effect::Converged(Duration::ZERO); decided];
+        let place = (ShardId(0), Fence(1));
+        replication.gate(Timestamp(now), place, &leases, 0, &mut effects);
+        effects.len()
+    };
+    let clock = |replication: &Replication, now: u64| replication.clock(Timestamp(now)).0;
+    assert_eq!(gate(&mut replication, 1_000, 5_000, 1), 1);
+    assert_eq!(clock(&replication, 1_000), 1_000);
+    assert_eq!(gate(&mut replication, 6_000, 5_000, 1), 0, "it waits");
+    // Confirmations take a moment, always: that counts for nothing.
+    assert_eq!(clock(&replication, 6_300), 6_300);
+    assert_eq!(clock(&replication, 9_000), 6_300);
+    assert_eq!(gate(&mut replication, 9_000, 20_000, 0), 1);
+    assert_eq!(clock(&replication, 9_000), 6_300);
+    assert_eq!(clock(&replication, 10_000), 7_300);
+}

@@ -203,8 +203,9 @@ impl Shard {
         make: impl FnOnce(Offset) -> Publication,
     ) -> Result<(Position, Arc<Publication>), Refusal> {
         let Tenure { shard, fence, .. } = self.tenure;
+        let clock = self.replication.clock(now);
         let (limits, channel) = self.channel(key)?;
-        let publication = channel.append(now, limits, make);
+        let publication = channel.append(clock, limits, make);
         let position = channel.position();
         effects.push(Effect::Deliver {
             to: channel.interest.recipients(),
@@ -218,7 +219,7 @@ impl Shard {
         });
         self.caches.keep(now, key, &publication);
         let bytes = publication.bytes();
-        self.repair.push(now, key.clone(), position.offset, bytes);
+        self.repair.push(clock, key.clone(), position.offset, bytes);
         self.release_repaired(now);
         Ok((position, publication))
     }

@@ -49,8 +49,9 @@ impl Shard {
         let mut records = self.head(now, |_| true);
         let mut channels: Vec<(&ChannelKey, &Channel)> = self.channels.iter().collect();
         channels.sort_unstable_by_key(|(key, _)| *key);
+        let clock = self.replication.clock(now);
         for (key, channel) in channels {
-            let piece = channel.piece(now, key.clone());
+            let piece = channel.piece(clock, key.clone());
             records.extend(pieces(
                 piece,
                 self.rosters.get(key),
@@ -67,8 +68,9 @@ impl Shard {
         let alone = self.channels.iter().filter(|(_, channel)| channel.is_alone);
         let mut alone: Vec<(&ChannelKey, &Channel)> = alone.collect();
         alone.sort_unstable_by_key(|(key, _)| *key);
+        let clock = self.replication.clock(now);
         for (key, channel) in alone {
-            let piece = channel.repairable_piece(now, key.clone());
+            let piece = channel.repairable_piece(clock, key.clone());
             records.extend(pieces(
                 piece,
                 self.rosters.get(key),
@@ -116,9 +118,10 @@ impl Shard {
     /// confirmed those before.
     pub(super) fn fill(&mut self, now: Timestamp) {
         let (channels, rosters, caches) = (&self.channels, &self.rosters, &self.caches);
+        let clock = self.replication.clock(now);
         self.replication.fill(|key| {
             let channel = channels.get(key)?;
-            let piece = channel.piece(now, key.clone());
+            let piece = channel.piece(clock, key.clone());
             Some(pieces(piece, rosters.get(key), caches.get(now, key)))
         });
     }
