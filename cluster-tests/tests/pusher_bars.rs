@@ -16,7 +16,7 @@ use cluster_tests::member::Member;
 use cluster_tests::traffic::{END, Follower, Publisher};
 use cluster_tests::{bus_messages, eventually};
 use futures_util::future::try_join_all;
-use tokio::io::AsyncReadExt;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::sync::Mutex;
 use tokio::task::JoinSet;
 use tokio::time::Instant;
@@ -135,13 +135,34 @@ fn resident(pid: u32) -> Result<u64> {
     Ok(kib.context("VmRSS")?.parse::<u64>()? * 1_024)
 }
 
-/// A member that is told everything and looks at nothing.
+/// How often one that is left alone says something: who is silent for two minutes is asked
+/// whether it is there, and closed if it does not answer.
+const SPEAKS: Duration = Duration::from_secs(60);
+
+/// A member that is told everything and looks at nothing, but says now and then that it is
+/// there.
 fn leave_alone(member: Member, readers: &mut JoinSet<()>) {
     let mut socket = member.client.into_socket();
+    let text = br#"{"event":"pusher:pong","data":{}}"#;
+    // A text, masked with zeros (RFC 6455, section 5.2).
+    let mut frame = vec![0x81, 0x80 | text.len() as u8, 0, 0, 0, 0];
+    frame.extend_from_slice(text);
     readers.spawn(async move {
-        let stream = socket.get_mut();
+        let (mut reading, mut writing) = socket.get_mut().split();
         let mut buffer = vec![0; 64 * 1_024];
-        while stream.read(&mut buffer).await.is_ok_and(|count| count > 0) {}
+        let read = async { while reading.read(&mut buffer).await.is_ok_and(|count| count > 0) {} };
+        let speak = async {
+            loop {
+                tokio::time::sleep(SPEAKS).await;
+                if writing.write_all(&frame).await.is_err() {
+                    return;
+                }
+            }
+        };
+        tokio::select! {
+            () = read => {}
+            () = speak => {}
+        }
     });
 }
 
