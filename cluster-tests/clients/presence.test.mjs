@@ -247,3 +247,30 @@ test("[P90] a member that comes back gets the list, and what it missed of all bu
   assert.deepEqual(events.items, [1, 2, 3, 4, 5, 6]);
   assert.deepEqual(changes.items, ["+bob", "-bob"]);
 });
+
+test("[P91] a member that has missed more than its outbox takes is told of a gap, behind the list", async (t) => {
+  const name = channelName("presence-");
+  const alice = userClient(t, 0, { user_id: "alice" });
+  resume(alice);
+  const { channel } = await join(alice, name);
+  const bob = await join(userClient(t, 0, { user_id: "bob" }), name);
+  const first = bound(channel, "e");
+  await publisher().trigger(name, "e", "1");
+  await first;
+  const got = new Inbox();
+  channel.bind_global((event) => {
+    if (!event.startsWith("pusher:")) got.push(event);
+  });
+  const heard = new Inbox();
+  bob.channel.bind("large", (data) => heard.push(data.length));
+  alice.disconnect();
+  // Twice that is more than half of the outbox's megabyte; the gateway still has it all.
+  for (let n = 0; n < 30; n += 1) await publisher().trigger(name, "large", "x".repeat(9_500));
+  await heard.when("all of it", (all) => all.length >= 30);
+  const back = bound(channel, "pusher:subscription_succeeded");
+  alice.connect();
+  assert.equal((await back).count, 2);
+  await publisher().trigger(name, "e", "2");
+  await got.when("2", (all) => all.includes("e"));
+  assert.deepEqual(got.items, ["dunlin:gap", "e"]);
+});

@@ -139,7 +139,7 @@ impl State {
             self.watch(socket, &key.channel, &watches);
             return self.set_pending(socket);
         }
-        let missed = missed.map(|missed| self.if_there_is_room(socket, missed, position));
+        let missed = missed.map(|missed| self.if_there_is_room(socket, missed, position, &users));
         let recovered = missed
             .as_ref()
             .map(|it| matches!(it, Missed::Publications(_)));
@@ -176,15 +176,25 @@ impl State {
         self.set_pending(socket);
     }
 
-    /// A member takes at once all that it missed, or none of it: what it was told of the
-    /// others is of where the channel stands now.
-    fn if_there_is_room(&self, socket: usize, missed: Missed, position: Position) -> Missed {
+    /// A member takes at once all that it missed, behind the list, or none of it: what it
+    /// was told of the others is of where the channel stands now.
+    fn if_there_is_room(
+        &self,
+        socket: usize,
+        missed: Missed,
+        position: Position,
+        users: &Users,
+    ) -> Missed {
         let Missed::Publications(publications) = &missed else {
             return missed;
         };
-        let bytes: usize = publications.iter().map(|it| it.bytes()).sum();
+        let bytes = publications.iter().map(|it| it.bytes());
+        // An id is in the list twice.
+        let listed = |user: User| 2 * user.id.len() + user.info.map_or(0, |info| info.len());
+        let bytes: usize = bytes.chain(users.iter().map(listed)).sum();
         let waits = self.sockets[socket].outbox.bytes();
-        if waits + bytes <= self.config.outbox.bytes_max / 2 {
+        // Text in JSON in text: at most twice as long, but for what hardly anybody sends.
+        if waits + 2 * bytes <= self.config.outbox.bytes_max / 2 {
             return missed;
         }
         Missed::Gap(Gap {

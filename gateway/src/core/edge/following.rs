@@ -213,6 +213,8 @@ impl Edge {
             shard.channels.shrink_to(shard.channels.len() * 2);
         }
         shard.digest.remove(&key);
+        self.recount.remove(&(id, key.clone()));
+        let shard = self.shard(id);
         let (owner, fence) = (shard.owner.id.clone(), shard.fence);
         self.version += 1;
         let leave = Leave {
