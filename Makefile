@@ -54,7 +54,7 @@ reproduce:
 soak:
 	for n in 1 2 3 4 5 6 7 8 9 10; do cargo test --release --workspace --test delivery || exit 1; done
 	for n in 1 2 3; do cargo test --release --workspace --test cluster --test cluster_growth --test cluster_restarts --test cluster_bus --test cluster_refusals || exit 1; done
-	SOAK=1 cargo test --release --workspace --test faults --test faults_interest --test faults_nodes --test faults_voters --test moves --test clean_stops -- --test-threads=1 --nocapture
+	SOAK=1 cargo test --release --workspace --test faults --test faults_interest --test faults_nodes --test faults_voters --test moves --test clean_stops --test presence -- --test-threads=1 --nocapture
 	older=$$(scripts/older $(OLDER)) && OLDER_BINARY=$$older cargo test --release --workspace --test moves -- --nocapture restarted
 	cargo test --release --workspace --test cluster_bars --test pusher_bars -- --test-threads=1 --nocapture
 	SEEDS=300 cargo test --release --workspace --test frames -- --nocapture

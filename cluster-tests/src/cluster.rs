@@ -329,11 +329,24 @@ impl Cluster {
             .collect()
     }
 
-    /// Channels that a node owns, found by trying names.
+    /// Channels that a node owns.
     ///
     /// # Errors
     /// When the cluster does not answer.
     pub async fn channels_of(&self, node: &str, count: usize) -> Result<Vec<String>> {
+        self.channels_like("room", node, count).await
+    }
+
+    /// Channels with such names that a node owns, found by trying.
+    ///
+    /// # Errors
+    /// When the cluster does not answer.
+    pub async fn channels_like(
+        &self,
+        prefix: &str,
+        node: &str,
+        count: usize,
+    ) -> Result<Vec<String>> {
         let gateway = self.gateways.values().next().context("a gateway")?;
         let mut found = Vec::new();
         let mut number = 0;
@@ -341,7 +354,7 @@ impl Cluster {
             if number >= TRIES_MAX {
                 bail!("node {node} owns too few shards to find {count} channels of it");
             }
-            let name = format!("room-{number}");
+            let name = format!("{prefix}-{number}");
             number += 1;
             // One that moves at this moment is nobody's.
             let channel = Self::inspect_channel(&gateway.admin, &name).await;
@@ -441,6 +454,26 @@ impl Cluster {
             }
         }
         bail!("nobody leads")
+    }
+
+    /// Whom the next harm hits: each third time the leader, else the one of the others
+    /// that owns most.
+    ///
+    /// # Errors
+    /// When nodes do not answer.
+    pub async fn victim(&self, turn: usize) -> Result<String> {
+        let leader = self.leader().await?;
+        if turn.is_multiple_of(3) {
+            return Ok(leader);
+        }
+        let mut most = (0.0, String::new());
+        for (name, node) in &self.nodes {
+            let owned = metric_at(&node.admin, "dunlin_shards_owned", &[]).await?;
+            if owned > most.0 && *name != leader {
+                most = (owned, name.clone());
+            }
+        }
+        Ok(most.1)
     }
 
     /// What a process says of the cluster: `nodes`, `gateways`, `shards`.

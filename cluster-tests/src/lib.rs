@@ -20,6 +20,7 @@ pub mod client;
 pub mod cluster;
 pub mod disk;
 pub mod disturbed;
+pub mod durations;
 pub mod in_process;
 pub mod invariants;
 pub mod member;

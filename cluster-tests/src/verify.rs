@@ -49,6 +49,11 @@ pub fn is_soak() -> bool {
     std::env::var_os("SOAK").is_some()
 }
 
+/// How often something is done: a few times, or in `make soak` as often as its bar says.
+pub fn times(few: usize, many: usize) -> usize {
+    if is_soak() { many } else { few }
+}
+
 /// A `dunlin verify` that runs.
 #[derive(Debug)]
 pub struct Verify {

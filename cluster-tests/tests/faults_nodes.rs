@@ -15,11 +15,12 @@ use std::time::Duration;
 use anyhow::{Context, Result};
 use cluster_tests::client::{EventStream, metric_at};
 use cluster_tests::cluster::Cluster;
+use cluster_tests::durations::Durations;
 use cluster_tests::nats::NatsServer;
 use cluster_tests::probes::Probes;
 use cluster_tests::proxy::{UdpProxy, Way};
 use cluster_tests::traffic::Publisher;
-use cluster_tests::verify::{Load, Verify, is_soak};
+use cluster_tests::verify::{Load, Verify, is_soak, times};
 use cluster_tests::{SETTLES, eventually};
 use rustix::process::Signal;
 use tokio::sync::Mutex;
@@ -32,39 +33,18 @@ const GOES_ON: Duration = Duration::from_secs(10);
 /// A machine with two cores has enough with one cluster.
 static ALONE: Mutex<()> = Mutex::const_new(());
 
-/// How often a harm is done.
-fn times(few: usize, many: usize) -> usize {
-    if is_soak() { many } else { few }
-}
-
 /// Channels whose standstill is measured, each time.
 fn samples() -> usize {
     if is_soak() { 100 } else { 10 }
 }
 
-/// How long channels have stood still, and of how many it was measured.
-#[derive(Default)]
-struct Gaps(Vec<Duration>);
-
-impl Gaps {
-    fn percentile(&mut self, of: usize) -> Duration {
-        self.0.sort_unstable();
-        self.0[(self.0.len() - 1) * of / 100]
-    }
-
-    fn tell(&mut self, what: &str) {
-        println!(
-            "{what}: {} channels stood still for {:?} (p50), {:?} (p99), {:?} (longest)",
-            self.0.len(),
-            self.percentile(50),
-            self.percentile(99),
-            self.percentile(100)
-        );
-        assert!(self.percentile(100) < GOES_ON, "for too long");
-        if is_soak() {
-            assert!(self.percentile(50) <= Duration::from_millis(1_000));
-            assert!(self.percentile(99) <= Duration::from_millis(2_500));
-        }
+/// How long channels have stood still is said, and held to the bars.
+fn tell(what: &str, gaps: &Durations) {
+    println!("{what}: channels stood still {gaps}");
+    assert!(gaps.percentile(100) < GOES_ON, "for too long");
+    if is_soak() {
+        assert!(gaps.percentile(50) <= Duration::from_millis(1_000));
+        assert!(gaps.percentile(99) <= Duration::from_millis(2_500));
     }
 }
 
@@ -73,7 +53,7 @@ impl Gaps {
 async fn standstills(
     cluster: &mut Cluster,
     node: &str,
-    gaps: &mut Gaps,
+    gaps: &mut Durations,
     harm: impl AsyncFnOnce(&mut Cluster) -> Result<()>,
 ) -> Result<()> {
     let channels = cluster.channels_of(node, samples()).await?;
@@ -117,26 +97,9 @@ async fn standstills(
         });
     let measures: Vec<_> = measures.collect();
     for measure in measures {
-        gaps.0.push(measure.await??);
+        gaps.push(measure.await??);
     }
     Ok(())
-}
-
-/// Whom the next harm hits: each third time the leader, else the one of the
-/// others that owns most.
-async fn victim(cluster: &Cluster, turn: usize) -> Result<String> {
-    let leader = cluster.leader().await?;
-    if turn.is_multiple_of(3) {
-        return Ok(leader);
-    }
-    let mut most = (0.0, String::new());
-    for (name, node) in &cluster.nodes {
-        let owned = metric_at(&node.admin, "dunlin_shards_owned", &[]).await?;
-        if owned > most.0 && *name != leader {
-            most = (owned, name.clone());
-        }
-    }
-    Ok(most.1)
 }
 
 /// The load has ended: everything that was acknowledged is there, once and in order,
@@ -161,9 +124,9 @@ async fn harm_again_and_again(
     let mut cluster = Cluster::start().await?;
     cluster.protected().await;
     let verify = Verify::start(&cluster, Load::of_this_run(), &[]).await?;
-    let mut gaps = Gaps::default();
+    let mut gaps = Durations::default();
     for turn in 0..times {
-        let node = victim(&cluster, turn).await?;
+        let node = cluster.victim(turn).await?;
         standstills(&mut cluster, &node, &mut gaps, async |cluster| {
             harm(cluster, &node).await
         })
@@ -173,7 +136,7 @@ async fn harm_again_and_again(
         cluster.protected().await;
     }
     nothing_is_lost(what, verify).await?;
-    gaps.tell(what);
+    tell(what, &gaps);
     Ok(())
 }
 
@@ -369,9 +332,9 @@ async fn only_what_the_dead_node_had_is_delayed() -> Result<()> {
     cluster.protected().await;
     let verify = Verify::start(&cluster, Load::of_this_run(), &[]).await?;
     let count = if is_soak() { 10 } else { 5 };
-    let (mut acks, mut delays) = (Gaps::default(), Gaps::default());
+    let (mut acks, mut delays) = (Durations::default(), Durations::default());
     for turn in 0..times(2, 20) {
-        let node = victim(&cluster, turn).await?;
+        let node = cluster.victim(turn).await?;
         let concerned = Concerned::by(&cluster, &node, count).await?;
         let (g1, g2) = (cluster.gateway("g1"), cluster.gateway("g2"));
         let (g1, g2) = (g1.clients.clone(), g2.clients.clone());

@@ -16,7 +16,7 @@ use cluster_tests::nats::NatsServer;
 use cluster_tests::probes::Probes;
 use cluster_tests::process::run;
 use cluster_tests::traffic::Publisher;
-use cluster_tests::verify::{Load, Verdict, Verify, is_soak};
+use cluster_tests::verify::{Load, Verdict, Verify, is_soak, times};
 use cluster_tests::{eventually, skipped};
 use rustix::process::Signal;
 use serde_json::Value;
@@ -33,11 +33,6 @@ const PROBED: usize = 4;
 
 /// A machine with two cores has enough with one cluster.
 static ALONE: Mutex<()> = Mutex::const_new(());
-
-/// How often a harm is done.
-fn times(few: usize, many: usize) -> usize {
-    if is_soak() { many } else { few }
-}
 
 async fn judged(what: &str, verify: Verify) -> Result<Verdict> {
     let verdict = verify.judge().await?;

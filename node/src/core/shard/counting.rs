@@ -97,7 +97,7 @@ impl Shard {
 
     /// Tells what is due. Not while a new owner may not have heard of all gateways.
     pub(super) fn tell_counts(&mut self, now: Timestamp, effects: &mut Vec<Effect>) {
-        let listens = self.has_listened(now);
+        let counts = self.counts(now);
         while let Some(key) = self.counting.timers.pop_due(now) {
             let count = self.subscribers(&key);
             let Some(counted) = self.counting.channels.get_mut(&key) else {
@@ -116,7 +116,7 @@ impl Shard {
                 _ => false,
             };
             let is_new = counted.told.is_none_or(|told| told.count != count);
-            if !listens {
+            if !counts {
                 self.plan(now + PAUSE, key);
                 continue;
             }

@@ -28,8 +28,15 @@ use crate::core::roster::{Admission, Roster};
 
 /// How long a gateway may take to come back before its members leave.
 const GRACE: Duration = Duration::from_secs(2);
-/// For how long an owner listens before it takes what it has heard for all there is.
+/// For how long a node listens before it takes the gateways that it has heard for all
+/// there are.
 const LISTENS: Duration = Duration::from_secs(2);
+/// For how long it does so as the owner: a beat of each gateway. What it knew when it
+/// became the owner may be from before it stood still.
+const LISTENS_ANEW: Duration = Duration::from_millis(500);
+/// For how long an owner listens before it takes the interest that it was told of for
+/// all there is: that is not ended by anything that a gateway says.
+const COUNTS: Duration = Duration::from_secs(2);
 /// After how long a gateway that this owner has never heard of counts as gone, as
 /// one does that falls silent for so long.
 const NEVER_HEARD: Duration = Duration::from_secs(60);
@@ -381,13 +388,18 @@ impl Shard {
             let known = self.gateways.get(&gateway.id);
             known.is_some_and(|known| known.me == *gateway && known.stated)
         };
-        self.has_listened(now) && gateways.iter().all(has_stated)
+        let is_past =
+            |since: Option<Timestamp>, pause| since.is_some_and(|since| now.since(since) >= pause);
+        is_past(self.presence.around.hears_since, LISTENS)
+            && is_past(self.presence.began, LISTENS_ANEW)
+            && gateways.iter().all(has_stated)
     }
 
-    /// Whether this owner has listened for so long that it has heard of all gateways.
-    pub(super) fn has_listened(&self, now: Timestamp) -> bool {
+    /// Whether this owner has listened for so long that all gateways have told it what
+    /// they follow.
+    pub(super) fn counts(&self, now: Timestamp) -> bool {
         let since = self.listens_since();
-        since.is_some_and(|since| now.since(since) >= LISTENS)
+        since.is_some_and(|since| now.since(since) >= COUNTS)
     }
 
     /// Since when this owner would have heard of any member.

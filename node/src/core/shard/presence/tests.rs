@@ -159,9 +159,13 @@ impl World {
     }
 
     fn hear(&mut self, gateways: &[&GatewayRef]) {
+        self.hear_since(Timestamp(0), gateways);
+    }
+
+    fn hear_since(&mut self, since: Timestamp, gateways: &[&GatewayRef]) {
         let around = Around {
             gateways: gateways.iter().map(|gateway| (*gateway).clone()).collect(),
-            hears_since: Some(Timestamp(0)),
+            hears_since: Some(since),
         };
         self.tell(Input::Around(Arc::new(around)));
     }
@@ -339,6 +343,29 @@ fn it_is_not_complete_before_all_have_stated_and_it_has_listened() {
     // A new life has said nothing yet.
     world.hear(&[&g, &gateway("h", 2)]);
     assert!(!world.page().complete);
+}
+
+/// The next owner has heard of all gateways for long, but may have stood still just now.
+#[test]
+fn the_next_owner_need_not_listen_for_as_long() {
+    let mut world = World::new();
+    let g = gateway("g", 1);
+    world.enter(&g, 1, "a").unwrap();
+    world.pass(60_000);
+    world.fail_over(2);
+    world.hear(&[&g]);
+    world.enter(&g, 1, "a").unwrap();
+    world.stated(&g, 2);
+    world.pass(499);
+    assert!(!world.page().complete);
+    world.pass(1);
+    assert!(world.page().complete);
+    // Unless nothing was heard of anybody until a moment ago.
+    world.hear_since(world.now, &[&g]);
+    world.pass(1_999);
+    assert!(!world.page().complete);
+    world.pass(1);
+    assert!(world.page().complete);
 }
 
 /// Long after this owner began: a gateway starts, and its first member is quicker here
