@@ -320,12 +320,20 @@ impl Pusher {
     /// # Errors
     /// When none comes in time, or the connection ends.
     pub async fn frame(&mut self) -> Result<Value> {
+        Ok(serde_json::from_str(&self.text().await?)?)
+    }
+
+    /// The same, as it came.
+    ///
+    /// # Errors
+    /// When none comes in time, or the connection ends.
+    pub async fn text(&mut self) -> Result<Utf8Bytes> {
         loop {
             match timeout(PATIENCE, self.socket.next())
                 .await
                 .context("no frame came")?
             {
-                Some(Ok(Message::Text(text))) => return Ok(serde_json::from_str(&text)?),
+                Some(Ok(Message::Text(text))) => return Ok(text),
                 Some(Ok(Message::Close(close))) => bail!("closed: {close:?}"),
                 Some(Ok(_)) => {}
                 Some(Err(error)) => return Err(error.into()),

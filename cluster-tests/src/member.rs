@@ -7,7 +7,7 @@ use anyhow::{Context, Result, bail, ensure};
 use gateway::app::Secret;
 use gateway::core::auth::channel_signature;
 use serde_json::{Value, json};
-use tokio::time::timeout;
+use tokio::time::{Instant, timeout};
 
 use crate::client::Pusher;
 
@@ -18,6 +18,8 @@ pub struct Member {
     pub client: Pusher,
     /// Whom it knows of.
     pub users: BTreeSet<String>,
+    /// How long it took from the request until the acknowledgement had come.
+    pub waited: Duration,
 }
 
 impl Member {
@@ -43,13 +45,16 @@ impl Member {
             Some(&data),
         );
         let auth = format!("app-key:{signature}");
+        let asked = Instant::now();
         client
             .send(&json!({
                 "event": "pusher:subscribe",
                 "data": { "channel": channel, "auth": auth, "channel_data": data },
             }))
             .await?;
-        let frame = client.frame().await?;
+        let text = client.text().await?;
+        let waited = asked.elapsed();
+        let frame: Value = serde_json::from_str(&text)?;
         ensure!(
             frame["event"] == "pusher_internal:subscription_succeeded",
             "not in: {frame}"
@@ -58,7 +63,11 @@ impl Member {
         let ids = told["presence"]["ids"].as_array().context("ids")?;
         let users = ids.iter().filter_map(|id| Some(id.as_str()?.to_owned()));
         let users = users.collect();
-        Ok(Self { client, users })
+        Ok(Self {
+            client,
+            users,
+            waited,
+        })
     }
 
     /// The next that it is told of a member, such as `+a`; nobody comes who is there,
