@@ -42,6 +42,8 @@ fn published(counts: &BTreeMap<String, f64>) -> f64 {
 async fn the_bus_hears_little_of_clients_that_come_and_go() -> Result<()> {
     let _alone = ALONE.lock().await;
     let cluster = Cluster::start().await?;
+    // Until then the map is told of now and then.
+    cluster.protected().await;
     let (here, there) = (
         cluster.gateway("g1").clients.clone(),
         cluster.gateway("g2").clients.clone(),
