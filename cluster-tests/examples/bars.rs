@@ -37,6 +37,8 @@ const OUTBOX_BYTES: f64 = (1_024 + 64) as f64 * 1_024.0;
 struct Scenario {
     name: &'static str,
     arguments: &'static [&'static str],
+    /// Further ones where two servers have it in turn, so that it is repeated anyway.
+    in_turns: &'static [&'static str],
     bars: &'static [Bar],
     in_cluster: &'static [Bar],
 }
@@ -45,12 +47,14 @@ const SCENARIOS: [Scenario; 7] = [
     Scenario {
         name: "fanout",
         arguments: &["--subscribers", "10000", "--rate", "5", "--seconds", "20"],
+        in_turns: &[],
         bars: &[Most("/server_to_floor", 1.2)],
         in_cluster: &[],
     },
     Scenario {
         name: "flood",
         arguments: &[],
+        in_turns: &[],
         bars: &[
             Least("/deliveries_per_s", 500_000.0),
             Most("/server_rss_bytes_grown", 64.0 * 1_048_576.0),
@@ -60,6 +64,7 @@ const SCENARIOS: [Scenario; 7] = [
     Scenario {
         name: "victim",
         arguments: &[],
+        in_turns: &[],
         bars: &[
             Most("/latency_us/p99", 5_000.0),
             Most("/latency_us/p999", 25_000.0),
@@ -69,12 +74,14 @@ const SCENARIOS: [Scenario; 7] = [
     Scenario {
         name: "many",
         arguments: &[],
+        in_turns: &[],
         bars: &[MostByFloor("/server_cpu_us_per_delivery", 15.0)],
         in_cluster: &[MostByFloor("/server_cpu_us_per_delivery", 30.0)],
     },
     Scenario {
         name: "idle",
         arguments: &[],
+        in_turns: &[],
         bars: &[
             Most("/server_rss_bytes_per_connection", 4_096.0),
             Least("/given_back_percent", 80.0),
@@ -84,6 +91,7 @@ const SCENARIOS: [Scenario; 7] = [
     Scenario {
         name: "storm",
         arguments: &[],
+        in_turns: &[],
         bars: &[
             Least("/subscribed_per_s", 6_000.0),
             Least("/again_to_first", 0.9),
@@ -93,6 +101,7 @@ const SCENARIOS: [Scenario; 7] = [
     Scenario {
         name: "slow",
         arguments: &[],
+        in_turns: &["--pairs", "1"],
         bars: &[
             Most("/p99_ratio", 1.2),
             Most("/left", 0.0),
@@ -148,11 +157,12 @@ async fn start_cluster() -> Result<Measured> {
     })
 }
 
-fn run(scenario: &Scenario, measured: Option<&Measured>) -> Result<Value> {
+fn run(scenario: &Scenario, measured: Option<&Measured>, more: &[&str]) -> Result<Value> {
     let mut command = Command::new(binary());
     command
         .args(["bench", scenario.name])
-        .args(scenario.arguments);
+        .args(scenario.arguments)
+        .args(more);
     if let Some(measured) = measured {
         command.args(&measured.arguments);
     }
@@ -234,7 +244,7 @@ async fn alternate(
         // Neither has always the same neighbour before it.
         for which in [pair % 2, (pair + 1) % 2] {
             let dev = start_dev(binaries[which]).await?;
-            let report = run(scenario, Some(&dev))?;
+            let report = run(scenario, Some(&dev), scenario.in_turns)?;
             ensure!(is_whole(&report), "something was lost: {report}");
             reports[which].push(report);
         }
@@ -332,7 +342,7 @@ async fn main() -> Result<ExitCode> {
     let mut all_hold = true;
     for scenario in scenarios {
         eprintln!("\n{}", scenario.name);
-        let report = run(scenario, measured.as_ref())?;
+        let report = run(scenario, measured.as_ref(), &[])?;
         writeln!(kept, "{report}")?;
         let whole = is_whole(&report);
         all_hold &= whole;
