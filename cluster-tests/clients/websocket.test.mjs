@@ -63,6 +63,7 @@ test("[P73] a message far over the limit ends the connection with 1009 as well",
 
 for (const [what, path, code] of [
   ["[P68] an unknown path", "/nowhere", 4005],
+  ["[P68] the page of `dunlin dev`", "/", 4005],
   ["[P65] an unknown key", "/app/no-such-key?protocol=7", 4001],
   ["[P69] a version that is not spoken", `/app/${app.key}?protocol=99`, 4007],
   ["[P69] a version that is no number", `/app/${app.key}?protocol=abc`, 4006],

@@ -14,12 +14,25 @@ impl Durations {
         self.0.insert(place, took);
     }
 
+    /// How many times it was done.
+    pub fn count(&self) -> usize {
+        self.0.len()
+    }
+
     /// What `of` per cent of the times were not longer than.
     ///
     /// # Panics
     /// When it was never done.
     pub fn percentile(&self, of: usize) -> Duration {
         self.0[(self.0.len() - 1) * of / 100]
+    }
+}
+
+impl Extend<Duration> for Durations {
+    fn extend<T: IntoIterator<Item = Duration>>(&mut self, all: T) {
+        for took in all {
+            self.push(took);
+        }
     }
 }
 

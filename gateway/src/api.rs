@@ -177,7 +177,12 @@ fn authenticate<'a>(
     paths: &[&str],
 ) -> Result<(&'a Arc<App>, auth::Signed), Problem> {
     let app = context.config.apps.by_id(id).ok_or_else(unknown_app)?;
-    let signed = signed(context, app, head, paths)?;
+    let signed = signed(context, app, head, paths).map_err(|mut problem| {
+        if connect::bearer(&head.headers).is_some() {
+            problem.message.push_str("; a token only publishes");
+        }
+        problem
+    })?;
     may_ask(context, app)?;
     Ok((app, signed))
 }

@@ -42,7 +42,7 @@ macro_rules! error_codes {
 error_codes! {
     /// The request cannot be understood; the message says which part.
     BadRequest = "bad_request", 400, "Correct the request; the same one will fail again.";
-    /// The signature does not fit the request and the app's secret.
+    /// The signature does not fit the request and the app's secret, or the key is not the app's.
     BadSignature = "bad_signature", 401, "Check key and secret, and that nothing between client and server rewrites path, query or body.";
     /// `auth_timestamp` is more than 600 s away from the server's clock.
     StaleTimestamp = "stale_timestamp", 401, "Set the clock of the calling machine.";
@@ -65,7 +65,7 @@ error_codes! {
     /// The path exists, for another method.
     MethodNotAllowed = "method_not_allowed", 405, "Use the method in the Allow header.";
     /// The body, the data or the name is larger than the app allows.
-    TooLarge = "too_large", 413, "Send less, or raise the limit.";
+    TooLarge = "too_large", 413, "Send less, or raise the app's limit: the message names it, or docs/operating/limits.md.";
     /// As many users are present in the channel as may be.
     RosterFull = "roster_full", 403, "Try again when somebody has left.";
     /// The idempotency key has been used for another request, in at least one of the channels. Into that one nothing was published.

@@ -170,6 +170,27 @@ pub(crate) async fn wait(duration: std::time::Duration) {
     tokio::time::sleep(duration).await;
 }
 
+/// As which app a tool acts.
+#[derive(Debug, Clone, Args)]
+pub(crate) struct AppOption {
+    /// The app to act as.
+    #[arg(
+        long,
+        env = "DUNLIN_APP",
+        value_name = "ID:KEY:SECRET",
+        default_value = "app-id:app-key:app-secret",
+        hide_env_values = true
+    )]
+    app: AppText,
+}
+
+impl AppOption {
+    /// See [`AppText::parse`].
+    pub(crate) fn parse(&self) -> Result<AppArgument, Failure> {
+        self.app.parse()
+    }
+}
+
 /// Where a tool finds its server, and as which app.
 #[derive(Debug, Clone, Args)]
 pub(crate) struct ServerArguments {
@@ -181,15 +202,8 @@ pub(crate) struct ServerArguments {
         default_value = "http://127.0.0.1:6001"
     )]
     url: Server,
-    /// The app to act as.
-    #[arg(
-        long,
-        env = "DUNLIN_APP",
-        value_name = "ID:KEY:SECRET",
-        default_value = "app-id:app-key:app-secret",
-        hide_env_values = true
-    )]
-    app: AppText,
+    #[command(flatten)]
+    app: AppOption,
 }
 
 /// A server, and the app to be there.

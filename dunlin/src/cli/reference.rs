@@ -156,7 +156,7 @@ fn errors() -> String {
     }
     page.push_str(
         "\n## WebSocket\n\nA connection that the server ends gets a `pusher:error` event with the code, then a close frame with the same \
-         code. A `pusher:error` whose code is `null` or 4301 (a message was not taken: a client event, or one over the rate) leaves the connection as it is, and so does one with 4009 that says that signing in was refused. A subscription \
+         code. A `pusher:error` whose code is `null` or 4301 (a message was not taken: a client event, or one over the rate) leaves the connection as it is; so do 4009 where it says that signing in was refused, and 4302, that a list of users to watch is too long. A subscription \
          that is refused is answered by `pusher:subscription_error` with `type`, `error` and `status`: `AuthError` 401, `InvalidChannel`, \
          `InvalidUser` and `LimitReached` 400 (429 if it came too fast, 403 if the channel is full).\n\n| code | meaning |\n|---|---|\n",
     );

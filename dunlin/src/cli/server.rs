@@ -9,7 +9,7 @@ use proto::id::NodeId;
 
 use super::{AppText, LogFormat};
 use crate::config::file::{AppConfig, File};
-use crate::config::{BusServers, HostPort, InvalidServers, TrustedProxies};
+use crate::config::{BusServers, HostPort, InvalidServers, LISTEN, TrustedProxies};
 use crate::exit::{Exit, Failure};
 
 /// Of all servers.
@@ -187,9 +187,7 @@ pub(crate) struct NodeOptions {
 
 /// An address to listen on.
 fn address(text: &str) -> Result<SocketAddr, String> {
-    text.parse().map_err(|_| {
-        "expected IP:PORT, such as 127.0.0.1:6001 or [::1]:6001; names are not looked up".to_owned()
-    })
+    text.parse().map_err(|_| LISTEN.to_owned())
 }
 
 /// Puts a flag, if there is one, in the place of the file's value.

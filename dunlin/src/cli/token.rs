@@ -6,11 +6,11 @@ use std::io::Write;
 use std::path::PathBuf;
 
 use anyhow::Context;
-use clap::{Args, Subcommand};
+use clap::{ArgGroup, Args, Subcommand};
 use gateway::core::token::{self, Claims, PATTERNS_MAX};
 use proto::time::UnixTime;
 
-use super::AppText;
+use super::AppOption;
 use crate::admin::tokens::{Scope, Token};
 use crate::exit::{Exit, Failure};
 
@@ -43,19 +43,13 @@ struct AdminOptions {
 }
 
 #[derive(Debug, Args)]
+#[command(group = ArgGroup::new("channels").required(true).multiple(true).args(["subscribe", "publish"]))]
 struct AppOptions {
-    /// The app whose token it is.
-    #[arg(
-        long,
-        env = "DUNLIN_APP",
-        value_name = "ID:KEY:SECRET",
-        default_value = "app-id:app-key:app-secret",
-        hide_env_values = true
-    )]
-    app: AppText,
+    #[command(flatten)]
+    app: AppOption,
     /// Channels that may be read; `*` stands for any run of characters. May be given several
     /// times.
-    #[arg(long, value_name = "PATTERN", required_unless_present = "publish")]
+    #[arg(long, value_name = "PATTERN")]
     subscribe: Vec<String>,
     /// Channels that may be published into.
     #[arg(long, value_name = "PATTERN")]

@@ -8,6 +8,10 @@ use gateway::app::Secret;
 use ipnet::IpNet;
 use serde::{Deserialize, Serialize, Serializer};
 
+/// What an address to listen on has to be.
+pub(crate) const LISTEN: &str =
+    "expected IP:PORT, such as 127.0.0.1:6001 or [::1]:6001; names are not looked up";
+
 /// The servers of the bus: URLs with commas between them. They may hold a
 /// password, so only [`BusServers::expose`] shows them whole.
 #[derive(Clone, PartialEq, Eq, Deserialize)]

@@ -20,7 +20,7 @@ use proto::presence::USERS_MAX;
 use schemars::JsonSchema;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
-use super::address::{BusServers, HostPort, TrustedProxies};
+use super::address::{BusServers, HostPort, LISTEN, TrustedProxies};
 use crate::cli::{AppText, LogFormat};
 use crate::exit::{Exit, Failure};
 
@@ -156,7 +156,7 @@ pub(crate) struct AppConfig {
     /// Bytes of one user's `user_info` at most, up to 2048.
     #[serde(default = "user_info_default")]
     pub(crate) user_info_bytes_max: usize,
-    /// Whether clients may publish events to each other (`client-…`), in private channels that they follow.
+    /// Whether clients may publish events to each other (`client-…`), in private and presence channels that they are subscribed to, but not in encrypted ones. On for the app that `dunlin dev` has if none is given; an app that is given as `ID:KEY:SECRET` has the defaults of this table.
     #[serde(default)]
     pub(crate) client_events: bool,
     /// Whether subscribers are counted: clients are told how many there are (`pusher:subscription_count`), and backends may ask (`info`).
@@ -374,6 +374,11 @@ impl File {
                 let message = format!("{key}: expected a text in quotes");
                 return Problem { line, message };
             }
+            let message = match message.as_str() {
+                // As the standard library says it.
+                "invalid socket address syntax" => LISTEN.to_owned(),
+                _ => message,
+            };
             // An unknown key is named by the message already.
             let message = if key == "." {
                 message

@@ -24,7 +24,7 @@ use crate::cli::LogFormat;
 use crate::cli::server::{DevOptions, GatewayOptions, NodeOptions};
 use crate::exit::{Exit, Failure};
 use crate::{admin, certs};
-pub(crate) use address::{BusServers, HostPort, InvalidServers, TrustedProxies};
+pub(crate) use address::{BusServers, HostPort, InvalidServers, LISTEN, TrustedProxies};
 use file::{AppConfig, File, LimitsConfig, NamespaceConfig};
 
 mod address;

@@ -26,7 +26,7 @@ use clap::{ArgAction, Args};
 use indicatif::{ProgressBar, ProgressStyle};
 use tokio::task::JoinSet;
 
-use crate::cli::{AppArgument, AppText};
+use crate::cli::{AppArgument, AppOption};
 use crate::client::Server;
 use crate::exit::{Exit, Failure};
 use ledger::{Ledger, Nanos};
@@ -55,15 +55,8 @@ pub(crate) struct Options {
         default_value = "http://127.0.0.1:6001"
     )]
     urls: Vec<Server>,
-    /// The app to act as.
-    #[arg(
-        long,
-        env = "DUNLIN_APP",
-        value_name = "ID:KEY:SECRET",
-        default_value = "app-id:app-key:app-secret",
-        hide_env_values = true
-    )]
-    app: AppText,
+    #[command(flatten)]
+    app: AppOption,
     /// How long to publish, such as 500ms, 30s, 5m or 1h; then what is late is waited for.
     #[arg(long, value_name = "TIME", default_value = "30s", value_parser = duration)]
     duration: Duration,

@@ -25,7 +25,9 @@ impl ClientEvent {
     /// Which channel it may be published into. `Err`: what the client is told.
     pub fn check(&self, app: &App, held: &Held<'_>) -> Result<ChannelName, String> {
         if !app.client_events {
-            return Err("this app does not take events of clients".into());
+            return Err(
+                "this app does not take events of clients: its client_events is off".into(),
+            );
         }
         let (bytes, most) = (self.event.len(), app.bounds.event_bytes_max);
         if bytes > most {

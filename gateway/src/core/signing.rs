@@ -30,10 +30,17 @@ pub struct Signing {
 enum User {
     #[default]
     Nobody,
-    /// Until it is a member of its channel. What it has signed in with, and whom it
-    /// watches.
-    Waits(ChannelName, Arc<str>, Vec<Arc<str>>),
-    Is(ChannelName),
+    /// Until it is a member of its channel.
+    Waits(Box<Waits>),
+    Is(Box<ChannelName>),
+}
+
+#[derive(Debug)]
+struct Waits {
+    channel: ChannelName,
+    /// What it has signed in with.
+    user_data: Arc<str>,
+    watches: Vec<Arc<str>>,
 }
 
 /// Who signs in, and what comes of that.
@@ -86,7 +93,11 @@ impl Signing {
         if watches_too_many {
             watchlist.clear();
         }
-        self.user = User::Waits(channel.clone(), user_data.into(), watchlist);
+        self.user = User::Waits(Box::new(Waits {
+            channel: channel.clone(),
+            user_data: user_data.into(),
+            watches: watchlist,
+        }));
         self.is_known = true;
         let user = presence::User { id, info: None };
         Ok(SigningIn {
@@ -99,30 +110,32 @@ impl Signing {
     /// It is a member of a channel: what the client is told instead of that, if it is that
     /// of its user; and whom it watches from then on.
     pub fn entered(&mut self, channel: &ChannelName) -> Option<(Frame, Vec<Arc<str>>)> {
-        let User::Waits(own, ..) = &self.user else {
-            return None;
-        };
-        if own != channel {
+        if !self.waits_for(channel) {
             return None;
         }
-        let is = User::Is(channel.clone());
-        let User::Waits(_, user_data, watches) = std::mem::replace(&mut self.user, is) else {
+        let is = User::Is(Box::new(channel.clone()));
+        let User::Waits(waits) = std::mem::replace(&mut self.user, is) else {
             return None;
         };
-        Some((Frame::SignedIn { user_data }, watches))
+        let user_data = waits.user_data;
+        Some((Frame::SignedIn { user_data }, waits.watches))
     }
 
     /// It could not be made a member of a channel: perhaps that of its user. Then it is
     /// nobody, and may try again.
     pub fn not_entered(&mut self, channel: &ChannelName) {
-        if matches!(&self.user, User::Waits(own, ..) if own == channel) {
+        if self.waits_for(channel) {
             self.user = User::Nobody;
         }
     }
 
+    fn waits_for(&self, channel: &ChannelName) -> bool {
+        matches!(&self.user, User::Waits(waits) if waits.channel == *channel)
+    }
+
     /// Whether a channel is that of the user who has signed in.
     pub fn has(&self, channel: &ChannelName) -> bool {
-        matches!(&self.user, User::Is(own) if own == channel)
+        matches!(&self.user, User::Is(own) if **own == *channel)
     }
 }
 

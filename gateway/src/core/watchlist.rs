@@ -36,7 +36,7 @@ impl News {
 }
 
 /// What a client has not been told yet. See the [module](self).
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct Watching {
     users: BTreeMap<Arc<str>, Option<bool>>,
 }

@@ -15,10 +15,10 @@ use axum::routing::any;
 use proto::error::ErrorCode;
 use serde::Serialize;
 
-use crate::api;
 use crate::problem::Problem;
 use crate::protocol::pusher::event;
 use crate::server::Context;
+use crate::{api, connect};
 
 const PAGE: &str = include_str!("index.html");
 /// The page loads nothing from elsewhere, and nobody may frame it.
@@ -34,7 +34,10 @@ pub(crate) fn routes() -> Router<Context> {
         .route("/dev/publish", any(publish))
 }
 
-async fn page(request: Request) -> Response {
+async fn page(context: State<Context>, request: Request) -> Response {
+    if connect::wants_upgrade(&request) {
+        return connect::unknown_path(context, request).await;
+    }
     if request.method() != Method::GET && request.method() != Method::HEAD {
         return Problem::method_not_allowed("GET").into_response();
     }

@@ -23,7 +23,6 @@ use crate::core::connection::{Connection, Effect, Held, Publish, not_published};
 use crate::core::limits::Limiter;
 use crate::core::outbox::Outbox;
 use crate::core::uplink::Order;
-use crate::core::watchlist::Watching;
 use crate::core::wheel::Second;
 use crate::core::workers::WORKERS_MAX;
 use crate::mesh;
@@ -73,7 +72,7 @@ impl State {
                     envelope,
                     expires_at: valid_for.map(|valid| self.now + valid),
                 };
-                (Wire::EventStream(stream), seat, None, None)
+                (Wire::EventStream(Box::new(stream)), seat, None, None)
             }
         };
         let app = seat.app().cloned();
@@ -131,7 +130,7 @@ impl State {
         socket.client = Some(socket::Client {
             connection,
             traffic,
-            watching: Watching::default(),
+            watching: None,
         });
         match &socket.wire {
             Wire::WebSocket(_) => {

@@ -57,13 +57,13 @@ pub(super) struct Client {
     /// Counts what it is part of.
     pub(super) traffic: Option<Traffic>,
     /// What it has not been told yet of whom it watches.
-    pub(super) watching: Watching,
+    pub(super) watching: Option<Box<Watching>>,
 }
 
 /// What the bytes are.
 pub(super) enum Wire {
     WebSocket(Box<WebSocket>),
-    EventStream(EventStream),
+    EventStream(Box<EventStream>),
 }
 
 impl Wire {

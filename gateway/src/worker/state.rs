@@ -238,17 +238,18 @@ impl State {
             // How old what waits grows is to be seen.
             _ if !socket.outbox.is_empty() => LOOK_AT_SLOW,
             (None, None, _) => CLOSE_PATIENCE,
-            (None, Some(_), Wire::EventStream(stream)) => {
-                let silent = until(socket.written_at, KEEP_ALIVE);
-                let left = stream.expires_at.map(|at| at.since(now));
-                left.map_or(silent, |left| left.min(silent))
-            }
+            (None, Some(_), Wire::EventStream(_)) => until(socket.written_at, KEEP_ALIVE),
             (None, Some(client), Wire::WebSocket(_)) => {
                 let due = client.connection.due(now, self.config.activity_timeout);
                 let pending = socket.pending_since;
                 pending.map_or(due, |since| due.min(until(since, PENDING_PATIENCE)))
             }
         };
+        let expires_at = match &socket.wire {
+            Wire::EventStream(stream) => stream.expires_at,
+            Wire::WebSocket(_) => None,
+        };
+        let after = expires_at.map_or(after, |at| after.min(at.since(now)));
         if self.wheel.is_before(now, after, socket.looked_at) {
             socket.looked_at = self.wheel.put(now, after, key as u32);
         }

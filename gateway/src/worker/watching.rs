@@ -20,7 +20,7 @@ impl State {
             return;
         };
         let connection = client.connection.id();
-        client.watching = Watching::new(users.iter().cloned());
+        client.watching = Some(Box::new(Watching::new(users.iter().cloned())));
         let place = Place {
             worker: self.id,
             index: index(key),
@@ -64,7 +64,8 @@ impl State {
     /// Whether a user is online whom a client watches: from now on it is told what changes.
     pub(super) fn tell_watcher(&mut self, key: usize, user: &str, is_online: bool) {
         let client = self.sockets.get_mut(key).and_then(|it| it.client.as_mut());
-        if let Some(news) = client.and_then(|it| it.watching.set(user, is_online)) {
+        let watching = client.and_then(|it| it.watching.as_mut());
+        if let Some(news) = watching.and_then(|it| it.set(user, is_online)) {
             self.send(key, &Frame::Watched(news));
         }
     }
@@ -76,7 +77,7 @@ impl State {
             let (Some(client), Some(is_online)) = (client, broadcast.is_online()) else {
                 continue;
             };
-            if client.watching.is_waiting() {
+            if client.watching.as_ref().is_some_and(|it| it.is_waiting()) {
                 let user = broadcast.key.channel.user().unwrap_or_default();
                 self.tell_watcher(key, user, is_online);
             } else {

@@ -118,7 +118,10 @@ fn checked(body: Body<'_>, app: &App) -> Result<Event, Invalid> {
     if data.len() > most {
         return Err(Invalid {
             code: ErrorCode::TooLarge,
-            message: format!("data has {} bytes; this app allows {most}", data.len()),
+            message: format!(
+                "data has {} bytes; this app allows {most} (payload_bytes_max)",
+                data.len()
+            ),
         });
     }
     let exclude = body
@@ -184,7 +187,7 @@ fn channels(
     let names = match (one, many) {
         (Some(channel), None) => vec![channel],
         (None, Some(channels)) => channels,
-        (None, None) => return Err(bad("channels: name at least one")),
+        (None, None) => return Err(bad("channel or channels: name at least one")),
         (Some(_), Some(_)) => return Err(bad("give channel or channels, not both")),
     };
     let most = bounds.event_channels_max;
