@@ -18,7 +18,11 @@ fn node(more: &str) -> Result<Node, String> {
 #[test]
 fn problems_name_line_key_and_what_was_expected() {
     for (text, at, words) in [
-        ("\nlisten = \"nowhere\"\n", 2, ["listen", "socket address"]),
+        (
+            "\nlisten = \"nowhere\"\n",
+            2,
+            ["listen", "expected IP:PORT"],
+        ),
         (
             "listen = \"127.0.0.1:1\"\nlisten_adress = 7\n",
             2,
