@@ -246,8 +246,8 @@ impl State {
             }
         };
         let expires_at = match &socket.wire {
-            Wire::EventStream(stream) => stream.expires_at,
-            Wire::WebSocket(_) => None,
+            Wire::EventStream(stream) if socket.closing_since.is_none() => stream.expires_at,
+            Wire::EventStream(_) | Wire::WebSocket(_) => None,
         };
         let after = expires_at.map_or(after, |at| after.min(at.since(now)));
         if self.wheel.is_before(now, after, socket.looked_at) {
