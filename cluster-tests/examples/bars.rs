@@ -229,6 +229,9 @@ fn median(figures: impl IntoIterator<Item = f64>) -> f64 {
 
 /// By which factor two figures differ.
 fn factor(one: f64, other: f64) -> f64 {
+    if one == other {
+        return 1.0;
+    }
     one.max(other) / one.min(other).max(f64::MIN_POSITIVE)
 }
 
@@ -267,10 +270,11 @@ async fn alternate(
         let differ = median(differ.map(|two| factor(two[0], two[1])));
         let [older, newer] = figures.map(median);
         let worse = match bar {
+            _ if older == newer => 1.0,
             Least(..) => older / newer,
             Most(..) | MostByFloor(..) => newer / older,
         };
-        let holds = worse <= WORSE_MOST.max(differ) || older == newer;
+        let holds = worse <= WORSE_MOST.max(differ);
         all_hold &= holds;
         let verdict = if holds { "holds" } else { "WORSE" };
         rows.push(format!(
