@@ -262,7 +262,8 @@ async fn alternate(
                 let (figure, _, measured, _) = judge(report, bar)?;
                 let floor = report["floor_cpu_us_per_send"].as_f64();
                 let by = matches!(bar, MostByFloor(..)).then_some(floor).flatten();
-                figures.push(measured / by.unwrap_or(1.0));
+                // Less than nothing more is nothing more, and no factor of it.
+                figures.push((measured / by.unwrap_or(1.0)).max(0.0));
                 name = figure;
             }
         }
