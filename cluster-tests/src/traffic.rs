@@ -165,6 +165,7 @@ impl Follower {
                             let _ = waiting.send(());
                         }
                     }
+                    Some("pusher:ping") => socket.send(&json!({ "event": "pusher:pong" })).await?,
                     _ => bail!("unexpected: {frame}"),
                 }
             }

@@ -19,9 +19,10 @@ use crate::membership::Host;
 use crate::peers::ways::Way;
 use crate::peers::wire::Beat;
 
-/// How long a proposal is waited for. What comes of it shows in what is agreed,
-/// so this only says how soon another leader is tried.
-const PROPOSE: Duration = Duration::from_millis(300);
+/// How long a proposal is waited for while nobody else leads: to make it again
+/// only makes a leader slower that is slow. What comes of it shows in what is
+/// agreed.
+const PROPOSE: Duration = Duration::from_secs(3);
 
 /// What is agreed, as far as this node has heard. Replaced whole.
 #[derive(Debug, Clone)]
@@ -57,11 +58,18 @@ impl Agreement {
         let Some(consensus) = self.host.consensus() else {
             return;
         };
+        let another_leads = consensus.another_leads();
         let proposing = self.host.propose(&consensus, Command::Replicas(sets));
+        let why = tokio::select! {
+            proposed = timeout(PROPOSE, proposing) => match proposed {
+                Ok(Ok(_)) => return,
+                Ok(Err(why)) => why,
+                Err(_) => format!("not within {PROPOSE:?}"),
+            },
+            () = another_leads => "another node leads now".into(),
+        };
         // The owner proposes again what it does not see agreed.
-        if let Ok(Err(error)) = timeout(PROPOSE, proposing).await {
-            tracing::debug!(%error, "it was not decided who stands by");
-        }
+        tracing::debug!(%why, "it was not decided who stands by");
     }
 
     /// Tells the leader which gateways this node does not hear. What is lost on the

@@ -11,6 +11,12 @@ use super::{Entry, Types};
 use crate::core::cluster::RaftId;
 use crate::metrics::RaftMetrics;
 
+/// Bytes of entries that are read at a time to be sent to another node.
+/// `openraft` gives a message up after a heartbeat's time, reads the entries again
+/// and tries again, as often as it takes: with as many as are missing, a leader
+/// whose machine is busy would do nothing else, and nothing would ever arrive.
+const APPEND_BYTES: usize = 64 * 1_024;
+
 pub(super) const VOTE: &str = "raft-vote";
 const COMMITTED: &str = "raft-committed";
 pub(super) const PURGED: &str = "raft-purged";
@@ -60,7 +66,13 @@ impl RaftLogReader<Types> for Log {
         &mut self,
         range: R,
     ) -> Result<Vec<Entry>> {
-        self.store.entries(range).map_err(read_failed)
+        self.store.entries(range, usize::MAX).map_err(read_failed)
+    }
+
+    async fn limited_get_log_entries(&mut self, start: u64, end: u64) -> Result<Vec<Entry>> {
+        self.store
+            .entries(start..end, APPEND_BYTES)
+            .map_err(read_failed)
     }
 }
 

@@ -271,6 +271,26 @@ impl Consensus {
         self.muted.load(Ordering::Relaxed)
     }
 
+    /// Returns when somebody else leads than now, as far as this node knows, or
+    /// nobody, or in another term. What was asked of the leader of now may be lost.
+    pub(crate) fn another_leads(&self) -> impl Future<Output = ()> + use<> {
+        let mut metrics = self.raft.metrics();
+        let now = {
+            let metrics = metrics.borrow();
+            (metrics.current_term, metrics.current_leader)
+        };
+        async move {
+            let changed = metrics
+                .wait_for(|metrics| (metrics.current_term, metrics.current_leader) != now)
+                .await
+                .is_ok();
+            if !changed {
+                // Agreement has ended, and says so elsewhere.
+                std::future::pending().await
+            }
+        }
+    }
+
     /// Decides a command, if this node leads. Returns when it is applied here.
     pub(crate) async fn propose(&self, command: Command) -> Result<Outcome, ProposeError> {
         if self.is_muted() {

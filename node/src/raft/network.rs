@@ -15,7 +15,7 @@ use proto::id::ClusterUuid;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
-use super::{Entry, Peer, Types};
+use super::{Peer, Types};
 use crate::addresses::Addresses;
 use crate::core::cluster::RaftId;
 use crate::peers::wire::{Call, Reply};
@@ -23,10 +23,6 @@ use crate::peers::{CallError, Peers};
 
 /// How soon a node that could not be reached is tried again.
 const RETRY: Duration = Duration::from_millis(100);
-/// Bytes of log entries that go in one message. `openraft` gives it up after a
-/// heartbeat's time, and however often it is tried then: it must be done within
-/// that, also on a machine that is busy.
-const APPEND_BYTES: usize = 64 * 1_024;
 /// How long a snapshot may take.
 const SNAPSHOT: Duration = Duration::from_secs(5);
 
@@ -50,18 +46,6 @@ pub(super) struct Target {
     network: Network,
     id: RaftId,
     peer: Peer,
-}
-
-/// How many of these entries go in one message: at least one, if there are any.
-fn fitting(entries: &[Entry]) -> usize {
-    let mut room = APPEND_BYTES;
-    let fits = |(at, entry): &(usize, &Entry)| {
-        let bytes = rmp_serde::to_vec(entry).map_or(usize::MAX, |bytes| bytes.len());
-        let fits = *at == 0 || bytes <= room;
-        room = room.saturating_sub(bytes);
-        fits
-    };
-    entries.iter().enumerate().take_while(fits).count()
 }
 
 impl RaftNetworkFactory<Types> for Network {
@@ -128,20 +112,10 @@ impl Target {
 impl RaftNetwork<Types> for Target {
     async fn append_entries(
         &mut self,
-        mut rpc: AppendEntriesRequest<Types>,
+        rpc: AppendEntriesRequest<Types>,
         option: RPCOption,
     ) -> Result<AppendEntriesResponse<RaftId>, RPCError<RaftId, Peer, RaftError<RaftId>>> {
-        let fitting = fitting(&rpc.entries);
-        let is_all = fitting == rpc.entries.len();
-        rpc.entries.truncate(fitting);
-        let last = rpc.entries.last().map(|entry| entry.log_id);
-        let answer = self.exchange(&Rpc::Append(rpc), option.hard_ttl()).await?;
-        Ok(match answer {
-            AppendEntriesResponse::Success if !is_all => {
-                AppendEntriesResponse::PartialSuccess(last)
-            }
-            answer => answer,
-        })
+        self.exchange(&Rpc::Append(rpc), option.hard_ttl()).await
     }
 
     async fn install_snapshot(
@@ -165,46 +139,5 @@ impl RaftNetwork<Types> for Target {
 
     fn backoff(&self) -> Backoff {
         Backoff::new(std::iter::repeat(RETRY))
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use openraft::{CommittedLeaderId, EntryPayload, LogId};
-
-    use super::*;
-    use crate::core::cluster::{Command, ReplicaSet};
-    use proto::shard::{Fence, ShardId};
-
-    fn entry(index: u64, sets: usize) -> Entry {
-        let set = ReplicaSet {
-            shard: ShardId(1),
-            owner: proto::id::NodeRef {
-                id: "owner".parse().unwrap(),
-                incarnation: proto::id::Incarnation(1),
-            },
-            fence: Fence(1),
-            version: 1,
-            standbys: Vec::new(),
-        };
-        Entry {
-            log_id: LogId::new(CommittedLeaderId::new(1, 1), index),
-            payload: EntryPayload::Normal(Command::Replicas(vec![set; sets])),
-        }
-    }
-
-    #[test]
-    fn a_follower_that_is_far_behind_is_sent_what_can_be_taken_in_time() {
-        assert_eq!(fitting(&[]), 0);
-        let small: Vec<Entry> = (1..=100).map(|index| entry(index, 1)).collect();
-        assert_eq!(fitting(&small), 100);
-        let large: Vec<Entry> = (1..=100).map(|index| entry(index, 1_024)).collect();
-        let bytes = rmp_serde::to_vec(&large[0]).unwrap().len();
-        assert_eq!(fitting(&large), (APPEND_BYTES / bytes).max(1));
-        assert_eq!(
-            fitting(&[entry(1, 100_000), entry(2, 1)]),
-            1,
-            "it goes alone"
-        );
     }
 }

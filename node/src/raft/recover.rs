@@ -35,7 +35,7 @@ impl Left {
         let mut cluster = applied.cluster;
         let mut membership = applied.membership.membership().clone();
         let mut last = applied.last.max(purged);
-        for entry in store.entries::<Entry>(..)? {
+        for entry in store.entries::<Entry>(.., usize::MAX)? {
             let is_new = applied.last < Some(entry.log_id);
             last = last.max(Some(entry.log_id));
             match entry.payload {

@@ -222,20 +222,30 @@ impl Store {
         })
     }
 
-    /// Entries of the log.
+    /// Entries of the log: the first ones of the range, as many as have no more
+    /// bytes than this together, and at least one, if there are any.
     ///
     /// # Errors
     /// [`StoreError`].
     pub(crate) fn entries<T: DeserializeOwned>(
         &self,
         range: impl RangeBounds<u64>,
+        bytes_max: usize,
     ) -> Result<Vec<T>, StoreError> {
         let read = || -> Result<Vec<Vec<u8>>, redb::Error> {
             let transaction = self.database.begin_read()?;
             let table = transaction.open_table(LOG)?;
             let mut entries = Vec::new();
+            let mut room = bytes_max;
             for entry in table.range(range)? {
-                entries.push(entry?.1.value().to_vec());
+                let value = entry?.1;
+                let bytes = value.value();
+                match room.checked_sub(bytes.len()) {
+                    Some(left) => room = left,
+                    None if entries.is_empty() => room = 0,
+                    None => break,
+                }
+                entries.push(bytes.to_vec());
             }
             Ok(entries)
         };
@@ -395,6 +405,8 @@ fn checked(bytes: &[u8]) -> Option<&[u8]> {
 pub(super) mod tests {
     use super::*;
 
+    const ALL: usize = usize::MAX;
+
     /// A folder that goes with this value.
     pub(in crate::raft) struct Scratch(pub(in crate::raft) PathBuf);
 
@@ -427,10 +439,34 @@ pub(super) mod tests {
         let store = Store::open(&scratch.0).unwrap();
         assert_eq!(store.get::<String>("name").unwrap().unwrap(), "n1");
         assert_eq!(store.get::<u64>("purged").unwrap(), Some(1));
-        assert_eq!(store.entries::<String>(0..9).unwrap(), ["b", "c"]);
+        assert_eq!(store.entries::<String>(0..9, ALL).unwrap(), ["b", "c"]);
         assert_eq!(store.last::<String>().unwrap().unwrap(), "c");
         store.remove("name").unwrap();
         assert_eq!(store.get::<String>("name").unwrap(), None);
+    }
+
+    #[test]
+    fn no_more_of_the_log_is_read_than_is_asked_for() {
+        let scratch = Scratch::new("store-bounds");
+        let store = Store::open(&scratch.0).unwrap();
+        let entries: Vec<(u64, String)> = (1..=9).map(|n| (n, n.to_string().repeat(100))).collect();
+        store.append(&entries).unwrap();
+        let bytes = encode(&entries[0].1).len();
+        let read = |range: std::ops::Range<u64>, bytes_max| -> Vec<String> {
+            store.entries(range, bytes_max).unwrap()
+        };
+        let text = |range: std::ops::Range<usize>| -> Vec<String> {
+            entries[range]
+                .iter()
+                .map(|(_, text)| text.clone())
+                .collect()
+        };
+        assert_eq!(read(1..10, ALL), text(0..9));
+        assert_eq!(read(2..10, 3 * bytes), text(1..4));
+        assert_eq!(read(2..10, 4 * bytes - 1), text(1..4));
+        assert_eq!(read(2..4, 3 * bytes), text(1..3));
+        assert_eq!(read(5..10, 0), text(4..5), "it goes alone");
+        assert_eq!(read(10..20, 0), text(0..0));
     }
 
     #[test]
@@ -476,7 +512,8 @@ pub(super) mod tests {
         drop(store);
         fs::write(scratch.file(), &running).unwrap();
         let store = Store::open(&scratch.0).unwrap();
-        assert_eq!(store.entries::<String>(..).unwrap(), ["x".repeat(3_000)]);
+        let entries = store.entries::<String>(.., ALL).unwrap();
+        assert_eq!(entries, ["x".repeat(3_000)]);
         drop(store);
         let at_value = running.windows(64).position(|w| w == [b'x'; 64]).unwrap() + 700;
         let steps = (0..running.len().min(40_000)).step_by(997);
@@ -487,7 +524,10 @@ pub(super) mod tests {
             match Store::open(&scratch.0) {
                 // A byte that nothing is in, or one that makes the last write
                 // look as if it had been cut off.
-                Ok(store) => assert!(store.entries::<String>(..).unwrap().len() <= 1, "at {at}"),
+                Ok(store) => {
+                    let entries = store.entries::<String>(.., ALL).unwrap();
+                    assert!(entries.len() <= 1, "at {at}");
+                }
                 Err(StoreError::Damaged { .. } | StoreError::Format { .. }) => {
                     assert_eq!(fs::read(scratch.file()).unwrap(), damaged, "at {at}");
                 }
