@@ -7,7 +7,7 @@ import { randomBytes } from "node:crypto";
 import { test } from "node:test";
 import Echo from "laravel-echo";
 import Pusher from "pusher-js";
-import { Inbox, app, channelName, gateways, publisher, reach, within } from "./support.mjs";
+import { Inbox, app, channelName, documented, gateways, publisher, reach, within } from "./support.mjs";
 
 /** What Laravel's backend has for encrypted channels. */
 const encryptionMasterKeyBase64 = randomBytes(32).toString("base64");
@@ -44,6 +44,19 @@ function heard(channel, ...events) {
   for (const event of events) channel.listen(event, (payload) => inbox.push({ event, ...payload }));
   return inbox;
 }
+
+test("the documented settings of a page are right", async (t) => {
+  const [example, ...more] = documented("js", "laravel");
+  assert.equal(more.length, 0);
+  const echo = new Function("Echo", "Pusher", `${example}; return echo`)(Echo, Pusher);
+  t.after(() => echo.disconnect());
+  const name = channelName();
+  const channel = echo.channel(name);
+  const inbox = heard(channel, ".order.shipped");
+  await subscribed(channel);
+  await broadcast(name, "order.shipped", { order: { id: 3 } });
+  await inbox.first("it", ({ order }) => order.id === 3);
+});
 
 test("[P19] events are heard by class name and by name of their own", async (t) => {
   const name = channelName();

@@ -1,8 +1,13 @@
 // The `pusher` SDK, which backends publish with, against the server.
 
 import assert from "node:assert/strict";
+import { spawnSync } from "node:child_process";
+import { createHmac } from "node:crypto";
 import { test } from "node:test";
-import { Inbox, RawClient, app, channelName, publisher, pusherClient, server, signature, subscribe } from "./support.mjs";
+import Pusher from "pusher";
+import { Inbox, RawClient, app, channelName, documented, publisher, pusherClient, server, signature, subscribe, unless } from "./support.mjs";
+
+const missing = ["curl", "openssl", "md5sum"].find((tool) => spawnSync(tool, ["--version"]).error);
 
 /** What the API answered to a request that it refused. */
 async function refusal(request) {
@@ -31,6 +36,40 @@ test("[P51] trigger to one channel", async (t) => {
   assert.equal(response.status, 200);
   assert.deepEqual(await response.json(), {});
   assert.deepEqual(await raw.frame("e", name), { event: "e", channel: name, data: '{"a":[1,"two"]}' });
+});
+
+test("[P16 P51] the example of a backend does what it says", async (t) => {
+  const [example, ...more] = documented("js");
+  assert.equal(more.length, 0);
+  const listener = await subscriber(t);
+  const { socket_id } = await listener.established();
+  const answers = [];
+  const run = new (async () => {}).constructor("Pusher", "request", "response", example);
+  const authorize = () => run(Pusher, { body: { socket_id, channel_name: "private-orders" } }, { json: (answer) => answers.push(answer) });
+  await authorize();
+  listener.send("pusher:subscribe", { channel: "private-orders", ...answers[0] });
+  await listener.frame("pusher_internal:subscription_succeeded", "private-orders");
+  await authorize();
+  assert.deepEqual(await listener.frame("created", "private-orders"), { event: "created", channel: "private-orders", data: '{"id":7}' });
+});
+
+unless(missing && `there is no ${missing}`)("[P51 P55] the example of a signature by hand is right", async (t) => {
+  const [example, ...more] = documented("sh");
+  assert.equal(more.length, 0);
+  const listener = await subscriber(t, "logs");
+  const run = (code) => spawnSync("sh", ["-euc", code], { encoding: "utf8" });
+  assert.equal(run(example).stdout, "{}");
+  assert.deepEqual(await listener.frame("message", "logs"), { event: "message", channel: "logs", data: "hello" });
+  // What was to be signed is in the answer: signed as it stands, it is right.
+  const query = `auth_key=${app.key}&auth_timestamp=${Math.floor(Date.now() / 1000)}&auth_version=1.0`;
+  const ask = (signature) => fetch(new URL(`/apps/${app.id}/channels?${query}&auth_signature=${signature}`, server));
+  const refused = await ask("00");
+  assert.equal(refused.status, 401);
+  const { error, code } = await refused.json();
+  assert.equal(code, "bad_signature");
+  const shown = JSON.parse(error.match(/ of (".*")$/)[1]);
+  const signed = await ask(createHmac("sha256", app.secret).update(shown).digest("hex"));
+  assert.equal(signed.status, 200);
 });
 
 test("[P52] trigger to several channels", async (t) => {

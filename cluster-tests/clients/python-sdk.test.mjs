@@ -1,11 +1,11 @@
 // The server SDK for Python, `pusher` on PyPI, with pusher-js at the other end.
 
 import assert from "node:assert/strict";
-import { spawn } from "node:child_process";
+import { spawn, spawnSync } from "node:child_process";
 import { once } from "node:events";
 import { createInterface } from "node:readline";
 import { fileURLToPath } from "node:url";
-import { RawClient, app, channelName, pusherClient, server, subscribe, unless, within } from "./support.mjs";
+import { RawClient, app, channelName, documented, pusherClient, server, signature, subscribe, unless, within } from "./support.mjs";
 
 const test = unless(!/^\d+$/.test(app.id) && "the SDK takes only ids of apps that are numbers, and PUSHER_APP_ID is none");
 
@@ -39,6 +39,18 @@ function sdk(t, options = {}) {
     },
   };
 }
+
+test("[P51] the example of a backend does what it says", async (t) => {
+  const [example, ...more] = documented("python");
+  assert.equal(more.length, 0);
+  const listener = new RawClient(t);
+  const { socket_id } = await listener.established();
+  listener.send("pusher:subscribe", { channel: "private-orders", auth: signature(socket_id, "private-orders") });
+  await listener.frame("pusher_internal:subscription_succeeded", "private-orders");
+  const ran = spawnSync("python3", ["-c", `import pusher\n${example}`], { encoding: "utf8", env: { ...process.env, PYTHONPATH } });
+  assert.equal(ran.status, 0, ran.stderr);
+  assert.deepEqual(await listener.frame("created", "private-orders"), { event: "created", channel: "private-orders", data: '{"id": 7}' });
+});
 
 test("[P14 P51 P52 P58] events and batches of them are published", async (t) => {
   const { call } = sdk(t);

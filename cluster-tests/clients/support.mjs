@@ -6,7 +6,7 @@
 //   DUNLIN_URL=http://127.0.0.1:6001 npm test
 
 import { createHmac, randomBytes } from "node:crypto";
-import { existsSync } from "node:fs";
+import { existsSync, readFileSync } from "node:fs";
 import { createServer, connect as connectTo, isIP } from "node:net";
 import { once } from "node:events";
 import { test } from "node:test";
@@ -50,6 +50,27 @@ export function withoutApp(id) {
 
 export const browser = process.env.CHROMIUM ?? "/usr/bin/chromium";
 export const withoutBrowser = !existsSync(browser) && `there is no ${browser}, and CHROMIUM names no other`;
+
+/** The examples in a language that a page of docs/protocol has, told of the server that there is. */
+export function documented(language, name = "pusher") {
+  const page = readFileSync(new URL(`../../docs/protocol/${name}.md`, import.meta.url), "utf8");
+  const blocks = [...page.matchAll(/^```(\w+)\n(.*?)^```$/gms)].filter(([, of]) => of === language);
+  const port = server.port || (isTls(server) ? "443" : "80");
+  const there = [
+    ["http://127.0.0.1:6001", server.origin],
+    ["127.0.0.1", server.hostname],
+    ["6001", port],
+    ["useTLS: false", `useTLS: ${isTls(server)}`],
+    ["app-id", app.id],
+    ["app_id=\"12\"", `app_id="${app.id}"`],
+    ["app-key", app.key],
+    ["my-key", app.key],
+    ["forceTLS: false", `forceTLS: ${isTls(server)}`],
+    ["wssPort: 443", `wssPort: ${port}`],
+    ["app-secret", app.secret],
+  ];
+  return blocks.map(([, , code]) => there.reduce((code, [from, to]) => code.replaceAll(from, to), code));
+}
 
 /** A channel that no other test uses. */
 export function channelName(prefix = "") {

@@ -30,6 +30,8 @@ async fn reference_pages_are_fresh() -> Result<()> {
     Ok(())
 }
 
+const FIRST_CLUSTER: &str = "operating/first-cluster.md";
+
 /// A block of a page that begins with the name of the file that it is.
 struct Block {
     /// Such as `toml`.
@@ -39,10 +41,9 @@ struct Block {
     text: String,
 }
 
-/// The blocks of the page on a first cluster; `file` is empty for those that
-/// are no files.
-fn blocks() -> Vec<Block> {
-    let page = repository().join("docs/operating/first-cluster.md");
+/// The blocks of a page; `file` is empty for those that are no files below `/etc`.
+fn blocks(page: &str) -> Vec<Block> {
+    let page = repository().join("docs").join(page);
     let page = std::fs::read_to_string(page).expect("the page is there");
     let blocks = page.split("\n```").skip(1).step_by(2);
     let block = |block: &str| {
@@ -72,8 +73,26 @@ fn settings<'a>(blocks: &'a [Block], file: &str) -> Vec<(&'a str, &'a str)> {
 }
 
 #[tokio::test]
+async fn the_file_for_laravel_is_accepted() -> Result<()> {
+    let blocks = blocks("protocol/laravel.md");
+    let mut files = blocks.iter().filter(|block| block.language == "toml");
+    let file = files.next().context("a file")?;
+    assert!(files.next().is_none());
+    let folder = Folder::new()?;
+    let file = folder.file("dunlin.toml", &file.text)?;
+    for role in ["dev", "gateway"] {
+        let mut command = command(["config", role, "--config"]);
+        command.arg(&file);
+        let printed = run_command(command, "").await?;
+        assert!(printed.status.success(), "{printed:?}");
+        assert!(printed.stdout.contains("my-app"), "{printed:?}");
+    }
+    Ok(())
+}
+
+#[tokio::test]
 async fn files_for_a_first_cluster_are_accepted() -> Result<()> {
-    let blocks = blocks();
+    let blocks = blocks(FIRST_CLUSTER);
     let folder = Folder::new()?;
     let mut checked = Vec::new();
     for block in blocks.iter().filter(|block| block.language == "toml") {
@@ -116,7 +135,7 @@ async fn files_for_a_first_cluster_are_accepted() -> Result<()> {
 async fn units_for_a_first_cluster_are_understood() -> Result<()> {
     let folder = Folder::new()?;
     let mut files = Vec::new();
-    for block in blocks() {
+    for block in blocks(FIRST_CLUSTER) {
         if block.language == "ini" {
             // The programs need not be installed here.
             let here = std::env::current_exe()?.display().to_string();

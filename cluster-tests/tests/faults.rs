@@ -21,6 +21,7 @@ use cluster_tests::proxy::{TcpProxy, Way};
 use cluster_tests::traffic::{END, Follower, Publisher};
 use cluster_tests::verify::{Load, Verdict, Verify, is_soak};
 use cluster_tests::{PATIENCE, eventually};
+use futures_util::future::try_join_all;
 use rustix::process::Signal;
 use tokio::sync::Mutex;
 use tokio::time::Instant;
@@ -150,16 +151,6 @@ async fn a_gateway_is_killed_and_restarted() -> Result<()> {
     Ok(())
 }
 
-/// Publications that are together more than the kernel's buffers hold, and in
-/// each channel less than its history.
-fn heavy_load() -> Load {
-    Load {
-        rate: 200,
-        channels: 200,
-        size: 16 * 1_024,
-    }
-}
-
 /// What a gateway does not read in time, nats-server drops, and its connection
 /// with it.
 #[tokio::test]
@@ -168,19 +159,14 @@ async fn a_gateway_stands_still_and_nats_drops_what_is_for_it() -> Result<()> {
     // The least that goes with the largest message.
     let nats = NatsServer::start_with("max_pending: 1MB\nwrite_deadline: \"200ms\"\n").await?;
     let cluster = Cluster::start_on(nats).await?;
-    let verify = Verify::start(&cluster, heavy_load(), &[]).await?;
+    let verify = Verify::start(&cluster, Load::of_this_run(), &[]).await?;
     let gateway = cluster.gateway("g2");
     let figure = async |name: &str| metric_at(&gateway.admin, name, &[]).await;
     let gaps = figure("dunlin_link_gaps_total").await?;
     for time in 1..=times(1) {
         let before = cluster.nats.slow_consumers();
-        gateway.signal(Signal::STOP)?;
-        eventually("nats-server drops something", async || {
-            (cluster.nats.slow_consumers() > before).then_some(())
-        })
-        .await;
-        gateway.signal(Signal::CONT)?;
-        works(&cluster).await?;
+        let is_dropped = async || Ok(cluster.nats.slow_consumers() > before);
+        stands_still_while_much_comes(&cluster, &format!("dropped-{time}"), is_dropped).await?;
         let reconnects = figure("dunlin_bus_reconnects_total").await?;
         assert!(reconnects >= f64::from(time), "its connection was dropped");
         lasts(Duration::from_secs(1)).await;
@@ -203,22 +189,9 @@ async fn a_gateway_stands_still_and_has_much_to_read_after_it() -> Result<()> {
     let cluster = Cluster::start_on(nats).await?;
     let verify = Verify::start(&cluster, Load::of_this_run(), &[]).await?;
     let gateway = cluster.gateway("g2");
-    for time in 0..times(1) {
-        // A client has one of them, or it would be too slow for the rest.
-        let channels: Vec<String> = (0..32).map(|n| format!("much-{time}-{n}")).collect();
-        let mut following = Vec::new();
-        for channel in &channels {
-            let one = std::slice::from_ref(channel);
-            following.push(Follower::by_stream(&gateway.clients, one).await?);
-        }
-        gateway.signal(Signal::STOP)?;
-        let sent = publish_until_much_is_kept(&cluster, &channels).await?;
-        gateway.signal(Signal::CONT)?;
-        works(&cluster).await?;
-        for (follower, channel) in following.into_iter().zip(channels) {
-            let got = follower.received().await?;
-            assert!(got == [(channel, sent.clone())].into(), "once and in order");
-        }
+    for time in 1..=times(1) {
+        let is_kept = async || Ok(cluster.nats.kept_for("gateway g2").await? >= MUCH);
+        stands_still_while_much_comes(&cluster, &format!("much-{time}"), is_kept).await?;
     }
     for name in ["dunlin_bus_dropped_total", "dunlin_bus_reconnects_total"] {
         assert_eq!(metric_at(&gateway.admin, name, &[]).await?, 0.0, "{name}");
@@ -231,24 +204,47 @@ async fn a_gateway_stands_still_and_has_much_to_read_after_it() -> Result<()> {
     Ok(())
 }
 
-/// Publishes through `g1`, the same into each channel, until nats-server keeps
-/// much of it for `g2`. What each channel got.
-async fn publish_until_much_is_kept(cluster: &Cluster, channels: &[String]) -> Result<Vec<String>> {
-    let mut publisher = Publisher::connect(&cluster.gateway("g1").clients).await?;
+/// Stops `g2` and publishes through `g1` for clients of it until that is enough, in less
+/// time than a gateway may be silent; lets it go on, and checks what its clients got.
+async fn stands_still_while_much_comes(
+    cluster: &Cluster,
+    prefix: &str,
+    is_enough: impl AsyncFn() -> Result<bool>,
+) -> Result<()> {
+    let gateway = cluster.gateway("g2");
+    // A client has one of them, or it would be too slow for the rest.
+    let channels: Vec<String> = (0..32).map(|n| format!("{prefix}-{n}")).collect();
+    let mut following = Vec::new();
+    let mut publishers = Vec::new();
+    for channel in &channels {
+        let one = std::slice::from_ref(channel);
+        following.push(Follower::by_stream(&gateway.clients, one).await?);
+        publishers.push(Publisher::connect(&cluster.gateway("g1").clients).await?);
+    }
+    let mut publish = async |data: &str| {
+        let each = publishers.iter_mut().zip(&channels);
+        try_join_all(each.map(|(publisher, channel)| publisher.publish(channel, data))).await
+    };
     let mut sent = Vec::new();
-    while cluster.nats.kept_for("gateway g2").await? < MUCH {
+    gateway.signal(Signal::STOP)?;
+    while !is_enough().await? {
         // More would not go into the outbox of a client.
-        assert!(sent.len() < 10, "in vain: nats-server keeps much");
+        assert!(
+            sent.len() < 10,
+            "in vain: nats-server has much for {prefix}"
+        );
         let data = format!("{}-{}", sent.len(), "x".repeat(90_000));
-        for channel in channels {
-            publisher.publish(channel, &data).await?;
-        }
+        publish(&data).await?;
         sent.push(data);
     }
-    for channel in channels {
-        publisher.publish(channel, END).await?;
+    publish(END).await?;
+    gateway.signal(Signal::CONT)?;
+    works(cluster).await?;
+    for (follower, channel) in following.into_iter().zip(channels) {
+        let got = follower.received().await?;
+        assert!(got == [(channel, sent.clone())].into(), "once and in order");
     }
-    Ok(sent)
+    Ok(())
 }
 
 /// Each process's way to the bus is broken in one direction, then in the other,

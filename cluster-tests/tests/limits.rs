@@ -130,9 +130,16 @@ async fn a_client_that_connects_and_disconnects_in_a_loop_is_stopped() -> Result
     assert_eq!(counted, f64::from(refused));
     // Nor does it get further by naming what does not exist.
     for path in ["/app/nobody?protocol=7", "/nowhere"] {
-        let refused = Pusher::open_from(&server, Ipv4Addr::new(127, 0, 0, 9), path).await;
-        let refused = format!("{:#}", refused.expect_err("not even told"));
-        assert!(refused.contains("429"), "{refused}");
+        let mut said = Vec::new();
+        // Seconds may have passed, each of which lets one more in.
+        while !said.iter().any(|said: &String| said.contains("429")) {
+            assert!(said.len() < 20, "{path}: {said:?}");
+            let opened = Pusher::open_from(&server, Ipv4Addr::new(127, 0, 0, 9), path).await;
+            said.push(match opened {
+                Ok(_) => "let in".to_owned(),
+                Err(error) => format!("{error:#}"),
+            });
+        }
     }
     // It is told when to come again; others come as they like.
     assert_eq!(connect_from(&server, 10, "").await?.0, 200);

@@ -197,6 +197,8 @@ fn greet(clients: SocketAddr, admin: SocketAddr, config: &Dev) {
     }
     let app = &config.clients.apps[0];
     let scheme = config.clients.scheme();
+    // The tools speak HTTP only.
+    let tools_reach_it = scheme == "http";
     let url = if clients == Dev::listens_by_default() {
         String::new()
     } else {
@@ -208,13 +210,20 @@ fn greet(clients: SocketAddr, admin: SocketAddr, config: &Dev) {
     } else {
         String::new()
     };
+    let tools = if tools_reach_it {
+        format!(
+            ", or in two terminals:\n\n  \
+             dunlin sub logs{url}{app_flag}\n  \
+             tail -f some.log | dunlin pub logs{url}{app_flag}\n"
+        )
+    } else {
+        ".\n".to_owned()
+    };
     process::greet(&format!(
         "Dunlin {version} is running.\n\n  \
          clients   {scheme}://{clients}   app {id}, key {key}\n  \
          admin     http://{admin}\n\n\
-         Open {scheme}://{clients}/#logs in two windows, or in two terminals:\n\n  \
-         dunlin sub logs{url}{app_flag}\n  \
-         tail -f some.log | dunlin pub logs{url}{app_flag}\n\n\
+         Open {scheme}://{clients}/#logs in two windows{tools}\n\
          Ctrl-C ends it. Nothing is kept.\n",
         version = env!("CARGO_PKG_VERSION"),
         id = app.id,

@@ -42,7 +42,9 @@ impl Exit {
             Self::Io => {
                 "Reading or writing failed; an address is in use; a data directory is damaged or in use."
             }
-            Self::Config => "The configuration is wrong; the message names file, line and key.",
+            Self::Config => {
+                "The configuration is wrong; the message names file, line and key, or the name that another gateway has, too."
+            }
         }
     }
 

@@ -145,7 +145,8 @@ fn readiness(
 pub(crate) fn failed(error: gateway::Error) -> Failure {
     let exit = match error {
         gateway::Error::Listen { .. } => Exit::Io,
-        gateway::Error::Tls(_) => Exit::Config,
+        // To come back would end the other one, and so on.
+        gateway::Error::Tls(_) | gateway::Error::Superseded(_) => Exit::Config,
         gateway::Error::WorkerPanicked | gateway::Error::Panicked(_) => Exit::Software,
         _ => Exit::Unavailable,
     };

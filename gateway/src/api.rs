@@ -39,7 +39,7 @@ const BODY_TIMEOUT: Duration = Duration::from_secs(15);
 /// Bytes of a body beyond its data: names, channels, and JSON's escapes.
 const BODY_OVERHEAD: usize = 64 * 1_024;
 /// Bytes of a body that is too large, and read all the same.
-const DRAINED_MAX: u64 = 4 * 1_024 * 1_024;
+const DRAINED_MAX: u64 = 32 * 1_024 * 1_024;
 /// JSON may write one byte as six.
 const ESCAPED: usize = 6;
 
@@ -109,7 +109,7 @@ async fn answer(
     let app = app.ok_or_else(unknown_app)?;
     let by = match connect::bearer(&head.headers) {
         Some(token) => By::Token(allowed(context, app, token)?),
-        None => By::Signature(signed(context, app, head, &[head.uri.path()])?),
+        None => By::Signature(signed(context, app, head, head.uri.path(), None)?),
     };
     may_ask(context, app)?;
     let key = idempotency_key(&head.headers)
@@ -168,16 +168,16 @@ fn refused(problem: Problem, unread: bool) -> Response {
     problem.into_response()
 }
 
-/// Who asks is settled before anything is read for them. The signature is of one of the
-/// paths.
+/// Who asks is settled before anything is read for them. The signature is of the path,
+/// or of its alias.
 fn authenticate<'a>(
     context: &'a Context,
     id: &str,
     head: &Parts,
-    paths: &[&str],
+    alias: Option<&str>,
 ) -> Result<(&'a Arc<App>, auth::Signed), Problem> {
     let app = context.config.apps.by_id(id).ok_or_else(unknown_app)?;
-    let signed = signed(context, app, head, paths).map_err(|mut problem| {
+    let signed = signed(context, app, head, head.uri.path(), alias).map_err(|mut problem| {
         if connect::bearer(&head.headers).is_some() {
             problem.message.push_str("; a token only publishes");
         }
@@ -191,27 +191,28 @@ fn unknown_app() -> Problem {
     Problem::new(ErrorCode::UnknownApp, "no app has this id")
 }
 
-/// Checks the signature of a request, which is of one of these paths.
+/// Checks the signature of a request, which is of this path or its alias.
 fn signed(
     context: &Context,
     app: &App,
     head: &Parts,
-    paths: &[&str],
+    path: &str,
+    alias: Option<&str>,
 ) -> Result<auth::Signed, Problem> {
     let now = UnixTime::now();
-    let mut refusal = auth::Error::WrongSignature;
-    for path in paths {
-        let signature = auth::Request {
+    let verify = |path: &str| {
+        let request = auth::Request {
             method: head.method.as_str(),
             path,
             query: head.uri.query().unwrap_or_default(),
         };
-        match auth::verify_request(app, signature, now) {
-            Ok(signed) => return Ok(signed),
-            Err(error) => refusal = error,
-        }
-    }
-    Err(failed(context, &refusal))
+        auth::verify_request(app, request, now)
+    };
+    let verified = verify(path).or_else(|error| match alias {
+        Some(alias) => verify(alias).map_err(|_| error),
+        None => Err(error),
+    });
+    verified.map_err(|error| failed(context, &error))
 }
 
 /// Checks the token of a request: what it allows.
@@ -494,7 +495,12 @@ fn outcome(
     let Some(code) = code else {
         return Ok(copies);
     };
-    let mut message = format!("not all channels took the event: {}", code.meaning().trim());
+    let what = if channels.len() == 1 {
+        "the channel did not take the event"
+    } else {
+        "not all channels took the event"
+    };
+    let mut message = format!("{what}. {}", code.meaning().trim());
     if has_key && code.http_status() == 503 {
         message.push_str(
             " The same request with the same Idempotency-Key goes only into the channels that lack it.",

@@ -410,7 +410,9 @@ fn granted(
 /// The token that a request carries in its head
 /// ([RFC 6750](https://www.rfc-editor.org/rfc/rfc6750#section-2.1)).
 pub(crate) fn bearer(headers: &HeaderMap) -> Option<&str> {
-    let (scheme, token) = text(headers, AUTHORIZATION)?.split_once(' ')?;
+    let value = text(headers, AUTHORIZATION)?;
+    // Without a token it is a bad one, and not none.
+    let (scheme, token) = value.split_once(' ').unwrap_or((value, ""));
     scheme
         .eq_ignore_ascii_case("bearer")
         .then(|| token.trim_start())

@@ -64,7 +64,7 @@ use std::time::Duration;
 
 use ipnet::IpNet;
 use proto::bus::BusHandle;
-use proto::id::{GatewayRef, Incarnation};
+use proto::id::GatewayRef;
 use proto::inspection::{Answer, Question};
 use proto::namespace::Namespaces;
 use proto::subject::{ClusterName, Subject};
@@ -170,7 +170,7 @@ pub enum Error {
         error: std::io::Error,
     },
     /// Its certificate cannot be used.
-    #[error("{0}; see --tls-cert and --tls-key")]
+    #[error("the certificate for clients cannot be used; see --tls-cert and --tls-key")]
     Tls(#[from] tls::Error),
     /// It could not listen on the bus.
     #[error("could not subscribe to {subject} on the bus: {error}")]
@@ -184,15 +184,8 @@ pub enum Error {
     #[error("could not start a worker thread: {0}")]
     Thread(std::io::Error),
     /// Another process has the same id and started later.
-    #[error(
-        "another process has become gateway {id} (incarnation {newer:?}); give each gateway an id of its own"
-    )]
-    Superseded {
-        /// The id.
-        id: proto::id::GatewayId,
-        /// The other one's.
-        newer: Incarnation,
-    },
+    #[error("another process has become gateway {0}, after this one; give each its own --name")]
+    Superseded(proto::id::GatewayId),
     /// A worker's thread panicked: a bug. Its connections are gone, so the
     /// gateway ends.
     #[error("a worker thread panicked; please report it")]
@@ -207,7 +200,7 @@ pub enum Error {
 pub struct Gateway {
     /// Where it listens: the port is known now, also if it was to be any.
     pub address: SocketAddr,
-    /// True while it has the map and serves; clients that come before wait.
+    /// True while it has the map and serves; clients that come before are refused.
     pub ready: watch::Receiver<bool>,
     /// Asks nodes what they know.
     pub inspector: Inspector,
@@ -228,8 +221,8 @@ impl Inspector {
     }
 }
 
-/// Starts a gateway: listens and subscribes. It looks for a node by itself and
-/// serves as soon as it has learnt the map, until `shutdown` turns true. Then it
+/// Starts a gateway: takes its address and subscribes. It looks for a node by itself
+/// and serves as soon as it has learnt the map, until `shutdown` turns true. Then it
 /// takes no new clients, and sends those it has away at their pace.
 ///
 /// # Errors
@@ -245,8 +238,8 @@ pub async fn start(
     shutdown: watch::Receiver<bool>,
 ) -> Result<Gateway, Error> {
     // First, so that a wrong address is said before anything is waited for.
-    let listener = server::bind(config.listen)?;
-    let address = listener.local_addr().unwrap_or(config.listen);
+    let bound = server::Bound::new(config.listen)?;
+    let address = bound.address;
     let tls = config.tls.clone().map(tls::Tls::load).transpose()?;
     let seeker = mesh::Seeker::subscribe(config, bus, Arc::clone(&metrics)).await?;
     let (ready, is_ready) = watch::channel(false);
@@ -255,7 +248,7 @@ pub async fn start(
     };
     let task = tokio::spawn(async move {
         let served = match seeker.find(shutdown.clone()).await {
-            Some(mesh) => serve(mesh, (listener, tls), metrics, &ready, shutdown).await,
+            Some(mesh) => serve(mesh, (bound, tls), metrics, &ready, shutdown).await,
             None => Ok(()),
         };
         ready.send_replace(false);
@@ -276,7 +269,7 @@ pub async fn start(
 )]
 async fn serve(
     mesh: mesh::Mesh,
-    (listener, tls): (tokio::net::TcpListener, Option<tls::Tls>),
+    (bound, tls): (server::Bound, Option<tls::Tls>),
     metrics: Arc<Metrics>,
     ready: &watch::Sender<bool>,
     mut shutdown: watch::Receiver<bool>,
@@ -329,7 +322,7 @@ async fn serve(
         config: Arc::clone(&config),
         metrics,
     };
-    tasks.spawn(server::run(listener, serving, shutdown.clone()));
+    tasks.spawn(server::run(bound.listen()?, serving, shutdown.clone()));
     tracing::info!(gateway = %config.gateway.id, incarnation = config.gateway.incarnation.0, "gateway serves");
     ready.send_replace(true);
     loop {

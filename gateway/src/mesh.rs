@@ -524,7 +524,8 @@ impl Mesh {
                 }
                 Effect::Superseded { newer } => {
                     let id = self.config.gateway.id.clone();
-                    return Err(Error::Superseded { id, newer });
+                    tracing::debug!(gateway = %id, newer = newer.0, "there is a later life that is not ours");
+                    return Err(Error::Superseded(id));
                 }
             }
         }

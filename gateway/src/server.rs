@@ -35,7 +35,7 @@ use hyper::upgrade::OnUpgrade;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use proto::error::ErrorCode;
 use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt};
-use tokio::net::{TcpListener, TcpStream};
+use tokio::net::{TcpListener, TcpSocket, TcpStream};
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
 use tokio_tungstenite::tungstenite::handshake::server::write_response;
@@ -68,19 +68,35 @@ const SHUTDOWN_PATIENCE: Duration = Duration::from_secs(1);
 /// The kernel's queue of connections that wait to be accepted.
 const BACKLOG: u32 = 4_096;
 
-/// Takes the address. Does not accept yet.
-pub(crate) fn bind(address: SocketAddr) -> Result<TcpListener, Error> {
-    let listen = || -> Result<TcpListener, io::Error> {
-        let socket = match address {
-            SocketAddr::V4(_) => tokio::net::TcpSocket::new_v4()?,
-            SocketAddr::V6(_) => tokio::net::TcpSocket::new_v6()?,
+/// An address that is taken. Whoever comes is refused until it is listened at: who
+/// cannot be served yet goes elsewhere, and nothing is done for it long after it has
+/// given up.
+pub(crate) struct Bound {
+    socket: TcpSocket,
+    pub(crate) address: SocketAddr,
+}
+
+impl Bound {
+    pub(crate) fn new(address: SocketAddr) -> Result<Self, Error> {
+        let bind = || -> io::Result<Self> {
+            let socket = match address {
+                SocketAddr::V4(_) => TcpSocket::new_v4()?,
+                SocketAddr::V6(_) => TcpSocket::new_v6()?,
+            };
+            // A restarted server takes its address back at once.
+            socket.set_reuseaddr(true)?;
+            socket.bind(address)?;
+            let address = socket.local_addr()?;
+            Ok(Self { socket, address })
         };
-        // A restarted server takes its address back at once.
-        socket.set_reuseaddr(true)?;
-        socket.bind(address)?;
-        socket.listen(BACKLOG)
-    };
-    listen().map_err(|error| Error::Listen { address, error })
+        bind().map_err(|error| Error::Listen { address, error })
+    }
+
+    pub(crate) fn listen(self) -> Result<TcpListener, Error> {
+        let Self { socket, address } = self;
+        let listening = socket.listen(BACKLOG);
+        listening.map_err(|error| Error::Listen { address, error })
+    }
 }
 
 /// What a handler that wants the connection for a worker sends.

@@ -268,7 +268,7 @@ fn print_shards(answer: &Shards, all: bool) -> String {
         "lowest fence",
         "highest fence",
         "without standby",
-        "moving",
+        "to another owner",
     ]);
     for (owner, shards) in owned {
         let fences = shards.iter().map(|shard| shard.fence);

@@ -178,7 +178,7 @@ pub(super) fn asks<'a>(context: &'a Context, id: &str, head: &Parts) -> Result<&
     if head.method != Method::GET {
         return Err(Problem::method_not_allowed("GET"));
     }
-    let (app, _) = authenticate(context, id, head, &[head.uri.path()])?;
+    let (app, _) = authenticate(context, id, head, None)?;
     Ok(app)
 }
 

@@ -14,6 +14,8 @@ use crate::app::{App, Secret};
 
 /// How far a request's clock may be off.
 pub const TIMESTAMP_TOLERANCE_SECS: u64 = 600;
+/// Characters of a text that are shown to whoever has signed another one.
+const SHOWN_CHARS_MAX: usize = 512;
 
 /// Why a signature was refused.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -36,8 +38,25 @@ pub enum Error {
     #[error("body_md5 is not the MD5 of the body")]
     WrongBody,
     /// The signature is of something else, or made with another secret.
-    #[error("the signature is wrong")]
-    WrongSignature,
+    #[error(
+        "the signature is not the hex HMAC-SHA256, with the app's secret, of {}", shown(.of)
+    )]
+    WrongSignature {
+        /// The text that should have been signed.
+        of: String,
+    },
+}
+
+/// Text to be compared with another by eye: what cannot be seen is written as JSON
+/// would.
+fn shown(text: &str) -> String {
+    let mut cut: String = text.chars().take(SHOWN_CHARS_MAX).collect();
+    let is_cut = cut.len() < text.len();
+    cut = serde_json::Value::from(cut).to_string();
+    if is_cut {
+        cut.push_str(" and so on");
+    }
+    cut
 }
 
 impl Error {
@@ -46,7 +65,9 @@ impl Error {
         match self {
             Self::Missing(_) => ErrorCode::MissingSignature,
             Self::StaleTimestamp { .. } => ErrorCode::StaleTimestamp,
-            Self::WrongKey | Self::WrongBody | Self::WrongSignature => ErrorCode::BadSignature,
+            Self::WrongKey | Self::WrongBody | Self::WrongSignature { .. } => {
+                ErrorCode::BadSignature
+            }
         }
     }
 
@@ -55,7 +76,7 @@ impl Error {
         match self {
             Self::Missing(_) => "missing",
             Self::StaleTimestamp { .. } => "expired",
-            Self::WrongKey | Self::WrongBody | Self::WrongSignature => "bad_signature",
+            Self::WrongKey | Self::WrongBody | Self::WrongSignature { .. } => "bad_signature",
         }
     }
 }
@@ -68,11 +89,7 @@ pub fn channel_signature(
     channel: &ChannelName,
     channel_data: Option<&str>,
 ) -> String {
-    hex::encode(
-        channel_mac(secret, connection, channel, channel_data)
-            .finalize()
-            .into_bytes(),
-    )
+    sign(secret, &channel_text(connection, channel, channel_data))
 }
 
 /// Checks a client's `auth` for a channel: `<app key>:<hex signature>`.
@@ -90,10 +107,8 @@ pub fn verify_channel(
     if key != &*app.key {
         return Err(Error::WrongKey);
     }
-    let signature = hex::decode(signature).map_err(|_| Error::WrongSignature)?;
-    channel_mac(&app.secret, connection, channel, channel_data)
-        .verify_slice(&signature)
-        .map_err(|_| Error::WrongSignature)
+    let text = channel_text(connection, channel, channel_data);
+    verify(&app.secret, text, signature)
 }
 
 /// Checks a client's `auth` for signing in as the user that `user_data` says.
@@ -107,38 +122,28 @@ pub fn verify_user(
     if key != &*app.key {
         return Err(Error::WrongKey);
     }
-    let signature = hex::decode(signature).map_err(|_| Error::WrongSignature)?;
-    user_mac(&app.secret, connection, user_data)
-        .verify_slice(&signature)
-        .map_err(|_| Error::WrongSignature)
+    verify(&app.secret, user_text(connection, user_data), signature)
 }
 
 /// The token with which a client may sign in: what an app's backend computes as `auth`,
 /// without the key before the colon.
 pub fn user_signature(secret: &Secret, connection: ConnectionId, user_data: &str) -> String {
-    let mac = user_mac(secret, connection, user_data);
-    hex::encode(mac.finalize().into_bytes())
+    sign(secret, &user_text(connection, user_data))
 }
 
-fn user_mac(secret: &Secret, connection: ConnectionId, user_data: &str) -> Hmac<Sha256> {
-    let mut mac = keyed(secret);
-    mac.update(format!("{connection}::user::{user_data}").as_bytes());
-    mac
+fn user_text(connection: ConnectionId, user_data: &str) -> String {
+    format!("{connection}::user::{user_data}")
 }
 
-fn channel_mac(
-    secret: &Secret,
+fn channel_text(
     connection: ConnectionId,
     channel: &ChannelName,
     channel_data: Option<&str>,
-) -> Hmac<Sha256> {
-    let mut mac = keyed(secret);
-    mac.update(format!("{connection}:{channel}").as_bytes());
-    if let Some(data) = channel_data {
-        mac.update(b":");
-        mac.update(data.as_bytes());
+) -> String {
+    match channel_data {
+        Some(data) => format!("{connection}:{channel}:{data}"),
+        None => format!("{connection}:{channel}"),
     }
-    mac
 }
 
 /// A request to the HTTP API, as far as its signature goes. The body is signed
@@ -199,10 +204,7 @@ pub fn verify_request(app: &App, request: Request<'_>, now: UnixTime) -> Result<
     let timestamp: u64 = get("auth_timestamp")?
         .parse()
         .map_err(|_| Error::Missing("auth_timestamp"))?;
-    let signature = hex::decode(signature).map_err(|_| Error::WrongSignature)?;
-    request_mac(&app.secret, request, &parameters)
-        .verify_slice(&signature)
-        .map_err(|_| Error::WrongSignature)?;
+    verify(&app.secret, request_text(request, &parameters), signature)?;
     // Last, so that only who knows the secret learns of this server's clock.
     let off_secs = timestamp.abs_diff(now.secs());
     if off_secs > TIMESTAMP_TOLERANCE_SECS {
@@ -230,18 +232,8 @@ pub fn sign_request(
         query.append_pair("body_md5", &hex::encode(Md5::digest(body)));
     }
     let query = query.finish();
-    let mac = request_mac(
-        secret,
-        Request {
-            query: &query,
-            ..request
-        },
-        &parameters(&query),
-    );
-    format!(
-        "{query}&auth_signature={}",
-        hex::encode(mac.finalize().into_bytes())
-    )
+    let signature = sign(secret, &request_text(request, &parameters(&query)));
+    format!("{query}&auth_signature={signature}")
 }
 
 /// Decoded, keys in lower case, sorted.
@@ -253,19 +245,26 @@ fn parameters(query: &str) -> Vec<(String, String)> {
     parameters
 }
 
-fn request_mac(
-    secret: &Secret,
-    request: Request<'_>,
-    parameters: &[(String, String)],
-) -> Hmac<Sha256> {
-    let mut mac = keyed(secret);
-    mac.update(format!("{}\n{}\n", request.method, request.path).as_bytes());
+fn request_text(request: Request<'_>, parameters: &[(String, String)]) -> String {
     let signed = parameters.iter().filter(|(key, _)| key != "auth_signature");
-    for (i, (key, value)) in signed.enumerate() {
-        let separator = if i == 0 { "" } else { "&" };
-        mac.update(format!("{separator}{key}={value}").as_bytes());
+    let query: Vec<String> = signed
+        .map(|(key, value)| format!("{key}={value}"))
+        .collect();
+    let Request { method, path, .. } = request;
+    format!("{method}\n{path}\n{}", query.join("&"))
+}
+
+fn sign(secret: &Secret, text: &str) -> String {
+    let mac = keyed(secret).chain_update(text);
+    hex::encode(mac.finalize().into_bytes())
+}
+
+fn verify(secret: &Secret, text: String, signature: &str) -> Result<(), Error> {
+    let mac = keyed(secret).chain_update(&text);
+    match hex::decode(signature) {
+        Ok(signature) if mac.verify_slice(&signature).is_ok() => Ok(()),
+        _ => Err(Error::WrongSignature { of: text }),
     }
-    mac
 }
 
 pub(super) fn keyed(secret: &Secret) -> Hmac<Sha256> {
@@ -304,14 +303,10 @@ mod tests {
             verify(Some(&auth.replace("278d", "0000"))),
             Err(Error::WrongKey)
         );
-        assert_eq!(
-            verify(Some(&auth.replace("58df", "58de"))),
-            Err(Error::WrongSignature)
-        );
-        assert_eq!(
-            verify(Some("278d425bdf160c739803:zz")),
-            Err(Error::WrongSignature)
-        );
+        let of = "1234.1234:private-foobar".to_owned();
+        let wrong = Err(Error::WrongSignature { of });
+        assert_eq!(verify(Some(&auth.replace("58df", "58de"))), wrong);
+        assert_eq!(verify(Some("278d425bdf160c739803:zz")), wrong);
     }
 
     /// The worked example of the Pusher documentation, "HTTP API".
@@ -339,9 +334,16 @@ mod tests {
             path: "/apps/3/event",
             ..request
         };
-        assert_eq!(
-            verify_request(&app(), other_path, now),
-            Err(Error::WrongSignature)
+        let of = "POST\n/apps/3/event\nauth_key=278d425bdf160c739803\
+            &auth_timestamp=1353088179&auth_version=1.0\
+            &body_md5=ec365a775a4cd0599faeb73354201b6f"
+            .to_owned();
+        let wrong = Error::WrongSignature { of };
+        assert_eq!(verify_request(&app(), other_path, now), Err(wrong.clone()));
+        assert!(
+            wrong
+                .to_string()
+                .contains(r#"of "POST\n/apps/3/event\nauth_key=278d"#)
         );
         let unsigned = Request {
             query: "auth_key=278d425bdf160c739803&auth_version=1.0",
@@ -351,6 +353,14 @@ mod tests {
             verify_request(&app(), unsigned, now),
             Err(Error::Missing("auth_signature"))
         );
+    }
+
+    #[test]
+    fn a_long_text_is_shown_by_its_beginning() {
+        assert_eq!(shown("a\"b"), r#""a\"b""#);
+        let long = "é".repeat(SHOWN_CHARS_MAX + 1);
+        let begin = format!("\"{}\" and so on", "é".repeat(SHOWN_CHARS_MAX));
+        assert_eq!(shown(&long), begin);
     }
 
     #[test]

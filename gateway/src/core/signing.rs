@@ -180,16 +180,20 @@ mod tests {
 
     #[test]
     fn what_is_not_signed_so_signs_nobody_in() {
-        let wrong = Refusal::Signature(auth::Error::WrongSignature);
+        let wrong = |data: &str| {
+            let of = format!("{}::user::{data}", connection());
+            Refusal::Signature(auth::Error::WrongSignature { of })
+        };
+        let other = r#"{"id":"zoe"}"#;
         for (data, auth, refusal) in [
-            (r#"{"id":"zoe"}"#, AUTH, &wrong),
-            (DATA, "key:00", &wrong),
-            (DATA, "key:xyz", &wrong),
-            (DATA, "other:00", &Refusal::Signature(auth::Error::WrongKey)),
-            (DATA, "", &Refusal::Signature(auth::Error::Missing("auth"))),
+            (other, AUTH, wrong(other)),
+            (DATA, "key:00", wrong(DATA)),
+            (DATA, "key:xyz", wrong(DATA)),
+            (DATA, "other:00", Refusal::Signature(auth::Error::WrongKey)),
+            (DATA, "", Refusal::Signature(auth::Error::Missing("auth"))),
         ] {
             let mut signing = Signing::default();
-            assert_eq!(sign_in(&mut signing, data, auth).as_ref(), Err(refusal));
+            assert_eq!(sign_in(&mut signing, data, auth), Err(refusal));
             assert!(!signing.is_known);
         }
     }

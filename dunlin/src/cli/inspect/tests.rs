@@ -34,10 +34,10 @@ fn shards_are_summed_up_by_owner() {
     assert_eq!(
         print_shards(&shards, false),
         "cluster 00ff, map version 12, 4 shards\n\n\
-         node  incarnation  shards  lowest fence  highest fence  without standby  moving\n\
-         -               0       1             0              0                0       0\n\
-         a               9       1            12             12                1       0\n\
-         b               3       2             5              7                0       1\n"
+         node  incarnation  shards  lowest fence  highest fence  without standby  to another owner\n\
+         -               0       1             0              0                0                 0\n\
+         a               9       1            12             12                1                 0\n\
+         b               3       2             5              7                0                 1\n"
     );
     assert_eq!(
         print_shards(&shards, true),
