@@ -327,7 +327,11 @@ pub(crate) fn problem(status: StatusCode, text: &str) -> String {
             status.as_u16()
         );
     }
-    format!("{message} ({})", status.as_u16())
+    let hint = match code(text) {
+        Some(ErrorCode::UnknownApp) => "; say which with --app ID:KEY:SECRET or DUNLIN_APP",
+        _ => "",
+    };
+    format!("{message} ({}){hint}", status.as_u16())
 }
 
 #[expect(
@@ -360,5 +364,13 @@ mod tests {
             assert!(text.parse::<Server>().is_err(), "{text:?}");
         }
         assert!("https://a".parse::<Server>().unwrap_err().contains("https"));
+    }
+
+    #[test]
+    fn an_unknown_app_is_answered_with_how_to_name_another() {
+        let unknown = r#"{"code":"unknown_app","error":"no app has this key","status":404}"#;
+        let said = problem(StatusCode::NOT_FOUND, unknown);
+        assert!(said.starts_with("no app has this key (404); say which with --app"));
+        assert_eq!(problem(StatusCode::NOT_FOUND, "gone"), "gone (404)");
     }
 }

@@ -212,7 +212,7 @@ impl At {
                 "{server} knows nothing to inspect: is it the admin address of a Dunlin server of this version?"
             ),
             StatusCode::CONFLICT => format!("{server} refuses: {why}"),
-            _ => format!("{server} could not tell: {why}"),
+            _ => format!("{server} answered: {why}"),
         }
     }
 }

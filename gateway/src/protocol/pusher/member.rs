@@ -62,6 +62,9 @@ pub fn signs_in(user_data: &str) -> Result<SignsIn, String> {
 /// # Errors
 /// What is wrong with it, for the client.
 pub fn parse(channel_data: &str, info_bytes_max: usize) -> Result<User, String> {
+    if channel_data.is_empty() {
+        return Err("channel_data is missing: it says who comes in (`user_id`)".into());
+    }
     let data: ChannelData<'_> = serde_json::from_str(channel_data)
         .map_err(|error| format!("channel_data is not the JSON of a user: {error}"))?;
     let id = match data.user_id.map(RawValue::get) {
@@ -140,7 +143,8 @@ mod tests {
         let long = format!(r#"{{"user_id":"{}"}}"#, "x".repeat(129));
         let large = format!(r#"{{"user_id":"a","user_info":"{}"}}"#, "x".repeat(2_047));
         for (data, word) in [
-            ("", "not the JSON"),
+            ("", "missing"),
+            ("{", "not the JSON"),
             ("[]", "no user_id"),
             ("{}", "no user_id"),
             (r#"{"user_id":null}"#, "no user_id"),
