@@ -73,6 +73,7 @@ async fn a_gateway_that_is_killed_is_declared_gone_with_all_that_it_wanted() -> 
     .await;
     // One that comes back in its place is another life, and is heard.
     cluster.add_gateway("g2", &[]).await?;
+    cluster.ready().await;
     let back = Follower::by_stream(&cluster.gateway("g2").clients, &channels[..1]).await?;
     let mut publisher = Publisher::connect(&cluster.gateway("g1").clients).await?;
     publisher.publish(&channels[0], "hello").await?;
