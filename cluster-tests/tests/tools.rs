@@ -280,6 +280,10 @@ async fn a_gateway_without_a_cluster_lives_and_says_why_it_is_not_ready() -> Res
     let ready = get(&gateway.admin, "/readyz").await?;
     assert_eq!(ready.status, 503);
     assert!(ready.body.starts_with("not ready: "), "{}", ready.body);
+    // Nobody waits there for a gateway that may never serve.
+    let came = TcpStream::connect(&gateway.clients).await;
+    let refused = came.expect_err("it does not serve yet").kind();
+    assert_eq!(refused, std::io::ErrorKind::ConnectionRefused);
     let status = get(&gateway.admin, "/admin/status").await?.json();
     assert_eq!(
         (&status["mode"], &status["name"], &status["bus"]),
