@@ -433,13 +433,28 @@ impl Cluster {
                     format!("{name}: {}", last.join("\n"))
                 });
                 let logs: Vec<String> = logs.collect();
+                let heard = self.rumours().await;
                 panic!(
-                    "shards without a standby, shards that move, and the map's version: {said:?}\n{}",
+                    "shards without a standby, shards that move, and the map's version: {said:?}\nwhat each has heard of the others: {heard:?}\n{}",
                     logs.join("\n")
                 );
             }
             sleep(Duration::from_millis(100)).await;
         }
+    }
+
+    /// What gossip says at each node of each node.
+    async fn rumours(&self) -> BTreeMap<&str, Vec<(Value, Value)>> {
+        let mut heard = BTreeMap::new();
+        for (name, node) in &self.nodes {
+            let nodes = Self::inspect(&node.admin, "nodes")
+                .await
+                .unwrap_or_default();
+            let nodes = nodes["nodes"].as_array().cloned().unwrap_or_default();
+            let of = |node: &Value| (node["name"].clone(), node["gossip"].clone());
+            heard.insert(name.as_str(), nodes.iter().map(of).collect());
+        }
+        heard
     }
 
     /// The name of the node that leads.

@@ -322,6 +322,23 @@ impl Concerned {
     }
 }
 
+/// How long it takes until everything that a dead node had is in two processes again.
+async fn is_made_up_for(cluster: &Cluster) -> Duration {
+    let began = Instant::now();
+    eventually("it is seen that something is in one process", async || {
+        for node in cluster.nodes.values() {
+            let bare = metric_at(&node.admin, "dunlin_shards_without_standby", &[]).await;
+            if bare.is_ok_and(|bare| bare > 0.0) {
+                return Some(());
+            }
+        }
+        None
+    })
+    .await;
+    cluster.protected().await;
+    began.elapsed()
+}
+
 /// For channels of which the node that dies has only what their owner has, too,
 /// acknowledgements wait until it is agreed to go on without. Those of which it has
 /// nothing do not notice, whoever it was.
@@ -333,6 +350,7 @@ async fn only_what_the_dead_node_had_is_delayed() -> Result<()> {
     let verify = Verify::start(&cluster, Load::of_this_run(), &[]).await?;
     let count = if is_soak() { 10 } else { 5 };
     let (mut acks, mut delays) = (Durations::default(), Durations::default());
+    let mut alone = Durations::default();
     for turn in 0..times(2, 20) {
         let node = cluster.victim(turn).await?;
         let concerned = Concerned::by(&cluster, &node, count).await?;
@@ -342,7 +360,9 @@ async fn only_what_the_dead_node_had_is_delayed() -> Result<()> {
         let unharmed = Probes::start(&g1, &g2, concerned.unharmed).await?;
         cluster.kill_node(&node).await?;
         // Longer than all leases.
-        tokio::time::sleep(Duration::from_secs(4)).await;
+        let longer = tokio::time::sleep(Duration::from_secs(4));
+        let ((), took) = tokio::join!(longer, is_made_up_for(&cluster));
+        alone.push(took);
         let took = stood_by.end().await?;
         for channel in &concerned.stood_by {
             let of_it = took.iter().filter(|took| took.channel == *channel);
@@ -357,10 +377,12 @@ async fn only_what_the_dead_node_had_is_delayed() -> Result<()> {
     assert_eq!(delays.count(), times(2, 20), "each time");
     println!("a standby lost: the slowest acknowledgement of a channel took {acks}");
     println!("owner and standby live: the slowest publication took {delays}");
+    println!("what it had was in two processes again after {alone}");
     nothing_is_lost("who was no owner", verify).await?;
     if is_soak() {
         assert!(acks.percentile(99) <= Duration::from_millis(1_500));
         assert!(delays.percentile(100) <= Duration::from_millis(250));
+        assert!(alone.percentile(100) <= Duration::from_secs(15));
     }
     Ok(())
 }

@@ -14,7 +14,7 @@ use crate::core::cluster::{Cluster, Command, RaftId, ReplicaSet};
 use crate::core::detection::Cause;
 use crate::core::gateways::Silence;
 use crate::core::lease::{Grant, NODE_LEASE};
-use crate::core::placement::{Doubts, Targets};
+use crate::core::placement::Targets;
 use crate::membership::Host;
 use crate::peers::ways::Way;
 use crate::peers::wire::Beat;
@@ -32,8 +32,8 @@ pub(crate) struct Known {
     /// The last entry of the log that it has applied.
     pub(crate) applied: u64,
     pub(crate) voters: BTreeSet<RaftId>,
-    /// Whom gossip has given up, or suspects.
-    pub(crate) doubts: Doubts,
+    /// Nodes that gossip has given up.
+    pub(crate) given_up: BTreeSet<RaftId>,
     /// Who should have each shard.
     pub(crate) targets: Arc<Targets>,
 }

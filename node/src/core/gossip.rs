@@ -63,11 +63,6 @@ impl Rumour {
     pub fn is_seen(&self) -> bool {
         self.state != DOWN
     }
-
-    /// Whether it does not answer, and has not been given up.
-    pub fn is_suspected(&self) -> bool {
-        self.state == SUSPECT
-    }
 }
 
 /// What is heard of a node that was given up.
@@ -109,7 +104,7 @@ impl Freshness {
             if fresh.edition != edition {
                 (fresh.edition, fresh.heard_at) = (edition, now);
             }
-            let is_suspect = rumour.is_suspected();
+            let is_suspect = rumour.state == SUSPECT;
             suspicions += u64::from(is_suspect && !fresh.is_suspect);
             fresh.is_suspect = is_suspect;
         }

@@ -37,9 +37,7 @@ use std::fmt;
 use proto::id::NodeRef;
 use proto::shard::ShardId;
 
-pub use targets::{
-    Doubts, MOVES_MAX, SPREAD, Target, Targets, moves, remaining, targets, unsettled,
-};
+pub use targets::{MOVES_MAX, SPREAD, Target, Targets, moves, remaining, targets, unsettled};
 pub use voting::{Electorate, Unregistered, voters};
 
 use super::cluster::{Assignment, Cluster, How, Member, Row};

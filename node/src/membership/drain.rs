@@ -98,7 +98,7 @@ impl Membership {
     }
 
     async fn drain_led(&self, node: &NodeRef, known: &mut watch::Receiver<Known>) {
-        let left = |known: &Known| placement::remaining(&known.cluster, &known.doubts, node);
+        let left = |known: &Known| placement::remaining(&known.cluster, &known.given_up, node);
         let before = left(&known.borrow());
         tracing::info!(shards = before, "giving away what this node has");
         while let Err(why) = self.drain_member(&node.id).await {

@@ -31,7 +31,6 @@ use crate::core::agreed::Agreed;
 use crate::core::checkpoint::{Claims, claims};
 use crate::core::cluster::{Cluster, Command, Outcome, RaftId, Registration};
 use crate::core::gossip::{News, Rumours};
-use crate::core::placement::Doubts;
 use crate::gossip::Gossip;
 use crate::metrics::ClusterMetrics;
 use crate::peers::Peers;
@@ -195,7 +194,7 @@ impl Membership {
             agreed: Arc::new(Agreed::alone(Arc::clone(&nobody))),
             applied: 0,
             voters: BTreeSet::new(),
-            doubts: Doubts::default(),
+            given_up: BTreeSet::new(),
             targets: Arc::default(),
         });
         let (map, map_seen) = watch::channel(nobody);

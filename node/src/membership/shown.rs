@@ -1,6 +1,6 @@
 //! What is agreed, as the rest of the node and people see it.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
 
 use proto::id::{NodeId, NodeRef};
@@ -12,10 +12,10 @@ use tokio::sync::watch;
 use super::Phase;
 use crate::agreement::Known;
 use crate::core::agreed::Agreed;
-use crate::core::cluster::{Cluster, Member};
+use crate::core::cluster::{Cluster, Member, RaftId};
 use crate::core::events;
-use crate::core::gossip::{Rumour, Rumours};
-use crate::core::placement::{self, Doubts};
+use crate::core::gossip::Rumours;
+use crate::core::placement;
 use crate::raft::Standing;
 
 /// Senders of what a [`crate::View`] shows, and of the rest that is watched.
@@ -68,21 +68,15 @@ impl Shown {
     }
 
     fn tell_known(&self, cluster: &Arc<Cluster>, standing: &Standing, rumours: &Rumours) {
-        let those = |are: fn(&Rumour) -> bool| {
-            let those = rumours.iter().filter(|(_, rumour)| are(rumour));
-            those.map(|(id, _)| *id).collect()
-        };
-        let doubts = Doubts {
-            given_up: those(|rumour| !rumour.is_seen()),
-            suspected: those(Rumour::is_suspected),
-        };
+        let given_up = rumours.iter().filter(|(_, rumour)| !rumour.is_seen());
+        let given_up: BTreeSet<RaftId> = given_up.map(|(id, _)| *id).collect();
         self.known.send_if_modified(|known| {
             let is_same = Arc::ptr_eq(&known.cluster, cluster);
-            if !is_same || known.doubts != doubts {
-                known.targets = Arc::new(placement::targets(cluster, &doubts));
+            if !is_same || known.given_up != given_up {
+                known.targets = Arc::new(placement::targets(cluster, &given_up));
             }
             let changed = !is_same
-                || known.doubts != doubts
+                || known.given_up != given_up
                 || known.applied != standing.applied
                 || known.voters != standing.voters;
             let map = Arc::clone(&self.map.borrow());
@@ -93,7 +87,7 @@ impl Shown {
                 known.agreed = Arc::new(Agreed::of(cluster, map));
             }
             known.cluster = Arc::clone(cluster);
-            known.doubts = doubts;
+            known.given_up = given_up;
             known.applied = standing.applied;
             known.voters.clone_from(&standing.voters);
             changed

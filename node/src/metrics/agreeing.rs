@@ -126,7 +126,7 @@ impl GossipMetrics {
                 registry,
                 IntCounter::new(
                     "dunlin_gossip_suspicions_total",
-                    "How often this node has heard that a node is suspected to be dead, which was not before. Advice: only whoever is to stand by anew is chosen among the others first.",
+                    "How often this node has heard that a node is suspected to be dead, which was not before. Advice: nothing is done because of it.",
                 )?,
             )?,
             convergence: add(

@@ -194,7 +194,7 @@ impl World {
         let Program::Node(node) = &self.slots[at].program else {
             return None;
         };
-        let targets = placement::targets(cluster, &placement::Doubts::default());
+        let targets = placement::targets(cluster, &BTreeSet::new());
         let moves = placement::moves(cluster, &targets, &self.out(at, node, cluster));
         (!moves.is_empty()).then_some(moves)
     }

@@ -1,7 +1,7 @@
 //! What nobody tells: what the world looks at from time to time, to write it
 //! down.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeSet, VecDeque};
 
 use node::core::placement;
 use proto::id::GatewayRef;
@@ -153,7 +153,7 @@ impl World {
     /// standby that much is right.
     fn unsettled(&self) -> usize {
         let cluster = &self.agreement.last().cluster;
-        let mut targets = placement::targets(cluster, &placement::Doubts::default());
+        let mut targets = placement::targets(cluster, &BTreeSet::new());
         for (shard, target) in &mut targets {
             if self.is_bare(*shard) {
                 target.standby = None;

@@ -236,7 +236,7 @@ impl World {
             return;
         };
         let cluster = &self.agreement.state(applied).cluster;
-        let targets = placement::targets(cluster, &placement::Doubts::default());
+        let targets = placement::targets(cluster, &BTreeSet::new());
         let mut differing = node.differing(&targets);
         differing.retain(|(shard, _)| !self.is_bare(*shard));
         if let Program::Node(node) = &mut self.slots[at].program {

@@ -3,9 +3,9 @@
 //! Every owner asks for its own shards, the leader for all, and they get answers
 //! that fit together, for they compute all of it from what is agreed. What is
 //! recorded stays where it may: fewest moves. What gossip has given up is only
-//! not chosen anew, and what does not answer only after all others: it takes gossip
-//! seconds to give up a node that has died, and nothing is protected meanwhile that
-//! waits for it.
+//! not chosen anew. What it suspects is chosen like any other: some may suspect for
+//! minutes a node that lives and has not heard of it, and owner and leader, who then
+//! wanted different things, would never come to an end.
 //!
 //! A shard **moves** when its owner drains or the bus has left it, or to the node that owns least, while
 //! another owns two more. Its owner then gets two standbys: the one to which it
@@ -61,18 +61,10 @@ impl Target {
     }
 }
 
-/// What gossip says against nodes, as one of them has heard it.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct Doubts {
-    /// They are given up, and not chosen.
-    pub given_up: BTreeSet<RaftId>,
-    /// They do not answer: others are chosen first.
-    pub suspected: BTreeSet<RaftId>,
-}
-
 /// Who should have each shard that has a living owner, as far as anybody can.
-pub fn targets(cluster: &Cluster, doubts: &Doubts) -> Targets {
-    let mut choice = Choice::new(cluster, doubts);
+/// `given_up` are nodes that gossip has given up.
+pub fn targets(cluster: &Cluster, given_up: &BTreeSet<RaftId>) -> Targets {
+    let mut choice = Choice::new(cluster, given_up);
     let mut targets = Targets::new();
     for (shard, row) in owned(cluster) {
         let standby = recorded(cluster, &choice, row).cloned();
@@ -154,8 +146,8 @@ pub fn moves(cluster: &Cluster, targets: &Targets, out: &Out) -> Vec<Assignment>
 
 /// How many shards a node has, as owner or standby, that others could have
 /// instead.
-pub fn remaining(cluster: &Cluster, doubts: &Doubts, node: &NodeRef) -> usize {
-    let choice = Choice::new(cluster, doubts);
+pub fn remaining(cluster: &Cluster, given_up: &BTreeSet<RaftId>, node: &NodeRef) -> usize {
+    let choice = Choice::new(cluster, given_up);
     let others = choice.load.keys().filter(|other| other.id != node.id);
     let others = others.count();
     let could_go = |row: &&Row| {
@@ -324,7 +316,6 @@ fn staying(choice: &Choice<'_>, row: &Row, to: &NodeRef) -> Option<NodeRef> {
 
 struct Choice<'a> {
     cluster: &'a Cluster,
-    suspected: &'a BTreeSet<RaftId>,
     /// Who can be chosen, and how many shards it owns or stands by for.
     load: BTreeMap<NodeRef, usize>,
     /// By owner and standby.
@@ -332,10 +323,10 @@ struct Choice<'a> {
 }
 
 impl<'a> Choice<'a> {
-    fn new(cluster: &'a Cluster, doubts: &'a Doubts) -> Self {
+    fn new(cluster: &'a Cluster, given_up: &BTreeSet<RaftId>) -> Self {
         let members = cluster.members().values();
         let able = members.filter(|member| {
-            !member.gives_away() && !doubts.given_up.contains(&member.registration.raft_id)
+            !member.gives_away() && !given_up.contains(&member.registration.raft_id)
         });
         let mut load: BTreeMap<NodeRef, usize> =
             able.filter_map(owner).map(|node| (node, 0)).collect();
@@ -346,7 +337,6 @@ impl<'a> Choice<'a> {
         }
         Self {
             cluster,
-            suspected: &doubts.suspected,
             load,
             pairs: BTreeMap::new(),
         }
@@ -392,15 +382,9 @@ impl<'a> Choice<'a> {
         let others = self.load.iter().filter(|(node, _)| is_other(node));
         let best = others.min_by_key(|(node, load)| {
             let pairs = self.pairs(owner, node);
-            let is_apart = self.are_apart(node, owner);
-            (self.is_suspected(node), !is_apart, pairs, **load)
+            (!self.are_apart(node, owner), pairs, **load)
         });
         best.map(|(node, _)| node.clone())
-    }
-
-    fn is_suspected(&self, node: &NodeRef) -> bool {
-        let member = self.cluster.members().get(&node.id);
-        member.is_some_and(|member| self.suspected.contains(&member.registration.raft_id))
     }
 
     /// Whether two nodes are in different zones.

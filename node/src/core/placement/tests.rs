@@ -108,20 +108,20 @@ fn replicated() -> Cluster {
 }
 
 /// Who should stand by for each shard.
-fn standbys(cluster: &Cluster, doubts: &Doubts) -> BTreeMap<ShardId, NodeRef> {
-    let targets = targets(cluster, doubts).into_iter();
+fn standbys(cluster: &Cluster, given_up: &BTreeSet<RaftId>) -> BTreeMap<ShardId, NodeRef> {
+    let targets = targets(cluster, given_up).into_iter();
     targets
         .filter_map(|(shard, target)| Some((shard, target.standby?)))
         .collect()
 }
 
-fn standby_for(cluster: &Cluster, shard: ShardId, doubts: &Doubts) -> Option<NodeRef> {
-    standbys(cluster, doubts).remove(&shard)
+fn standby_for(cluster: &Cluster, shard: ShardId, given_up: &BTreeSet<RaftId>) -> Option<NodeRef> {
+    standbys(cluster, given_up).remove(&shard)
 }
 
 /// Every living owner gets the standbys that it should have.
 fn stand_by(cluster: &mut Cluster, index: u64) {
-    let sets = standbys(cluster, &Doubts::default()).into_iter();
+    let sets = standbys(cluster, &BTreeSet::new()).into_iter();
     let sets = sets.map(|(shard, node)| {
         let row = cluster.rows()[usize::from(shard.0)].clone().unwrap();
         let state = Replica::InSync;
@@ -227,23 +227,15 @@ fn a_life_that_has_ended_is_not_waited_for_but_one_elsewhere_is() {
 }
 
 #[test]
-fn a_standby_stays_though_gossip_doubts_it_but_none_is_chosen_so() {
+fn a_standby_stays_though_gossip_has_given_it_up_but_none_is_chosen_so() {
     let mut cluster = replicated();
     let shard = ShardId(0);
-    let before = standby_for(&cluster, shard, &Doubts::default()).unwrap();
-    let those: BTreeSet<RaftId> = [registration(before.id.as_str(), 1).raft_id].into();
-    let given_up = Doubts {
-        given_up: those.clone(),
-        ..Doubts::default()
-    };
-    let suspected = Doubts {
-        suspected: those,
-        ..Doubts::default()
-    };
-    for doubts in [&given_up, &suspected] {
-        let standby = standby_for(&cluster, shard, doubts);
-        assert_eq!(standby, Some(before.clone()));
-    }
+    let before = standby_for(&cluster, shard, &BTreeSet::new()).unwrap();
+    let given_up = [registration(before.id.as_str(), 1).raft_id].into();
+    assert_eq!(
+        standby_for(&cluster, shard, &given_up),
+        Some(before.clone())
+    );
     let row = cluster.rows()[0].clone().unwrap();
     let dropped = ReplicaSet {
         shard,
@@ -253,15 +245,8 @@ fn a_standby_stays_though_gossip_doubts_it_but_none_is_chosen_so() {
         standbys: Vec::new(),
     };
     cluster.apply(12, Command::Replicas(vec![dropped]));
-    for doubts in [&given_up, &suspected] {
-        let next = standby_for(&cluster, shard, doubts).unwrap();
-        assert_ne!(next, before);
-    }
-    // Better than nobody.
-    let mut all = suspected;
-    let raft_ids = cluster.members().values().map(|m| m.registration.raft_id);
-    all.suspected = raft_ids.collect();
-    assert_eq!(standby_for(&cluster, shard, &all), Some(before));
+    let next = standby_for(&cluster, shard, &given_up).unwrap();
+    assert_ne!(next, before);
 }
 
 /// Nodes in zones, all shards given out.
@@ -289,7 +274,7 @@ proptest! {
     #[test]
     fn standbys_are_apart_and_spread(zones in prop::collection::vec(0_u8..3, 1..14)) {
         let mut cluster = zoned(256, &zones);
-        let mut chosen = standbys(&cluster, &Doubts::default());
+        let mut chosen = standbys(&cluster, &BTreeSet::new());
         prop_assert_eq!(chosen.len(), if zones.len() == 1 { 0 } else { 256 });
         let mut pairs: BTreeMap<NodeRef, BTreeMap<NodeRef, usize>> = BTreeMap::new();
         for (shard, standby) in &chosen {
@@ -309,10 +294,10 @@ proptest! {
         }
         // What is recorded stays.
         stand_by(&mut cluster, 101);
-        prop_assert_eq!(&standbys(&cluster, &Doubts::default()), &chosen);
+        prop_assert_eq!(&standbys(&cluster, &BTreeSet::new()), &chosen);
         chosen.retain(|_, node| node.id.as_str() != "n00");
-        let doubts = Doubts { given_up: [0].into(), ..Doubts::default() };
-        let later = standbys(&cluster, &doubts);
+        let given_up = [0].into();
+        let later = standbys(&cluster, &given_up);
         prop_assert!(chosen.iter().all(|(shard, node)| later.get(shard) == Some(node)));
     }
 
@@ -351,7 +336,7 @@ proptest! {
 /// Owners do what they should: they recruit, let go of whoever should not stand by
 /// once another does, and say that they serve. Returns whether there was anything to do.
 fn obey(cluster: &mut Cluster, index: u64) -> bool {
-    let targets = targets(cluster, &Doubts::default());
+    let targets = targets(cluster, &BTreeSet::new());
     let sets = targets.iter().filter_map(|(shard, target)| {
         let row = cluster.rows()[usize::from(shard.0)].clone().unwrap();
         let mut standbys = row.standbys.clone();
@@ -395,7 +380,7 @@ fn settle(cluster: &mut Cluster, from: u64) -> usize {
     let mut moved = 0;
     for index in (from..from + 1_000).step_by(2) {
         let is_busy = obey(cluster, index);
-        let targets = targets(cluster, &Doubts::default());
+        let targets = targets(cluster, &BTreeSet::new());
         let moving = targets.values().filter(|target| target.owner.is_some());
         assert!(moving.count() <= MOVES_MAX);
         let moves = moves(cluster, &targets, &Out::default());
@@ -444,16 +429,16 @@ proptest! {
         let of_it = |row: &&Row| row.owner == leaves;
         let owned = cluster.rows().iter().flatten().filter(of_it).count();
         cluster.apply(6_500, Command::Drain(leaves.clone()));
-        prop_assert!(remaining(&cluster, &Doubts::default(), &leaves) >= owned);
+        prop_assert!(remaining(&cluster, &BTreeSet::new(), &leaves) >= owned);
         prop_assert!(settle(&mut cluster, 7_000) >= owned);
         prop_assert!(is_protected(&cluster));
         prop_assert_eq!(even(&cluster).0, zones.len());
-        prop_assert!(even(&cluster).1 <= 1, "{:?} {:?}", counts(&cluster), targets(&cluster, &Doubts::default()).values().filter(|t| t.owner.is_some()).count());
+        prop_assert!(even(&cluster).1 <= 1, "{:?} {:?}", counts(&cluster), targets(&cluster, &BTreeSet::new()).values().filter(|t| t.owner.is_some()).count());
         for row in cluster.rows().iter().flatten() {
             prop_assert!(row.owner != leaves && !row.is_in_sync(&leaves));
         }
-        prop_assert_eq!(remaining(&cluster, &Doubts::default(), &leaves), 0);
-        prop_assert_eq!(unsettled(&cluster, &targets(&cluster, &Doubts::default())), 0);
+        prop_assert_eq!(remaining(&cluster, &BTreeSet::new(), &leaves), 0);
+        prop_assert_eq!(unsettled(&cluster, &targets(&cluster, &BTreeSet::new())), 0);
     }
 }
 
@@ -467,7 +452,7 @@ fn of_two_nodes_one_can_be_drained_and_nothing_moves_to_spread_the_load() {
     assert_eq!(settle(&mut cluster, 11_000), 4);
     assert_eq!(counts(&cluster), [("b".into(), 8)].into());
     // Nobody else can stand by.
-    assert_eq!(remaining(&cluster, &Doubts::default(), &node("a", 2)), 0);
+    assert_eq!(remaining(&cluster, &BTreeSet::new(), &node("a", 2)), 0);
     cluster.apply(2_500, Command::Register(registration("a", 2)));
     assert_eq!(settle(&mut cluster, 13_000), 0);
     assert!(is_protected(&cluster));
@@ -603,7 +588,7 @@ fn after_all_have_been_restarted_everybody_stands_by_for_everybody() {
 fn a_shard_moves_on_only_once_its_owner_has_said_that_it_serves() {
     let mut cluster = replicated();
     let moving = |cluster: &Cluster| {
-        let targets = targets(cluster, &Doubts::default());
+        let targets = targets(cluster, &BTreeSet::new());
         moves(cluster, &targets, &Out::default())
     };
     cluster.apply(500, Command::Drain(node("a", 2)));
@@ -626,7 +611,7 @@ fn nothing_moves_to_the_dead_and_only_once_they_have_all() {
     cluster.apply(500, Command::Drain(node("a", 2)));
     let ready = |cluster: &Cluster, dead: &[NodeRef]| {
         let out = dead_ones(dead);
-        moves(cluster, &targets(cluster, &Doubts::default()), &out).len()
+        moves(cluster, &targets(cluster, &BTreeSet::new()), &out).len()
     };
     assert_eq!(ready(&cluster, &[]), 0, "nobody else stands by yet");
     obey(&mut cluster, 501);
