@@ -151,19 +151,63 @@ impl RaftLogStorage<Types> for Log {
 
 #[cfg(test)]
 mod tests {
+    use openraft::{CommittedLeaderId, EntryPayload};
+    use proto::id::{Incarnation, NodeRef};
+    use proto::shard::{Fence, ShardId};
+
     use super::*;
+    use crate::core::cluster::{Command, ReplicaSet};
     use crate::raft::store::tests::Scratch;
+
+    fn log(scratch: &Scratch) -> Log {
+        let metrics = RaftMetrics::register(&prometheus::Registry::new()).unwrap();
+        Log {
+            store: Store::open(&scratch.0).unwrap(),
+            me: 1,
+            metrics,
+        }
+    }
+
+    fn entry(index: u64, sets: usize) -> Entry {
+        let set = ReplicaSet {
+            shard: ShardId(1),
+            owner: NodeRef {
+                id: "owner".parse().unwrap(),
+                incarnation: Incarnation(1),
+            },
+            fence: Fence(1),
+            version: 1,
+            standbys: Vec::new(),
+        };
+        Entry {
+            log_id: LogId::new(CommittedLeaderId::new(1, 1), index),
+            payload: EntryPayload::Normal(Command::Replicas(vec![set; sets])),
+        }
+    }
+
+    #[tokio::test]
+    async fn a_follower_that_is_far_behind_is_sent_what_can_be_taken_in_time() {
+        let scratch = Scratch::new("log-limits");
+        let mut log = log(&scratch);
+        let small = (1..=50).map(|index| (index, entry(index, 1)));
+        let large = (51..=100).map(|index| (index, entry(index, 1_024)));
+        let all: Vec<(u64, Entry)> = small.chain(large).collect();
+        log.store.append(&all).unwrap();
+        let whole = log.try_get_log_entries(1..101).await.unwrap();
+        assert_eq!(whole.len(), 100, "to be applied");
+        let sent = log.limited_get_log_entries(1, 51).await.unwrap();
+        assert_eq!(sent.len(), 50);
+        let bytes = rmp_serde::to_vec(&whole[50]).unwrap().len();
+        let few = (APPEND_BYTES / bytes).max(1);
+        let sent = log.limited_get_log_entries(51, 101).await.unwrap();
+        assert!((1..=few).contains(&sent.len()), "{} of {few}", sent.len());
+        assert_eq!(sent[0].log_id.index, 51);
+    }
 
     #[tokio::test]
     async fn whoever_led_when_it_ended_begins_as_a_follower() {
         let scratch = Scratch::new("log-vote");
-        let store = Store::open(&scratch.0).unwrap();
-        let metrics = RaftMetrics::register(&prometheus::Registry::new()).unwrap();
-        let mut log = Log {
-            store,
-            me: 1,
-            metrics,
-        };
+        let mut log = log(&scratch);
         for (vote, expected) in [
             (Vote::new_committed(7, 1), Vote::new(7, 1)),
             (Vote::new_committed(7, 2), Vote::new_committed(7, 2)),
