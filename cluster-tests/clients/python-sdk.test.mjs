@@ -5,7 +5,7 @@ import { spawn, spawnSync } from "node:child_process";
 import { once } from "node:events";
 import { createInterface } from "node:readline";
 import { fileURLToPath } from "node:url";
-import { RawClient, app, channelName, documented, pusherClient, server, signature, subscribe, unless, within } from "./support.mjs";
+import { DEADLINE_MS, RawClient, app, channelName, documented, pusherClient, server, signature, subscribe, unless, within } from "./support.mjs";
 
 const test = unless(!/^\d+$/.test(app.id) && "the SDK takes only ids of apps that are numbers, and PUSHER_APP_ID is none");
 
@@ -47,7 +47,7 @@ test("[P51] the example of a backend does what it says", async (t) => {
   const { socket_id } = await listener.established();
   listener.send("pusher:subscribe", { channel: "private-orders", auth: signature(socket_id, "private-orders") });
   await listener.frame("pusher_internal:subscription_succeeded", "private-orders");
-  const ran = spawnSync("python3", ["-c", `import pusher\n${example}`], { encoding: "utf8", env: { ...process.env, PYTHONPATH } });
+  const ran = spawnSync("python3", ["-c", `import pusher\n${example}`], { encoding: "utf8", timeout: DEADLINE_MS, env: { ...process.env, PYTHONPATH } });
   assert.equal(ran.status, 0, ran.stderr);
   assert.deepEqual(await listener.frame("created", "private-orders"), { event: "created", channel: "private-orders", data: '{"id": 7}' });
 });

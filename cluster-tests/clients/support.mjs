@@ -56,20 +56,23 @@ export function documented(language, name = "pusher") {
   const page = readFileSync(new URL(`../../docs/protocol/${name}.md`, import.meta.url), "utf8");
   const blocks = [...page.matchAll(/^```(\w+)\n(.*?)^```$/gms)].filter(([, of]) => of === language);
   const port = server.port || (isTls(server) ? "443" : "80");
-  const there = [
-    ["http://127.0.0.1:6001", server.origin],
-    ["127.0.0.1", server.hostname],
-    ["6001", port],
-    ["useTLS: false", `useTLS: ${isTls(server)}`],
-    ["app-id", app.id],
-    ["app_id=\"12\"", `app_id="${app.id}"`],
-    ["app-key", app.key],
-    ["my-key", app.key],
-    ["forceTLS: false", `forceTLS: ${isTls(server)}`],
-    ["wssPort: 443", `wssPort: ${port}`],
-    ["app-secret", app.secret],
-  ];
-  return blocks.map(([, , code]) => there.reduce((code, [from, to]) => code.replaceAll(from, to), code));
+  const there = {
+    "http://127.0.0.1:6001": server.origin,
+    "127.0.0.1": server.hostname,
+    6001: port,
+    "useTLS: false": `useTLS: ${isTls(server)}`,
+    "forceTLS: false": `forceTLS: ${isTls(server)}`,
+    "wssPort: 443": `wssPort: ${port}`,
+    "app-id": app.id,
+    'app_id="12"': `app_id="${app.id}"`,
+    "app-key": app.key,
+    "my-key": app.key,
+    "app-secret": app.secret,
+  };
+  // All at once: what is put in may look like what is replaced. The longest first.
+  const names = Object.keys(there).sort((a, b) => b.length - a.length);
+  const any = new RegExp(names.map((name) => name.replaceAll(".", "\\.")).join("|"), "g");
+  return blocks.map(([, , code]) => code.replace(any, (name) => there[name]));
 }
 
 /** A channel that no other test uses. */

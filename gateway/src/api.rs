@@ -109,7 +109,7 @@ async fn answer(
     let app = app.ok_or_else(unknown_app)?;
     let by = match connect::bearer(&head.headers) {
         Some(token) => By::Token(allowed(context, app, token)?),
-        None => By::Signature(signed(context, app, head, head.uri.path(), None)?),
+        None => By::Signature(signed(context, app, head, None)?),
     };
     may_ask(context, app)?;
     let key = idempotency_key(&head.headers)
@@ -177,7 +177,7 @@ fn authenticate<'a>(
     alias: Option<&str>,
 ) -> Result<(&'a Arc<App>, auth::Signed), Problem> {
     let app = context.config.apps.by_id(id).ok_or_else(unknown_app)?;
-    let signed = signed(context, app, head, head.uri.path(), alias).map_err(|mut problem| {
+    let signed = signed(context, app, head, alias).map_err(|mut problem| {
         if connect::bearer(&head.headers).is_some() {
             problem.message.push_str("; a token only publishes");
         }
@@ -191,12 +191,11 @@ fn unknown_app() -> Problem {
     Problem::new(ErrorCode::UnknownApp, "no app has this id")
 }
 
-/// Checks the signature of a request, which is of this path or its alias.
+/// Checks the signature of a request, which is of its path or of an alias of that.
 fn signed(
     context: &Context,
     app: &App,
     head: &Parts,
-    path: &str,
     alias: Option<&str>,
 ) -> Result<auth::Signed, Problem> {
     let now = UnixTime::now();
@@ -208,7 +207,7 @@ fn signed(
         };
         auth::verify_request(app, request, now)
     };
-    let verified = verify(path).or_else(|error| match alias {
+    let verified = verify(head.uri.path()).or_else(|error| match alias {
         Some(alias) => verify(alias).map_err(|_| error),
         None => Err(error),
     });

@@ -535,6 +535,20 @@ fn parameter(uri: &Uri, name: &str) -> Option<String> {
 mod tests {
     use super::*;
 
+    #[test]
+    fn a_token_that_is_missing_is_a_bad_one_and_not_none() {
+        let of = |value: &'static str| {
+            let value = HeaderValue::from_static(value);
+            let headers = HeaderMap::from_iter([(AUTHORIZATION, value)]);
+            bearer(&headers).map(str::to_owned)
+        };
+        assert_eq!(of("Bearer a.b.c").as_deref(), Some("a.b.c"));
+        assert_eq!(of("bearer  a").as_deref(), Some("a"));
+        assert_eq!(of("Bearer").as_deref(), Some(""));
+        assert_eq!(of("Basic abc"), None);
+        assert_eq!(bearer(&HeaderMap::new()), None);
+    }
+
     fn parameters(query: &str) -> Result<(Vec<String>, bool), ErrorCode> {
         let uri: Uri = format!("/app/k/sse?{query}").parse().unwrap();
         stream_parameters(&uri, &HeaderMap::new(), &Bounds::default())

@@ -274,6 +274,7 @@ async fn serve(
     ready: &watch::Sender<bool>,
     mut shutdown: watch::Receiver<bool>,
 ) -> Result<(), Error> {
+    let listener = bound.listen()?;
     let config = mesh.config();
     let draining = metrics.draining.clone();
     let mut tasks = JoinSet::new();
@@ -322,7 +323,7 @@ async fn serve(
         config: Arc::clone(&config),
         metrics,
     };
-    tasks.spawn(server::run(bound.listen()?, serving, shutdown.clone()));
+    tasks.spawn(server::run(listener, serving, shutdown.clone()));
     tracing::info!(gateway = %config.gateway.id, incarnation = config.gateway.incarnation.0, "gateway serves");
     ready.send_replace(true);
     loop {
